@@ -1,0 +1,46 @@
+# make demo   trains the embedded text-to-image model with Stepwise-Flow-GRPO and writes runs/demo/report.html
+# make test   everything that is checked: lint, types, tests
+# make bench  the benchmark table of the ops on this device
+# make setup  only makes .venv (the others call it; a second call does nothing)
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Extra arguments for pip, e.g. an index that serves CPU builds of PyTorch.
+PIP_FLAGS ?=
+
+# Waiting OpenMP threads sleep instead of spinning: on a shared machine a spinning thread takes
+# the core that the thread it waits for needs.
+export OMP_WAIT_POLICY := passive
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE := 1
+export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo cpu)
+
+.PHONY: setup test demo bench lint clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make setup needs Python >= 3.10 ($(PYTHON) not found)"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: on Debian, apt install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_FLAGS) torch setuptools
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt $(PIP_FLAGS) --editable ".[dev]"
+	@touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+test: lint
+	$(BIN)/python -m pytest --durations=10
+
+demo: setup
+	$(BIN)/sfgrpo train embedded --run.output_dir runs/demo --resume false
+
+bench: setup
+	$(BIN)/python -m pytest --benchmark-only
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
