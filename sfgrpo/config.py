@@ -1,0 +1,261 @@
+"""Recipes: YAML validated into frozen, typed configuration.
+
+The keys follow Flow-GRPO's published recipes. An unknown key or an impossible value is refused
+with its place in the file and, where there is one, the nearest valid name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from sfgrpo import credit, sde
+from sfgrpo.names import unknown_name
+
+
+class Section(BaseModel):
+    """A frozen group of keys; unknown ones are errors."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+
+class Run(Section):
+    output_dir: Path = Path("runs/default")
+    """Where metrics, checkpoints, grids and the report go."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Key of all randomness; (seed, sample, step, element) decides every number drawn."""
+    iterations: int = Field(default=100, ge=1)
+    """Iterations of: sample, score, credit, update."""
+
+
+class Model(Section):
+    backbone: str = "sd3"
+    """A file in sfgrpo/backbones: which family of pipelines `path` holds."""
+    path: str = "embedded"
+    """Local folder or hub id of a diffusers pipeline; "embedded" is the model in this package."""
+    resolution: int = Field(default=32, ge=8)
+    """Side of the square images, in pixels."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the network in sampling and training; latents and densities stay fp32."""
+    max_sequence_length: int = Field(default=256, ge=0)
+    """Length of the T5 prompt embedding; 0 where the pipeline has no third text encoder."""
+
+
+class Lora(Section):
+    rank: int = Field(default=32, ge=1)
+    alpha: int = Field(default=64, ge=1)
+
+
+class Sample(Section):
+    sampler: str = "ddim"
+    """ "ode", "flow", "dance", "ddim", "cps" or "renoise"; training needs one with noise."""
+    num_steps: int = Field(default=10, ge=1)
+    """T, sampling steps of a training trajectory."""
+    eta: float = Field(default=0.7, ge=0)
+    """Stochasticity of the sampler."""
+    guidance_scale: float = Field(default=1.0, ge=0)
+    """Classifier-free guidance; 1 runs the conditional branch alone."""
+    prompts_per_iteration: int = Field(default=8, ge=1)
+    """P, groups of one iteration."""
+    group_size: int = Field(default=12, ge=2)
+    """N, trajectories per prompt."""
+    batch_size: int = Field(default=96, ge=1)
+    """Rows of one forward in sampling."""
+
+    @field_validator("sampler")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in sde.SAMPLERS:
+            raise ValueError(unknown_name("sampler", name, sde.SAMPLERS))
+        if name == "ode":
+            raise ValueError("'ode' draws no noise, so there is no policy to train; use 'ddim'")
+        return name
+
+
+class Credit(Section):
+    rule: str = "stepwise"
+    """ "stepwise" (gains of clean estimates) or "uniform" (Flow-GRPO)."""
+    normalize: Literal["joint", "per_step", "centered"] = "joint"
+    """Over what mean and std of the gains are taken."""
+    estimate_substeps: int = Field(default=5, ge=1)
+    """T', ODE substeps of a clean estimate; 1 is the plain Tweedie projection."""
+    stride: int = Field(default=1, ge=1)
+    """Gains over blocks of this many steps."""
+    statistics: Literal["trainable", "all"] = "trainable"
+    """Whether noise-free steps enter mean and std."""
+    clamp: float | None = Field(default=5.0, gt=0)
+    """Limit of |advantage|."""
+
+    @field_validator("rule")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        credit.get(name)
+        return name
+
+
+class Train(Section):
+    learning_rate: float = Field(default=3e-4, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    clip_range: float = Field(default=1e-4, gt=0, lt=1)
+    """The ratio is clipped to [1 - clip_range, 1 + clip_range]; small, since the log-density is a
+    mean over elements."""
+    beta: float = Field(default=0.04, ge=0)
+    """Weight of the KL to the frozen start."""
+    kl: Literal["gaussian", "flow_grpo", "velocity"] = "gaussian"
+    """Which KL `beta` weighs: see `sfgrpo.sde.kl_scale`."""
+    updates_per_iteration: int = Field(default=1, ge=1)
+    """Optimiser steps an iteration's rows are split over, each row used once."""
+    micro_batch_size: int = Field(default=96, ge=1)
+    """Rows of one forward and backward; gradients accumulate over micro-batches."""
+    ema_decay: float = Field(default=0.9, ge=0, lt=1)
+    """Decay per optimiser step of the averaged weights that are evaluated; 0 switches it off."""
+
+
+class Eval(Section):
+    every: int = Field(default=10, ge=1)
+    """Iterations between evaluations; the first and the last state are always evaluated."""
+    num_steps: int = Field(default=10, ge=1)
+    """ODE steps."""
+    images_per_prompt: int = Field(default=4, ge=2)
+    """Images from fixed noise that training never draws."""
+    prompts: int = Field(default=40, ge=1)
+    """Held-out noise is shown on this many prompts, spread evenly over the prompt file."""
+    judges: tuple[str, ...] = ()
+    """Measures that training never sees, as "module:function"."""
+
+
+class Checkpoint(Section):
+    every: int = Field(default=10, ge=1)
+    """Iterations between checkpoints; the last state is always saved."""
+    keep: int = Field(default=2, ge=1)
+    """How many are kept."""
+
+
+class Deepspeed(Section):
+    zero_stage: Literal[0, 1, 2] = 0
+    """What is sharded over ranks: 1 optimiser state, 2 also gradients."""
+
+
+class Recipe(Section):
+    """Everything that defines a run."""
+
+    run: Run = Run()
+    model: Model = Model()
+    lora: Lora | None = Lora()
+    """Null trains all weights of the transformer."""
+    prompts: str = "embedded"
+    """JSONL file, one {"prompt": ..., any metadata the rewards read} a line, or a text file with
+    a prompt a line; "embedded" is the set of the embedded model."""
+    reward: dict[str, float] = {"ocr": 0.8, "colour": 0.2}
+    """Weights of the mixed rewards; names are files in sfgrpo/rewards or "module:function"."""
+    sample: Sample = Sample()
+    credit: Credit = Credit()
+    train: Train = Train()
+    eval: Eval = Eval()
+    checkpoint: Checkpoint = Checkpoint()
+    deepspeed: Deepspeed = Deepspeed()
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message names each wrong key."""
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes in this package."""
+    folder = resources.files("sfgrpo.recipes")
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def _source(recipe: str) -> str:
+    path = Path(recipe)
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise RecipeError(f"recipe file '{recipe}' does not exist")
+        return path.read_text(encoding="utf-8")
+    if recipe not in recipe_names():
+        raise RecipeError(unknown_name("recipe", recipe, recipe_names()) + "; or give a .yaml file")
+    return (resources.files("sfgrpo.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
+
+
+def _override(data: dict[str, Any], key: str, value: str) -> None:
+    """Set `section.key` from the command line; the value is read as YAML."""
+    *sections, last = key.split(".")
+    for section in sections:
+        child = data.setdefault(section, {})
+        if not isinstance(child, dict):
+            raise RecipeError(f"--{key}: '{section}' is not a section")
+        data = child
+    data[last] = _numbers(yaml.safe_load(value))
+
+
+def _numbers(value: Any) -> Any:
+    """YAML 1.1 reads 3e-4 (no dot) as text; a recipe means the number."""
+    if isinstance(value, dict):
+        return {key: _numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            message = unknown_name("key", str(problem["loc"][-1]), _siblings(problem["loc"]))
+        else:
+            message = problem["msg"].removeprefix("Value error, ")
+            message += f" (got {problem['input']!r})"
+        lines.append(f"  {place}: {message}")
+    return "the recipe cannot be run:\n" + "\n".join(lines)
+
+
+def _siblings(place: Sequence[int | str]) -> list[str]:
+    section: Any = Recipe
+    for name in place[:-1]:
+        annotation = section.model_fields[str(name)].annotation
+        options = getattr(annotation, "__args__", (annotation,))
+        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
+    return list(section.model_fields)
+
+
+def load(recipe: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        recipe: name of a recipe in this package, or path of a .yaml file.
+        overrides: `(dotted key, YAML value)` pairs that replace the file's.
+
+    Raises:
+        RecipeError: with one line per wrong key.
+    """
+    try:
+        data = _numbers(yaml.safe_load(_source(recipe)) or {})
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe '{recipe}' is not valid YAML: {error}") from None
+    if not isinstance(data, dict):
+        raise RecipeError(
+            f"recipe '{recipe}' must be a mapping of sections, got {type(data).__name__}"
+        )
+    for key, value in overrides:
+        _override(data, key, value)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(_explain(error)) from None
