@@ -1,0 +1,33 @@
+"""Fused operators of the method, in the ``sfgrpo`` namespace of ``torch.library``.
+
+Each module holds one op: its equation, its schema, its plain-PyTorch reference (the
+specification), its fake kernel and its autograd formula.  Which backend runs is the dispatcher's
+business: C++ on the CPU, Triton on GPUs, the reference everywhere else.
+"""
+
+from __future__ import annotations
+
+from sfgrpo.ops._backends import register_triton
+from sfgrpo.ops.gain_advantages import NORMALIZATIONS, Normalization, gain_advantages
+from sfgrpo.ops.philox import philox_normal
+from sfgrpo.ops.policy_loss import PolicyLoss, PolicyStats, policy_loss
+from sfgrpo.ops.sde_logprob import Reduction, sde_logprob
+from sfgrpo.ops.sde_step import sde_step, sde_step_x0
+from sfgrpo.ops.tweedie import tweedie
+
+__all__ = [
+    "NORMALIZATIONS",
+    "Normalization",
+    "PolicyLoss",
+    "PolicyStats",
+    "Reduction",
+    "gain_advantages",
+    "philox_normal",
+    "policy_loss",
+    "sde_logprob",
+    "sde_step",
+    "sde_step_x0",
+    "tweedie",
+]
+
+register_triton()

@@ -1,0 +1,268 @@
+"""Clipped policy-gradient loss with a KL term on rows of transitions, in one fused pass.
+
+Per row r, with logp as in ``sde_logprob`` (reduction "mean"):
+
+    ratio     = exp(logp - logp_old)
+    surrogate = -min(A ratio, A clip(ratio, 1 - low, 1 + high))          (PPO, arXiv 1707.06347)
+    kl        = kl_scale mean_D (v - v_ref)^2
+    loss      = sum_r weight_r (surrogate_r + kl_weight kl_r)
+
+The default kl_scale = b^2 / (2 n^2) makes kl the Gaussian KL divergence per element.  The gradient
+in v is affine in the inputs, with two numbers per row,
+
+    dloss/dv = g1 (x_next - a x - b v) + g2 (v - v_ref)
+    g1 = -weight A ratio [not clipped] b / (n^2 D),     g2 = 2 weight kl_weight kl_scale / D
+
+so nothing of the latents' size is saved beyond the inputs.  Left out: GRPO-Guard's re-centred
+ratio, which needs the old mean.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfgrpo.ops import _checks
+from sfgrpo.ops._library import define, differentiate
+from sfgrpo.ops._rows import columns, compute_dtype, gaussian_logp, guided, to_rows
+
+
+class PolicyStats(NamedTuple):
+    """Per-row diagnostics, each ``[B]`` and detached; rows with n = 0 hold 0, 1, 0, 0, 0."""
+
+    logp: Tensor
+    """Log-density under the current policy, mean per element, nats."""
+    ratio: Tensor
+    """exp(logp - logp_old)."""
+    clipped: Tensor
+    """1 where the clip is active, i.e. where it cuts the gradient; else 0."""
+    kl: Tensor
+    """kl_scale mean_D (v - v_ref)^2, before kl_weight; 0 without v_ref."""
+    surrogate: Tensor
+    """-min(A ratio, A clip(ratio)), unweighted."""
+
+
+class PolicyLoss(NamedTuple):
+    """The scalar to minimise and the rows' diagnostics."""
+
+    loss: Tensor
+    stats: PolicyStats
+
+
+def policy_loss_reference(
+    x: Tensor,
+    v: Tensor,
+    x_next: Tensor,
+    coef: Tensor,
+    logp_old: Tensor,
+    advantages: Tensor,
+    v_uncond: Tensor | None,
+    guidance: float,
+    v_ref: Tensor | None,
+    clip_low: float,
+    clip_high: float,
+    kl_weight: float,
+    kl_scale: Tensor | None,
+    weights: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The specification: (loss, stats ``[B, 5]``, back ``[B, 2]`` = (g1, g2)).
+
+    PyTorch's autograd can differentiate the loss, independently of the closed form in ``back``.
+    """
+    dtype = compute_dtype(x)
+    a, b, n, _ = columns(coef, dtype)
+    velocity = guided(
+        to_rows(v, dtype), None if v_uncond is None else to_rows(v_uncond, dtype), guidance
+    )
+    mean = a * to_rows(x, dtype) + b * velocity
+    elements = max(mean.shape[1], 1)
+    b, n = b[:, 0], n[:, 0]
+    noisy = n > 0
+    variance = torch.where(noisy, n * n, 1.0)
+
+    logp = gaussian_logp(to_rows(x_next, dtype), mean, n.unsqueeze(1))
+    ratio = torch.where(noisy, torch.exp(logp - logp_old), 1.0)
+    unclipped = advantages * ratio
+    limited = advantages * ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    surrogate = torch.where(noisy, -torch.minimum(unclipped, limited), 0.0)
+    active = noisy & (limited < unclipped)
+
+    scale = b * b / (2.0 * variance) if kl_scale is None else kl_scale
+    scale = torch.where(noisy, scale, 0.0)
+    square = torch.zeros_like(ratio)
+    if v_ref is not None:
+        square = (velocity - to_rows(v_ref, dtype)).square().sum(dim=1) / elements
+    kl = scale * square
+    if weights is None:
+        weights = (1.0 / noisy.sum().clamp(min=1)).to(dtype).expand_as(ratio)
+    loss = (torch.where(noisy, weights, 0.0) * (surrogate + kl_weight * kl)).sum()
+
+    g1 = torch.where(noisy & ~active, -weights * unclipped * b / (variance * elements), 0.0)
+    g2 = 2.0 * kl_weight * weights * scale / elements
+    if v_ref is None:
+        g2 = torch.zeros_like(g2)
+    stats = torch.stack((logp, ratio, active.to(dtype), kl, surrogate), dim=1)
+    return loss, stats.detach(), torch.stack((g1, g2), dim=1).detach()
+
+
+def policy_loss_backward_reference(
+    grad_loss: Tensor,
+    x: Tensor,
+    v: Tensor,
+    x_next: Tensor,
+    coef: Tensor,
+    back: Tensor,
+    v_uncond: Tensor | None,
+    guidance: float,
+    v_ref: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """(grad_v, grad_v_uncond) in the dtypes of v and v_uncond; the second empty without it."""
+    dtype = compute_dtype(x)
+    a, b, _, _ = columns(coef, dtype)
+    velocity = guided(
+        to_rows(v, dtype), None if v_uncond is None else to_rows(v_uncond, dtype), guidance
+    )
+    g1, g2 = (grad_loss * back).unsqueeze(2).unbind(1)
+    grad = g1 * (to_rows(x_next, dtype) - (a * to_rows(x, dtype) + b * velocity))
+    if v_ref is not None:
+        grad = grad + g2 * (velocity - to_rows(v_ref, dtype))
+    if v_uncond is None:
+        return grad.to(v.dtype).reshape(v.shape), v.new_empty(0)
+    return (
+        (guidance * grad).to(v.dtype).reshape(v.shape),
+        ((1.0 - guidance) * grad).to(v_uncond.dtype).reshape(v_uncond.shape),
+    )
+
+
+def _fake(x: Tensor, v: Tensor, x_next: Tensor, coef: Tensor, *_: object) -> tuple[Tensor, ...]:
+    rows = x.shape[0]
+    return coef.new_empty(()), coef.new_empty((rows, 5)), coef.new_empty((rows, 2))
+
+
+def _fake_backward(
+    grad_loss: Tensor,
+    x: Tensor,
+    v: Tensor,
+    x_next: Tensor,
+    coef: Tensor,
+    back: Tensor,
+    v_uncond: Tensor | None,
+    guidance: float,
+    v_ref: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    second = v.new_empty(0) if v_uncond is None else v_uncond.new_empty(v_uncond.shape)
+    return v.new_empty(v.shape), second
+
+
+_op = define(
+    "policy_loss(Tensor x, Tensor v, Tensor x_next, Tensor coef, Tensor logp_old,"
+    " Tensor advantages, Tensor? v_uncond, float guidance, Tensor? v_ref, float clip_low,"
+    " float clip_high, float kl_weight, Tensor? kl_scale, Tensor? weights)"
+    " -> (Tensor, Tensor, Tensor)",
+    policy_loss_reference,
+    _fake,
+)
+_op_backward = define(
+    "policy_loss_backward(Tensor grad_loss, Tensor x, Tensor v, Tensor x_next, Tensor coef,"
+    " Tensor back, Tensor? v_uncond, float guidance, Tensor? v_ref) -> (Tensor, Tensor)",
+    policy_loss_backward_reference,
+    _fake_backward,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, v, x_next, coef, _, _, v_uncond, guidance, v_ref = inputs[:9]
+    ctx.save_for_backward(x, v, x_next, coef, output[2], v_uncond, v_ref)
+    ctx.guidance = guidance
+
+
+def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    x, v, x_next, coef, back, v_uncond, v_ref = ctx.saved_tensors
+    grad_v, grad_v_uncond = _op_backward(
+        grad_loss, x, v, x_next, coef, back, v_uncond, ctx.guidance, v_ref
+    )
+    second = None if v_uncond is None else grad_v_uncond
+    return None, grad_v, None, None, None, None, second, *(None,) * 7
+
+
+differentiate("policy_loss", _backward, _setup_context)
+
+
+def _clip_bounds(clip_range: float | tuple[float, float]) -> tuple[float, float]:
+    low, high = clip_range if isinstance(clip_range, tuple) else (clip_range, clip_range)
+    return _checks.number("clip_range", low, 0.0), _checks.number("clip_range", high, 0.0)
+
+
+def policy_loss(
+    x: Tensor,
+    v: Tensor,
+    x_next: Tensor,
+    coef: Tensor,
+    logp_old: Tensor,
+    advantages: Tensor,
+    *,
+    v_uncond: Tensor | None = None,
+    guidance: float = 1.0,
+    v_ref: Tensor | None = None,
+    clip_range: float | tuple[float, float] = 1e-4,
+    kl_weight: float = 0.0,
+    kl_scale: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> PolicyLoss:
+    """Policy-gradient loss of B transitions, differentiable in ``v`` and ``v_uncond``.
+
+    Args:
+        x, v, x_next: ``[B, ...]``, dtypes as in ``sde_logprob``.
+        coef: ``[B, 4]`` float32 (float64 beside float64), columns (a, b, n, t).
+        logp_old: ``[B]``, log-density when sampled (reduction "mean").
+        advantages: ``[B]``.
+        v_uncond, guidance: classifier-free guidance as in ``sde_step``.
+        v_ref: the reference model's velocity, already guided, shape of ``x``.
+        clip_range: c for [1 - c, 1 + c], or (low, high) for [1 - low, 1 + high].
+        kl_weight: beta; with 0 the KL is still reported when ``v_ref`` is given.
+        kl_scale: ``[B]``, replaces b^2 / (2 n^2) for other conventions of the KL.
+        weights: ``[B]``; default one over the number of rows with n > 0.
+
+    Returns:
+        The scalar loss and the rows' statistics.  Rows with n = 0 take no part.
+
+    Raises:
+        TypeError: an argument has the wrong type or dtype.
+        ValueError: wrong shape, device or range, or a tensor other than ``v`` and ``v_uncond``
+            requires grad.
+        RuntimeError: on the CPU, a coefficient is not finite, n < 0 or t outside [0, 1].
+    """
+    _checks.latents("x", x)
+    _checks.like("v", v, x)
+    _checks.like("x_next", x_next, x)
+    _checks.coefficients(coef, x)
+    for name, tensor in (("v_uncond", v_uncond), ("v_ref", v_ref)):
+        if tensor is not None:
+            _checks.like(name, tensor, x)
+    rows = {"logp_old": logp_old, "advantages": advantages}
+    for name, tensor in (rows | {"kl_scale": kl_scale, "weights": weights}).items():
+        if tensor is not None:
+            _checks.per_row(name, tensor, x)
+    _checks.no_grad(
+        x=x, x_next=x_next, coef=coef, v_ref=v_ref, kl_scale=kl_scale, weights=weights, **rows
+    )
+    low, high = _clip_bounds(clip_range)
+    loss, stats, _ = _op(
+        x,
+        v,
+        x_next,
+        coef,
+        logp_old,
+        advantages,
+        v_uncond,
+        _checks.number("guidance", guidance),
+        v_ref,
+        low,
+        high,
+        _checks.number("kl_weight", kl_weight, 0.0),
+        kl_scale,
+        weights,
+    )
+    return PolicyLoss(loss, PolicyStats(*stats.detach().unbind(1)))
