@@ -1,0 +1,204 @@
+"""Compile every kernel ahead of time, without a GPU, and say what each one costs the chip.
+
+`python -m sfgrpo.kernels.aot [target ...]` prints registers per thread, shared memory per program
+and register spills of the launches that the kernel files list as `EXAMPLES`, for each target
+(default: all of `TARGETS`). The launchers themselves run, on tensors without storage, and their
+launches are recorded: what is compiled is what a GPU would be asked to run.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction, mangle_type
+
+import sfgrpo.kernels
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+COMPILER_OPTIONS = ("num_warps", "enable_fp_fusion")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One recorded launch: a kernel and its arguments by name."""
+
+    kernel: JITFunction[Any]
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+    def source(self) -> ASTSource:
+        """The kernel specialised as Triton's launcher would specialise it for these arguments."""
+        signature: dict[str, str] = {}
+        constants: dict[str, Any] = {}
+        attributes: dict[tuple[int], list[list[Any]]] = {}
+        for param in self.kernel.params:
+            value = self.arguments[param.name]
+            free = isinstance(value, int) and not param.do_not_specialize
+            if param.is_constexpr or value is None or (free and value == 1):
+                signature[param.name] = "constexpr"
+                constants[param.name] = value
+                continue
+            signature[param.name] = mangle_type(value)
+            if isinstance(value, Tensor) or (free and value % 16 == 0):
+                attributes[(param.num,)] = [["tt.divisibility", 16]]
+        return ASTSource(self.kernel, signature, constants, attributes)
+
+    def key(self) -> str:
+        return f"{self.source().hash()} {self.options}"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one compiled kernel needs."""
+
+    example: str
+    kernel: str
+    target: str
+    registers: int
+    """32-bit vector registers per thread."""
+    shared: int
+    """Bytes of shared memory per program."""
+    spilled: int
+    """Registers or bytes of registers that did not fit and live in memory."""
+    assembly: str
+    """PTX or AMD GCN text."""
+
+
+def examples() -> dict[str, Callable[[], object]]:
+    """All examples of all kernel files, as `op: example` -> launcher call."""
+    found = {}
+    for info in pkgutil.iter_modules(sfgrpo.kernels.__path__):
+        if info.name == "aot":
+            continue
+        module = importlib.import_module(f"sfgrpo.kernels.{info.name}")
+        for label, call in getattr(module, "EXAMPLES", {}).items():
+            found[f"{info.name}: {label}"] = call
+    return found
+
+
+def record(call: Callable[[], object]) -> list[Launch]:
+    """The launches of `call`, none of which runs."""
+    launches: list[Launch] = []
+
+    def run(kernel: JITFunction[Any], *args: object, grid: object, warmup: bool, **kwargs: Any):
+        options = {name: kwargs.pop(name) for name in COMPILER_OPTIONS}
+        bound = inspect.signature(kernel.fn).bind(*args, **kwargs)
+        launches.append(Launch(kernel, bound.arguments, options))
+
+    with mock.patch.object(JITFunction, "run", run):
+        call()
+    return launches
+
+
+def _nvidia_usage(cubin: bytes) -> tuple[int, int]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        text = subprocess.run(
+            [knobs.nvidia.cuobjdump.path, "-res-usage", file.name],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    return found["REG"], found["STACK"] + found["LOCAL"]
+
+
+def _amd_usage(assembly: str) -> tuple[int, int]:
+    def field(name: str) -> int:
+        match = re.search(rf"\.{name}:\s*(\d+)", assembly)
+        if match is None:
+            raise RuntimeError(f"the AMD assembly has no field .{name}")
+        return int(match[1])
+
+    return field("vgpr_count"), field("vgpr_spill_count") + field("sgpr_spill_count")
+
+
+def compile_example(example: str, target: str) -> list[Usage]:
+    """Compile each distinct launch of one example for one target.
+
+    Raises:
+        triton.compiler.CompilationError, RuntimeError: a kernel does not compile.
+    """
+    distinct = {launch.key(): launch for launch in record(examples()[example])}
+    usages = []
+    for launch in distinct.values():
+        compiled = triton.compile(
+            launch.source(), target=TARGETS[target], options=dict(launch.options)
+        )
+        if TARGETS[target].backend == "cuda":
+            assembly = compiled.asm["ptx"]
+            registers, spilled = _nvidia_usage(compiled.asm["cubin"])
+        else:
+            assembly = compiled.asm["amdgcn"]
+            registers, spilled = _amd_usage(assembly)
+        usages.append(
+            Usage(
+                example,
+                launch.kernel.fn.__name__,
+                target,
+                registers,
+                compiled.metadata.shared,
+                spilled,
+                assembly,
+            )
+        )
+    return usages
+
+
+def compile_all(targets: list[str], workers: int = 2) -> Iterator[Usage]:
+    """Compile all examples for `targets`, in the order of the examples.
+
+    Raises:
+        RuntimeError: Triton runs as an interpreter in this process.
+    """
+    if knobs.runtime.interpret:
+        raise RuntimeError("nothing is compiled while TRITON_INTERPRET is set; unset it")
+    jobs = [(example, target) for example in examples() for target in targets]
+    with ProcessPoolExecutor(workers) as pool:
+        for usages in pool.map(compile_example, *zip(*jobs, strict=True)):
+            yield from usages
+
+
+def main(argv: list[str]) -> int:
+    unknown = [target for target in argv if target not in TARGETS]
+    if unknown:
+        print(f"unknown target {unknown[0]}; known: {', '.join(TARGETS)}", file=sys.stderr)
+        return 2
+    print(f"{'example':44} {'kernel':32} {'target':8} registers  shared  spills")
+    spilled = 0
+    for usage in compile_all(argv or list(TARGETS)):
+        spilled += usage.spilled
+        print(
+            f"{usage.example:44} {usage.kernel:32} {usage.target:8} {usage.registers:9} "
+            f"{usage.shared:7} {usage.spilled:7}",
+            flush=True,
+        )
+    return 1 if spilled else 0
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(main(sys.argv[1:]))

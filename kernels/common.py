@@ -1,0 +1,237 @@
+"""What the kernels share: how rows are cut into tiles, row sums in a fixed order, launching.
+
+A kernel sees `B` rows of `D` contiguous elements. A program works on a tile of `rows` x `cols`;
+the shape of the tile depends on `D` alone, so the bits of a row's result depend neither on how
+many rows stand beside it nor on the device's number of processors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LOG_SQRT_2PI = tl.constexpr(0.9189385332046727)
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class LaunchParameters:
+    """Sizes of a launch; one setting serves every kernel here, all of them bound by memory."""
+
+    tile_elements: int = 1024
+    """Elements per program: 8 per thread, i.e. two 16-byte accesses of fp32 and one of bf16. A
+    latent of 16 x 64 x 64 makes 64 programs, so that two rows already fill a large GPU."""
+
+    min_cols: int = 16
+    """Narrowest tile: rows of a few elements still share a program with at most 63 others."""
+
+    num_warps: int = 4
+    """128 threads: with 8 elements each, Philox and Box-Muller stay clear of register spills."""
+
+    finish_rows: int = 4
+    """Rows per program of a second launch, which adds up what the programs of a row left. Few, so
+    that a batch of long rows keeps several processors busy; more than one for many short rows."""
+
+    finish_cols: int = 256
+    """Partial sums of a row it adds at a time; most latents have fewer."""
+
+
+LAUNCH = LaunchParameters()
+
+
+def ceil_div(count: int, size: int) -> int:
+    """How many blocks of `size` hold `count` things."""
+    return -(-count // size)
+
+
+def device_function(function: Callable[..., Any]) -> Any:
+    """`triton.jit` for a function that kernels call (whose type says that nobody may call it)."""
+    return triton.jit(function)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How `D` elements per row are cut: `rows` x `cols` per program, `chunks` programs per row."""
+
+    rows: int
+    cols: int
+    chunks: int
+
+    def programs(self, batch: int) -> tuple[int]:
+        """The grid. One axis only: the second one of CUDA ends at 65,535."""
+        return (ceil_div(batch, self.rows) * self.chunks,)
+
+
+def tiling(row_elements: int) -> Tiling:
+    """The tiling of rows of `row_elements` elements; empty rows still get a program."""
+    padded = max(1 << (row_elements - 1).bit_length(), LAUNCH.min_cols)
+    cols = min(padded, LAUNCH.tile_elements)
+    return Tiling(LAUNCH.tile_elements // cols, cols, max(ceil_div(row_elements, cols), 1))
+
+
+def launch(kernel: Any, grid: tuple[int], *arguments: object, **constants: object) -> None:
+    """Run `kernel` on the device of its first tensor argument.
+
+    Multiply-adds are never fused: the noise must have the reference's bits, and elsewhere the
+    kernels wait for memory anyway.
+    """
+    with _on_device_of(next(a for a in arguments if isinstance(a, Tensor))):
+        kernel[grid](*arguments, **constants, num_warps=LAUNCH.num_warps, enable_fp_fusion=False)
+
+
+def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    # Triton launches on the current device, which need not be the tensor's.
+    if tensor.device.type in ("cpu", "meta"):
+        return nullcontext()
+    return torch.accelerator.device_index(tensor.device.index)
+
+
+def contiguous(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Each tensor with contiguous rows, `None` staying `None`.
+
+    Raises:
+        TypeError: for a floating dtype that the kernels do not compute in (float64).
+    """
+    for tensor in tensors:
+        if tensor is not None and tensor.is_floating_point() and tensor.dtype not in FLOAT_DTYPES:
+            raise TypeError(
+                f"the GPU kernels take float32, bfloat16 and float16 tensors, got {tensor.dtype}: "
+                "convert it, or compute on the CPU, where float64 is served"
+            )
+    return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
+
+
+def rows_like(row_elements: int, dtype: torch.dtype = torch.float32, batch: int = 16) -> Tensor:
+    """Rows without storage: what the launches listed for `sfgrpo.kernels.aot` are made of."""
+    return torch.empty(batch, row_elements, dtype=dtype, device="meta")
+
+
+def split_seed(seed: int) -> tuple[int, int]:
+    """A 64-bit seed as two signed 32-bit halves (low, high), the form of a kernel argument."""
+    halves = (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
+    low, high = (half - (1 << 32) if half >= 1 << 31 else half for half in halves)
+    return low, high
+
+
+@device_function
+def tile_at(batch, row_elements, chunks, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Indices of this program's tile.
+
+    Returns the rows `[ROWS]` (int64) and whether they exist, the chunk of the row, the first
+    column, the flat offsets `[ROWS, COLS]` (int64) and which of them exist.
+    """
+    program = tl.program_id(0)
+    rows = (program // chunks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    chunk = program % chunks
+    start = chunk.to(tl.int64) * COLS
+    cols = start + tl.arange(0, COLS)
+    exists = rows < batch
+    offsets = rows[:, None] * row_elements + cols[None, :]
+    return rows, exists, chunk, start, offsets, exists[:, None] & (cols < row_elements)[None, :]
+
+
+@device_function
+def load_float(pointer, offsets, mask):
+    """Elements as fp32, zero where `mask` is false."""
+    return tl.load(pointer + offsets, mask=mask, other=0.0).to(tl.float32)
+
+
+@device_function
+def load_coefficients(coef_ptr, rows, exists):
+    """Columns (a, b, n, t) of the coefficient table; `n = 0` for rows that do not exist."""
+    a = tl.load(coef_ptr + rows * 4, mask=exists, other=0.0)
+    b = tl.load(coef_ptr + rows * 4 + 1, mask=exists, other=0.0)
+    n = tl.load(coef_ptr + rows * 4 + 2, mask=exists, other=0.0)
+    t = tl.load(coef_ptr + rows * 4 + 3, mask=exists, other=0.0)
+    return a, b, n, t
+
+
+@device_function
+def load_velocity(v_ptr, v_uncond_ptr, guidance, offsets, mask):
+    """The velocity, guided as v_uncond + guidance (v - v_uncond) if `v_uncond_ptr` is given."""
+    v = load_float(v_ptr, offsets, mask)
+    if v_uncond_ptr is not None:
+        v_uncond = load_float(v_uncond_ptr, offsets, mask)
+        v = v_uncond + guidance * (v - v_uncond)
+    return v
+
+
+@device_function
+def gaussian_logp(square_sum, n, row_elements, scale):
+    """Log-density per element times `scale`; 0 by rule for a row without noise or elements."""
+    noisy = (n > 0.0) & (row_elements > 0)
+    safe_n = tl.where(noisy, n, 1.0)
+    mean_square = square_sum / tl.maximum(row_elements, 1)
+    logp = -mean_square / (2.0 * safe_n * safe_n) - tl.log(safe_n) - LOG_SQRT_2PI
+    return tl.where(noisy, logp * scale, 0.0)
+
+
+@device_function
+def sum_partials(
+    pointer, rows, exists, count, STRIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    """Sums `[ROWS]` of `count` numbers each, `STRIDE` apart, in an order set by `count` alone."""
+    total = tl.zeros([ROWS, COLS], tl.float32)
+    first = (rows * count * STRIDE)[:, None]
+    for start in range(0, count, COLS):
+        index = (start + tl.arange(0, COLS))[None, :]
+        mask = exists[:, None] & (index < count)
+        total += tl.load(pointer + first + index * STRIDE, mask=mask, other=0.0)
+    return tl.sum(total, axis=1)
+
+
+@triton.jit(do_not_specialize=["batch"])
+def finish_logp_kernel(
+    sums_ptr,
+    coef_ptr,
+    logp_ptr,
+    scale,
+    batch,
+    row_elements,
+    chunks,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    """Second launch of a log-density whose rows span several programs."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    exists = rows < batch
+    square_sum = sum_partials(sums_ptr, rows, exists, chunks, 1, ROWS, COLS)
+    n = tl.load(coef_ptr + rows * 4 + 2, mask=exists, other=0.0)
+    logp = gaussian_logp(square_sum, n, row_elements, scale)
+    tl.store(logp_ptr + rows, logp, mask=exists)
+
+
+def sums_buffer(per_row: Tensor, cut: Tiling) -> Tensor:
+    """Where a kernel puts one number per row and chunk: the result itself if a row is one chunk."""
+    if cut.chunks == 1:
+        return per_row
+    return per_row.new_empty(per_row.shape[0], cut.chunks)
+
+
+def finish_logp(
+    sums: Tensor, coef: Tensor, logp: Tensor, row_elements: int, cut: Tiling, scale: float
+) -> None:
+    """Log-densities from the sums of squares of all chunks of a row, where there are several."""
+    batch = logp.shape[0]
+    if cut.chunks > 1:
+        launch(
+            finish_logp_kernel,
+            (ceil_div(batch, LAUNCH.finish_rows),),
+            sums,
+            coef,
+            logp,
+            scale,
+            batch,
+            row_elements,
+            cut.chunks,
+            ROWS=LAUNCH.finish_rows,
+            COLS=LAUNCH.finish_cols,
+        )

@@ -1,0 +1,216 @@
+"""GPU kernel of `sfgrpo::gain_advantages`: one program standardises the gains of one prompt.
+
+Statistics take two passes in fp32, mean first. "uniform" is "per_step" on the final reward, which
+is the same at every step, so the two share their code.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sfgrpo.kernels.common import LAUNCH, device_function, launch, rows_like
+
+JOINT = tl.constexpr(0)
+PER_STEP = tl.constexpr(1)
+CENTERED = tl.constexpr(2)
+UNIFORM = tl.constexpr(3)
+RELATIVE_STD_FLOOR = tl.constexpr(1e-6)
+MAX_COLS = 64
+"""Steps per tile: 64 still leave room for 16 trajectories in it."""
+
+
+@device_function
+def load_values(
+    rewards_ptr, mask_ptr, first_row, first_col, trajectories, steps, NORMALIZE: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Values to standardise, whether they enter the statistics, whether they exist."""
+    row = (first_row + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    col = (first_col + tl.arange(0, COLS))[None, :]
+    exists = (row < trajectories) & (col < steps)
+    start = row * (steps + 1)
+    counts = exists
+    if NORMALIZE == UNIFORM:
+        # Taken from the first trajectory's, so that large rewards with small differences keep
+        # their digits; a common shift changes no advantage.
+        final = tl.load(rewards_ptr + start + steps + col * 0, mask=exists, other=0.0)
+        difference = final - tl.load(rewards_ptr + steps)
+    else:
+        after = tl.load(rewards_ptr + start + col + 1, mask=exists, other=0.0)
+        difference = after - tl.load(rewards_ptr + start + col, mask=exists, other=0.0)
+        if mask_ptr is not None:
+            counts = tl.load(mask_ptr + row * steps + col, mask=exists, other=0) != 0
+    return difference.to(tl.float32), counts, exists
+
+
+@device_function
+def column_statistics(
+    rewards_ptr, mask_ptr, first_col, centre, trajectories, steps, NORMALIZE: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Per step, over the trajectories: sum and sum of squares about `centre [COLS]`, count."""
+    sums = tl.zeros([COLS], tl.float32)
+    squares = tl.zeros([COLS], tl.float32)
+    count = tl.zeros([COLS], tl.float32)
+    for first_row in range(0, trajectories, ROWS):
+        values, counts, _ = load_values(
+            rewards_ptr, mask_ptr, first_row, first_col, trajectories, steps, NORMALIZE, ROWS, COLS
+        )
+        deviation = tl.where(counts, values - centre[None, :], 0.0)
+        sums += tl.sum(deviation, axis=0)
+        squares += tl.sum(deviation * deviation, axis=0)
+        count += tl.sum(counts.to(tl.float32), axis=0)
+    return sums, squares, count
+
+
+@device_function
+def largest_reward(rewards_ptr, count, BLOCK: tl.constexpr):
+    largest = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, count, BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        reward = tl.load(rewards_ptr + index, mask=index < count, other=0.0)
+        largest = tl.maximum(largest, tl.abs(reward.to(tl.float32)))
+    return tl.max(largest, axis=0)
+
+
+@device_function
+def group_statistics(
+    rewards_ptr, mask_ptr, trajectories, steps, NORMALIZE: tl.constexpr, ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):  # fmt: skip
+    """Mean of all gains, and their std about it ("joint") or about their step's ("centered")."""
+    zero = tl.zeros([COLS], tl.float32)
+    sums, squares, count = zero, zero, zero
+    for first_col in range(0, steps, COLS):
+        column_sums, _, column_count = column_statistics(
+            rewards_ptr, mask_ptr, first_col, zero, trajectories, steps, NORMALIZE, ROWS, COLS
+        )
+        sums += column_sums
+        count += column_count
+    total = tl.maximum(tl.sum(count, axis=0), 1.0)
+    mean = tl.sum(sums, axis=0) / total
+    for first_col in range(0, steps, COLS):
+        centre = zero + mean
+        if NORMALIZE == CENTERED:
+            column_sums, _, column_count = column_statistics(
+                rewards_ptr, mask_ptr, first_col, zero, trajectories, steps, NORMALIZE, ROWS, COLS
+            )
+            centre = column_sums / tl.maximum(column_count, 1.0)
+        _, column_squares, _ = column_statistics(
+            rewards_ptr, mask_ptr, first_col, centre, trajectories, steps, NORMALIZE, ROWS, COLS
+        )
+        squares += column_squares
+    return mean, tl.sqrt_rn(tl.sum(squares, axis=0) / total)
+
+
+@triton.jit
+def gain_advantages_kernel(
+    rewards_ptr,
+    mask_ptr,
+    out_ptr,
+    clamp,
+    trajectories,
+    steps,
+    NORMALIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    prompt = tl.program_id(0).to(tl.int64)
+    rewards_ptr += prompt * trajectories * (steps + 1)
+    out_ptr += prompt * trajectories * steps
+    if mask_ptr is not None:
+        mask_ptr += prompt * trajectories * steps
+    zero = tl.zeros([COLS], tl.float32)
+    floor = RELATIVE_STD_FLOOR * largest_reward(
+        rewards_ptr, trajectories * (steps + 1), ROWS * COLS
+    )
+    mean, std = zero, zero
+    if (NORMALIZE == JOINT) | (NORMALIZE == CENTERED):
+        group_mean, group_std = group_statistics(
+            rewards_ptr, mask_ptr, trajectories, steps, NORMALIZE, ROWS, COLS
+        )
+        mean, std = zero + group_mean, zero + group_std
+    for first_col in range(0, steps, COLS):
+        if NORMALIZE != JOINT:
+            sums, _, count = column_statistics(
+                rewards_ptr, mask_ptr, first_col, zero, trajectories, steps, NORMALIZE, ROWS, COLS
+            )
+            mean = sums / tl.maximum(count, 1.0)
+            if NORMALIZE != CENTERED:
+                _, squares, _ = column_statistics(
+                    rewards_ptr, mask_ptr, first_col, mean, trajectories, steps, NORMALIZE, ROWS,
+                    COLS,
+                )  # fmt: skip
+                std = tl.sqrt_rn(squares / tl.maximum(count, 1.0))
+        write_advantages(
+            rewards_ptr, mask_ptr, out_ptr, first_col, mean, std, floor, clamp, trajectories,
+            steps, NORMALIZE, ROWS, COLS,
+        )  # fmt: skip
+
+
+@device_function
+def write_advantages(
+    rewards_ptr, mask_ptr, out_ptr, first_col, mean, std, floor, clamp, trajectories, steps,
+    NORMALIZE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Standardised values of all trajectories; 0 where masked or where the std carries nothing."""
+    alive = std > floor
+    safe_std = tl.where(alive, std, 1.0)[None, :]
+    for first_row in range(0, trajectories, ROWS):
+        values, counts, exists = load_values(
+            rewards_ptr, mask_ptr, first_row, first_col, trajectories, steps, NORMALIZE, ROWS, COLS
+        )
+        row = (first_row + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+        offsets = row * steps + (first_col + tl.arange(0, COLS))[None, :]
+        if mask_ptr is not None:
+            # "uniform" keeps masked steps in its statistics, not in its result.
+            counts = tl.load(mask_ptr + offsets, mask=exists, other=0) != 0
+        advantage = (values - mean[None, :]) / safe_std
+        advantage = tl.minimum(tl.maximum(advantage, -clamp), clamp)
+        kept = counts & alive[None, :]
+        tl.store(out_ptr + offsets, tl.where(kept, advantage, 0.0), mask=exists)
+
+
+def gain_advantages(
+    rewards: Tensor, normalize: int, mask: Tensor | None, clamp: float | None
+) -> Tensor:
+    """Advantages `[P, N, T]` in fp32 of rewards `[P, N, T + 1]` in fp32 or fp64."""
+    prompts, trajectories, states = rewards.shape
+    steps = states - 1
+    out = torch.empty(prompts, trajectories, steps, dtype=torch.float32, device=rewards.device)
+    if out.numel() == 0:
+        return out
+    cols = min(1 << (steps - 1).bit_length(), MAX_COLS)
+    launch(
+        gain_advantages_kernel,
+        (prompts,),
+        rewards.contiguous(),
+        None if mask is None else mask.contiguous(),
+        out,
+        math.inf if clamp is None else clamp,
+        trajectories,
+        steps,
+        NORMALIZE=normalize,
+        ROWS=LAUNCH.tile_elements // cols,
+        COLS=cols,
+    )
+    return out
+
+
+def _example(normalize: int, *, masked: bool = False) -> Tensor:
+    rewards = rows_like(24 * 11).reshape(-1, 24, 11)
+    mask = torch.empty(16, 24, 10, dtype=torch.bool, device="meta") if masked else None
+    return gain_advantages(rewards, normalize, mask, 5.0)
+
+
+EXAMPLES = {
+    "joint, masked": lambda: _example(JOINT.value, masked=True),
+    "per_step": lambda: _example(PER_STEP.value),
+    "centered, masked": lambda: _example(CENTERED.value, masked=True),
+    "uniform, masked": lambda: _example(UNIFORM.value, masked=True),
+}

@@ -1,0 +1,165 @@
+"""GPU kernel of `sfgrpo::philox_normal`: Gaussian noise with the bits of the reference.
+
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) followed by
+Box-Muller. Logarithm, sine and cosine are polynomials of our own, written with multiplications and
+additions in a fixed order: the hardware's fast versions differ between vendors and generations.
+A kernel that calls these functions must be launched with `enable_fp_fusion=False`, since a fused
+multiply-add rounds once where the reference rounds twice (`sfgrpo.kernels.common.launch` does so).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.language.random import philox_impl
+
+from sfgrpo.kernels.common import device_function, launch, split_seed, tile_at, tiling
+
+# Triton types its device functions as not callable.
+philox_rounds: Any = philox_impl
+
+
+@device_function
+def uniform(word):
+    """A 32-bit word as a number in (0, 1]: the centre of its bin, so the logarithm is finite."""
+    return word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
+
+
+@device_function
+def log_positive(u):
+    """ln(u) of a positive normal fp32 number: Cephes' logf, without contraction."""
+    bits = u.to(tl.int32, bitcast=True)
+    # 0x3f3504f3 is sqrt(1/2): the mantissa comes out in [sqrt(1/2), sqrt(2)).
+    exponent = (bits - 0x3F3504F3) >> 23
+    f = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
+    e = exponent.to(tl.float32)
+    z = f * f
+    y = 7.0376836292e-2 * f - 1.1514610310e-1
+    y = y * f + 1.1676998740e-1
+    y = y * f - 1.2420140846e-1
+    y = y * f + 1.4249322787e-1
+    y = y * f - 1.6668057665e-1
+    y = y * f + 2.0000714765e-1
+    y = y * f - 2.4999993993e-1
+    y = y * f + 3.3333331174e-1
+    y = y * f * z
+    y = y - e * 2.12194440e-4
+    y = y - 0.5 * z
+    return (f + y) + e * 0.693359375
+
+
+@device_function
+def cos_sin_turns(u):
+    """(cos, sin) of 2 pi u for u in [0, 1]: the nearest quarter turn is taken off exactly."""
+    quarter = tl.floor(4.0 * u + 0.5)
+    theta = (u - 0.25 * quarter) * 6.2831855
+    z = theta * theta
+    s = -1.9515295891e-4 * z + 8.3321608736e-3
+    s = (s * z - 1.6666654611e-1) * z * theta + theta
+    c = 2.443315711809948e-5 * z - 1.388731625493765e-3
+    c = (c * z + 4.166664568298827e-2) * z * z - 0.5 * z + 1.0
+    q = quarter.to(tl.int32) & 3
+    odd = (q & 1) == 1
+    cos = tl.where(odd, s, c)
+    sin = tl.where(odd, c, s)
+    cos = tl.where((q == 1) | (q == 2), -cos, cos)
+    sin = tl.where(q >= 2, -sin, sin)
+    return cos, sin
+
+
+@device_function
+def box_muller(word0, word1):
+    """Two words of 32 random bits to two independent standard normals."""
+    # sqrt_rn: the plain square root is an approximation on some targets.
+    radius = tl.sqrt_rn(-2.0 * log_positive(uniform(word0)))
+    cos, sin = cos_sin_turns(uniform(word1))
+    return radius * cos, radius * sin
+
+
+@device_function
+def normal_tile(counter, step_id, sample_id, seed_lo, seed_hi):
+    """Standard normals `[R, 4 C]` of the elements `4 counter + (0, 1, 2, 3)`.
+
+    `counter [1, C]` is the element index divided by four, `step_id [R, 1]` and `sample_id [R, 1]`
+    are int64, the seed comes as two int32 halves.
+    """
+    c0 = counter.to(tl.uint32)
+    c1 = step_id.to(tl.uint32)
+    c2 = sample_id.to(tl.uint32)
+    c3 = (sample_id >> 32).to(tl.uint32)
+    k0 = seed_lo.to(tl.uint32, bitcast=True)
+    k1 = seed_hi.to(tl.uint32, bitcast=True)
+    r0, r1, r2, r3 = philox_rounds(c0, c1, c2, c3, k0, k1)
+    z0, z1 = box_muller(r0, r1)
+    z2, z3 = box_muller(r2, r3)
+    # Element order, so that a thread holds neighbours and stores them with one wide instruction.
+    return tl.interleave(tl.interleave(z0, z2), tl.interleave(z1, z3))
+
+
+@device_function
+def row_noise(
+    sample_ids_ptr, step_ids_ptr, rows, exists, start, seed_lo, seed_hi, COLS: tl.constexpr
+):
+    """Noise `[ROWS, COLS]` of the columns from `start` on of rows with the given ids."""
+    sample = tl.load(sample_ids_ptr + rows, mask=exists, other=0)
+    step = tl.load(step_ids_ptr + rows, mask=exists, other=0)
+    counter = start // 4 + tl.arange(0, COLS // 4)
+    return normal_tile(counter[None, :], step[:, None], sample[:, None], seed_lo, seed_hi)
+
+
+@triton.jit(do_not_specialize=["batch", "seed_lo", "seed_hi"])
+def philox_normal_kernel(
+    out_ptr,
+    sample_ids_ptr,
+    step_ids_ptr,
+    batch,
+    row_elements,
+    chunks,
+    seed_lo,
+    seed_hi,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+):
+    rows, exists, _, start, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS)
+    noise = row_noise(sample_ids_ptr, step_ids_ptr, rows, exists, start, seed_lo, seed_hi, COLS)
+    tl.store(out_ptr + offsets, noise.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def philox_normal(
+    numel: int, seed: int, sample_ids: Tensor, step_ids: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Normals `[B, numel]` in `dtype`; int64 `sample_ids [B]` and `step_ids [B]`."""
+    batch = sample_ids.shape[0]
+    out = torch.empty(batch, numel, dtype=dtype, device=sample_ids.device)
+    if out.numel() == 0:
+        return out
+    cut = tiling(numel)
+    launch(
+        philox_normal_kernel,
+        cut.programs(batch),
+        out,
+        sample_ids.contiguous(),
+        step_ids.contiguous(),
+        batch,
+        numel,
+        cut.chunks,
+        *split_seed(seed),
+        ROWS=cut.rows,
+        COLS=cut.cols,
+    )
+    return out
+
+
+def _example(numel: int, dtype: torch.dtype) -> Tensor:
+    ids = torch.empty(16, dtype=torch.int64, device="meta")
+    return philox_normal(numel, 0, ids, ids, dtype)
+
+
+EXAMPLES = {
+    "16x64x64 fp32": lambda: _example(65536, torch.float32),
+    "56 bf16": lambda: _example(56, torch.bfloat16),
+}
