@@ -14,7 +14,6 @@ PIP_FLAGS ?=
 export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
-export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo cpu)
 
 .PHONY: setup test demo bench lint clean
 .DELETE_ON_ERROR:
@@ -37,7 +36,7 @@ test: lint
 	$(BIN)/python -m pytest --durations=10
 
 demo: setup
-	$(BIN)/sfgrpo train embedded --run.output_dir runs/demo --resume false
+	$(BIN)/sfgrpo train embedded --run.output_dir runs/demo --fresh
 
 bench: setup
 	$(BIN)/python -m pytest --benchmark-only

@@ -219,6 +219,14 @@ def _explain(error: ValidationError) -> str:
         place = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             message = unknown_name("key", str(problem["loc"][-1]), _siblings(problem["loc"]))
+        elif problem["type"] == "literal_error":
+            names = (
+                problem.get("ctx", {})["expected"]
+                .replace(" or ", ", ")
+                .replace("'", "")
+                .split(", ")
+            )
+            message = unknown_name("value", str(problem["input"]), names)
         else:
             message = problem["msg"].removeprefix("Value error, ")
             message += f" (got {problem['input']!r})"

@@ -27,7 +27,7 @@ from sfgrpo.names import unknown_name
 class CreditOptions:
     """How gains become advantages. Every rule reads the options that concern it."""
 
-    normalize: str = "joint"
+    normalize: ops.Normalization = "joint"
     """"joint", "per_step" or "centered": see `sfgrpo.ops.gain_advantages`."""
     stride: int = 1
     """Gains over blocks of this many steps, credited to each step of the block."""

@@ -1,0 +1,112 @@
+"""The `sfgrpo` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sfgrpo import __version__, train
+
+EPILOG = """\
+examples:
+  sfgrpo train embedded                          fine-tune the embedded model on this machine
+  deepspeed --module sfgrpo.train my.yaml        the same on all GPUs of a node
+  sfgrpo report runs/embedded                    what happened, as one HTML file
+  sfgrpo compare runs/a runs/b --out curves.png  evaluation curves of several runs, by credit rule
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(
+        prog="sfgrpo",
+        description="Reinforcement learning of flow-matching generators with stepwise credit.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("--version", action="version", version=f"sfgrpo {__version__}")
+    commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("train", help="train a recipe (sfgrpo train --help)", add_help=False)
+    commands.add_parser("recipes", help="list the recipes of this package")
+    show = commands.add_parser("show", help="print a recipe with every key filled in")
+    show.add_argument("recipe", help="name or .yaml file")
+    report = commands.add_parser("report", help="write report.html of a run")
+    report.add_argument("run", type=Path, help="the run's folder")
+    compare = commands.add_parser("compare", help="plot the evaluation curves of several runs")
+    compare.add_argument("runs", type=Path, nargs="+", help="run folders")
+    compare.add_argument("--out", type=Path, default=Path("compare.png"), help="picture to write")
+    compare.add_argument("--metric", default="reward", help="a name in eval.jsonl")
+    pretrain = commands.add_parser(
+        "pretrain", help="train the embedded model from nothing (CPU, seeded)"
+    )
+    pretrain.add_argument("out", type=Path, help="pipeline folder to write")
+    pretrain.add_argument("--seed", type=int, default=0)
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["train"]:  # its options are the recipe's keys
+        return train.main(arguments[1:], prog="sfgrpo train")
+    parsed, rest = _parser().parse_known_args(arguments)
+    if rest and parsed.command != "show":
+        _parser().error(f"unknown arguments: {' '.join(rest)}")
+    train.quiet_libraries()
+    try:
+        return COMMANDS[parsed.command](parsed, rest)
+    except ValueError as error:
+        print(f"sfgrpo {parsed.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _recipes(_: argparse.Namespace, __: list[str]) -> int:
+    from sfgrpo.config import recipe_names
+
+    print("\n".join(recipe_names()))
+    return 0
+
+
+def _show(parsed: argparse.Namespace, rest: list[str]) -> int:
+    import yaml
+
+    from sfgrpo import config
+
+    recipe = config.load(parsed.recipe, train.pairs(rest))
+    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), end="")
+    return 0
+
+
+def _report(parsed: argparse.Namespace, _: list[str]) -> int:
+    from sfgrpo import report
+
+    print(report.write(parsed.run))
+    return 0
+
+
+def _compare(parsed: argparse.Namespace, _: list[str]) -> int:
+    from sfgrpo import plots
+
+    print(plots.compare(parsed.runs, parsed.out, metric=parsed.metric))
+    return 0
+
+
+def _pretrain(parsed: argparse.Namespace, _: list[str]) -> int:
+    from sfgrpo.embedded.pretrain import pretrain
+
+    pretrain(parsed.out, seed=parsed.seed)
+    return 0
+
+
+COMMANDS = {
+    "recipes": _recipes,
+    "show": _show,
+    "report": _report,
+    "compare": _compare,
+    "pretrain": _pretrain,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

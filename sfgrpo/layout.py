@@ -1,0 +1,90 @@
+"""Which trajectories, rows and micro-batches belong to this rank, and in what order.
+
+Trajectory numbers run over the whole iteration, p * N + n, and each rank owns a contiguous share;
+a group may span ranks. Everything here is a function of the recipe, the seed and the iteration:
+any number of ranks samples the same trajectories and gives the same rows to the same optimiser
+step.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sfgrpo import sde
+from sfgrpo.config import Recipe
+from sfgrpo.rollout import Plan
+
+
+class Layout:
+    """The steps of the sampler and this rank's share of the work."""
+
+    def __init__(
+        self, recipe: Recipe, sigmas: Tensor, *, rank: int, world: int, device: torch.device
+    ) -> None:
+        """Lay out `recipe` over the schedule `sigmas [T + 1]`.
+
+        Raises:
+            ValueError: numbers that do not fit together, naming the keys.
+        """
+        s, train = recipe.sample, recipe.train
+        self.recipe, self.device = recipe, device
+        self.table = sde.coefficients(sigmas, s.sampler, s.eta)
+        self.kl_scale_T = sde.kl_scale(self.table, sigmas, train.kl)
+        self.trainable_T = self.table[:, 2] > 0
+        self.trajectories, steps = (
+            s.prompts_per_iteration * s.group_size,
+            int(self.trainable_T.sum()),
+        )
+        if not steps:
+            raise ValueError(
+                f"sample: '{s.sampler}' with eta {s.eta} and {s.num_steps} steps has no noisy step"
+            )
+        if self.trajectories % world:
+            raise ValueError(
+                f"sample: {self.trajectories} trajectories (prompts_per_iteration x group_size) do "
+                f"not divide over {world} ranks"
+            )
+        if steps % train.updates_per_iteration:
+            raise ValueError(
+                f"train.updates_per_iteration: {train.updates_per_iteration} does not divide the "
+                f"{steps} noisy steps of the sampler"
+            )
+        self.local = self.trajectories // world
+        self.share = slice(rank * self.local, (rank + 1) * self.local)
+        self.rows_per_update = self.local * steps // train.updates_per_iteration
+        self.micro_batches = -(-self.rows_per_update // train.micro_batch_size)
+
+    def plan(self, iteration: int) -> Plan:
+        """This rank's trajectories of an iteration, numbered for the noise."""
+        P, N = self.recipe.sample.prompts_per_iteration, self.recipe.sample.group_size
+        index = self.numbers()
+        group, group_of_M = torch.unique_consecutive(index // N, return_inverse=True)
+        return Plan(
+            group_G=group + iteration * P,
+            prompt_G=group,
+            group_of_M=group_of_M,
+            sample_M=index + iteration * P * N,
+        )
+
+    def numbers(self) -> Tensor:
+        """int64 `[M]`: the numbers of this rank's trajectories within the iteration."""
+        return torch.arange(self.share.start, self.share.stop, device=self.device)
+
+    def updates(self, iteration: int) -> list[tuple[Tensor, Tensor]]:
+        """For each optimiser step, the `(trajectory [R], step [R])` pairs it uses, mixed.
+
+        Trajectories count within this rank. Each gives the same number of its steps to every
+        optimiser step, so ranks never differ in their number of micro-batches.
+        """
+        seed = self.recipe.run.seed * 1_000_003 + iteration
+        generator = torch.Generator().manual_seed(seed % 2**63)
+        steps = self.trainable_T.nonzero().flatten()
+        keys = torch.rand(self.trajectories, len(steps), generator=generator)
+        order_MT = steps[keys[self.share].argsort(1)]
+        pairs = []
+        for chunk in order_MT.chunk(self.recipe.train.updates_per_iteration, dim=1):
+            trajectory = torch.arange(self.local)[:, None].expand_as(chunk)
+            mix = torch.randperm(chunk.numel(), generator=generator)
+            pairs.append(tuple(x.flatten()[mix].to(self.device) for x in (trajectory, chunk)))
+        return pairs

@@ -1,0 +1,162 @@
+"""Figures of one run and of several, from the logs a run leaves."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import yaml
+from cycler import cycler
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sfgrpo.records import read
+
+Log = Sequence[Mapping[str, Any]]
+
+INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
+COLOURS = ("#0b6e99", "#d9730d", "#2f7d4f", "#a3336b", "#6b4fbb", "#8a6d3b")
+
+plt.rcParams.update(
+    {
+        "axes.edgecolor": MUTED,
+        "axes.grid": True,
+        "axes.labelcolor": INK,
+        "axes.prop_cycle": cycler(color=COLOURS),
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlelocation": "left",
+        "axes.titleweight": "bold",
+        "figure.constrained_layout.use": True,
+        "font.size": 10,
+        "grid.color": GRID,
+        "legend.frameon": False,
+        "text.color": INK,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+    }
+)
+
+
+def _axes(width: float = 6.4, height: float = 3.4) -> tuple[Figure, Axes]:
+    return plt.subplots(figsize=(width, height))
+
+
+def column(log: Log, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """`(iterations, values)` of one number of a log."""
+    rows = [row for row in log if name in row]
+    return np.array([r["iteration"] for r in rows]), np.array([r[name] for r in rows])
+
+
+def reward_curve(metrics: Log, evaluations: Log) -> Figure:
+    """Training reward per iteration and the reward on held-out noise."""
+    figure, axes = _axes()
+    axes.plot(*column(metrics, "reward"), color=COLOURS[0], alpha=0.35, label="training samples")
+    axes.plot(*column(evaluations, "reward"), "o-", color=COLOURS[0], label="held-out noise")
+    axes.set(title="Reward", xlabel="iteration")
+    axes.legend(loc="lower right")
+    return figure
+
+
+def judges(evaluations: Log, names: Sequence[str]) -> Figure:
+    """Everything else measured on held-out noise, each relative to its own range."""
+    figure, grid = plt.subplots(1, max(len(names), 1), figsize=(2.9 * max(len(names), 1), 2.6))
+    for axes, name in zip(np.atleast_1d(grid), names, strict=False):
+        axes.plot(*column(evaluations, name), "o-", color=COLOURS[2], markersize=4)
+        axes.set(title=name.replace("_", " "), xlabel="iteration")
+    return figure
+
+
+def gain_per_step(metrics: Log) -> Figure:
+    """Mean |gain| of every sampling step, in the first and the last fifth of the run."""
+    figure, axes = _axes()
+    gains = np.array([row["gain_per_step"] for row in metrics])
+    part = max(1, len(gains) // 5)
+    steps = np.arange(gains.shape[1])
+    axes.bar(steps - 0.2, gains[:part].mean(0), 0.4, color=COLOURS[0], label="first fifth")
+    axes.bar(steps + 0.2, gains[-part:].mean(0), 0.4, color=COLOURS[1], label="last fifth")
+    axes.set_xticks(steps)
+    axes.set(title="Mean |gain| per step", xlabel="sampling step")
+    axes.legend()
+    return figure
+
+
+def reward_per_state(metrics: Log) -> Figure:
+    """Mean reward of the clean estimate of every state, at the start and the end of the run."""
+    figure, axes = _axes()
+    rewards = np.array([row["reward_per_state"] for row in metrics])
+    part = max(1, len(rewards) // 5)
+    axes.plot(rewards[:part].mean(0), "o-", color=COLOURS[0], label="first fifth")
+    axes.plot(rewards[-part:].mean(0), "o-", color=COLOURS[1], label="last fifth")
+    axes.set(title="Reward of the clean estimate", xlabel="state (0: pure noise, last: the image)")
+    axes.legend()
+    return figure
+
+
+def health(metrics: Log) -> Figure:
+    """KL, clip fraction, gradient norm and rollout/training drift."""
+    figure, grid = plt.subplots(1, 4, figsize=(12.5, 2.6))
+    shown = ("kl", "clip_fraction", "grad_norm", "logp_drift_max")
+    for axes, name in zip(grid, shown, strict=True):
+        axes.plot(*column(metrics, name), color=COLOURS[0])
+        axes.set(title=name.replace("_", " "), xlabel="iteration")
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
+    return figure
+
+
+def timing(timings: Log) -> Figure:
+    """Mean seconds of each phase of an iteration."""
+    figure, axes = _axes(height=2.4)
+    seconds: dict[str, float] = defaultdict(float)
+    for row in timings:
+        for phase, value in row.items():
+            if phase != "iteration":
+                seconds[phase] += value / len(timings)
+    left = 0.0
+    for (phase, value), colour in zip(seconds.items(), COLOURS * 3, strict=False):
+        axes.barh(0, value, left=left, color=colour, label=f"{phase} {value:.2f} s")
+        left += value
+    axes.set(title=f"Seconds per iteration: {left:.1f}", yticks=[], ylim=(-1.5, 0.6))
+    axes.legend(ncols=4, loc="lower center", fontsize=8)
+    return figure
+
+
+def compare(runs: Sequence[Path], out: Path, *, metric: str = "reward") -> Path:
+    """Evaluation curves of several runs in one picture, runs of a credit rule in one colour.
+
+    Thin lines are runs, the thick one is their mean.
+
+    Raises:
+        ValueError: a folder without evaluations, or without this metric.
+    """
+    curves: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
+    for run in runs:
+        log = read(run / "eval.jsonl")
+        if not any(metric in row for row in log):
+            known = sorted({name for row in log for name in row} - {"iteration"})
+            raise ValueError(f"'{run}' has no evaluation of '{metric}' (known: {', '.join(known)})")
+        recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+        curves[recipe["credit"]["rule"]].append(column(log, metric))
+    figure, axes = _axes(7.2, 4.0)
+    for (rule, lines), colour in zip(sorted(curves.items()), COLOURS, strict=False):
+        for iterations, values in lines:
+            axes.plot(iterations, values, color=colour, alpha=0.3, linewidth=1)
+        shared = sorted(set.intersection(*({int(i) for i in x} for x, _ in lines)))
+        mean = [np.mean([y[list(x).index(i)] for x, y in lines]) for i in shared]
+        axes.plot(
+            shared, mean, "o-", color=colour, linewidth=2.2, label=f"{rule} ({len(lines)} seeds)"
+        )
+    axes.set(title=f"{metric.replace('_', ' ')} on held-out noise", xlabel="iteration")
+    axes.legend(loc="lower right")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=160)
+    plt.close(figure)
+    return out

@@ -1,0 +1,169 @@
+"""What a run leaves behind on disk, and how it comes back after a crash.
+
+metrics.jsonl   one line per iteration: numbers that depend on the recipe alone, so a resumed
+                run writes the same bytes as one that was never stopped
+eval.jsonl      one line per evaluation
+timing.jsonl    seconds per phase of each iteration (these do differ between runs)
+recipe.yaml     the validated recipe
+checkpoints/    one folder per saved iteration, complete or not there at all
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from einops import rearrange
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from sfgrpo.config import Recipe
+from sfgrpo.evaluate import Evaluation
+
+LOGS = ("metrics.jsonl", "eval.jsonl", "timing.jsonl")
+
+
+class RunError(RuntimeError):
+    """A run folder that cannot be used; the message says what to do."""
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a log; a line cut short by a crash is dropped."""
+    if not path.is_file():
+        return []
+    whole = path.read_bytes().rpartition(b"\n")[0]
+    return [json.loads(line) for line in whole.splitlines() if line.strip()]
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file by a complete new one, or leave the old."""
+    aside = path.with_name(path.name + ".tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+class Logs:
+    """Appends to a run's logs and mirrors numbers to TensorBoard."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        """Continue the logs of `folder` after iteration `start`, dropping what came later."""
+        self.folder = folder
+        for name in LOGS:
+            kept = [row for row in read(folder / name) if start and row["iteration"] <= start]
+            write_atomically(folder / name, "".join(json.dumps(row) + "\n" for row in kept))
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+    def write(self, log: str, iteration: int, values: Mapping[str, Any]) -> None:
+        """Append one line to `<log>.jsonl`."""
+        with (self.folder / f"{log}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self.board.add_scalar(f"{log}/{name}", value, iteration)
+
+    def close(self) -> None:
+        self.board.close()
+
+
+def save_images(folder: Path, iteration: int, evaluation: Evaluation) -> None:
+    """Keep an evaluation's images as `images/<iteration>.png`: a row per prompt."""
+    grid = rearrange(evaluation.images_PN, "p n c h w -> (p h) (n w) c")
+    path = folder / "images" / f"{iteration:06d}.png"
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(grid.numpy()).save(path)
+
+
+class Checkpoints:
+    """Complete checkpoints of a run: written aside, synced, then renamed into place."""
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def saved(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(p for p in self.folder.glob("[0-9]*") if p.is_dir())
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint."""
+        return (self.saved() or [None])[-1]
+
+    def save(
+        self,
+        iteration: int,
+        write: Callable[[Path], None],
+        *,
+        main: bool,
+        barrier: Callable[[], None],
+    ) -> None:
+        """Let every rank `write` into one folder; rank 0 makes it the checkpoint of `iteration`."""
+        aside = self.folder / f"writing-{iteration:06d}"
+        if main:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        barrier()
+        write(aside)
+        barrier()
+        if main:
+            _sync(aside)
+            final = self.folder / f"{iteration:06d}"
+            shutil.rmtree(final, ignore_errors=True)
+            aside.rename(final)
+            _sync(self.folder)
+            for old in self.saved()[: -self.keep]:
+                shutil.rmtree(old)
+        barrier()
+
+
+def _sync(folder: Path) -> None:
+    """Flush a folder, and every file below it, to the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def prepare(folder: Path, recipe: Recipe, *, fresh: bool) -> None:
+    """Make `folder` ready for this recipe: new, or the same recipe's earlier run.
+
+    `fresh` removes an earlier run's files (only what this module and the report wrote).
+
+    Raises:
+        RunError: the folder holds the run of another recipe.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    described = folder / "recipe.yaml"
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    if fresh:
+        for name in (*LOGS, "recipe.yaml", "report.html"):
+            (folder / name).unlink(missing_ok=True)
+        for name in ("checkpoints", "tensorboard", "images", "model"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    if described.exists():
+        changed = _differences(yaml.safe_load(described.read_text()), yaml.safe_load(text))
+        if changed:
+            raise RunError(
+                f"'{folder}' holds a run of another recipe ({', '.join(changed)}); "
+                "choose another --run.output_dir, or start over with --fresh"
+            )
+    else:
+        write_atomically(described, text)
+
+
+def _differences(old: Any, new: Any, place: str = "") -> list[str]:
+    """Keys that differ, except those that only say how long and where."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted(set(old) | set(new))
+        return [
+            d for k in keys for d in _differences(old.get(k), new.get(k), f"{place}.{k}".strip("."))
+        ]
+    free = {"run.iterations", "run.output_dir", "checkpoint.every", "checkpoint.keep"}
+    return [] if old == new or place in free else [f"{place}: {old!r} there, {new!r} here"]

@@ -1,0 +1,93 @@
+"""Entry point of a training run.
+
+    sfgrpo train RECIPE [--key value ...]                 one process
+    deepspeed --module sfgrpo.train RECIPE [--key ...]    several, on one machine or many
+
+Both run the same code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+EPILOG = """\
+Any key of the recipe can be replaced on the command line, its value read as YAML:
+
+    sfgrpo train embedded --train.learning_rate 1e-4 --credit.rule uniform --lora null
+
+`sfgrpo show RECIPE` prints every key with its value. A run that was stopped continues from its
+newest checkpoint when the same command is given again; --fresh starts over.
+"""
+
+
+def quiet_libraries() -> None:
+    """Environment of a command-line run; set before PyTorch and transformers are imported."""
+    # Waiting OpenMP threads sleep instead of spinning on a core that another thread may need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    """Arguments of a training run, without the recipe's own keys."""
+    result = argparse.ArgumentParser(
+        prog=prog,
+        description="Fine-tune a flow-matching generator with stepwise credit.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("recipe", help="name of a recipe (see `sfgrpo recipes`) or a .yaml file")
+    result.add_argument("--fresh", action="store_true", help="discard an earlier run in the folder")
+    # The deepspeed launcher passes it; the rank itself is read from the environment.
+    result.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    return result
+
+
+def pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """`["--a.b", "1", "--c=2"]` -> `[("a.b", "1"), ("c", "2")]`; ValueError for anything else."""
+    found, rest = [], list(arguments)
+    while rest:
+        name = rest.pop(0)
+        if not name.startswith("--"):
+            raise ValueError(f"expected --key value, got '{name}'")
+        key, equals, value = name[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise ValueError(f"--{key} needs a value")
+            value = rest.pop(0)
+        found.append((key, value))
+    return found
+
+
+def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> int:
+    """Train; returns the exit status. What is wrong with the input is said in one paragraph."""
+    arguments, rest = parser(prog).parse_known_args(argv)
+    quiet_libraries()
+    from sfgrpo import config
+
+    try:
+        recipe = config.load(arguments.recipe, pairs(rest))
+    except ValueError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    from sfgrpo import engine, records, report
+    from sfgrpo.trainer import Trainer
+
+    try:
+        trainer = Trainer(recipe, fresh=arguments.fresh)
+    except (ValueError, records.RunError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    trainer.train()
+    if engine.rank() == 0:
+        print(report.write(trainer.folder))
+    engine.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""The training loop of Stepwise-Flow-GRPO.
+
+Left out of the textbook GRPO: a value network, an entropy bonus, and several epochs over the same
+rows. Each row of an iteration is used once; `updates_per_iteration` splits them over that many
+optimiser steps.
+
+Shapes: P prompts, N trajectories per group, M trajectories of this rank, T steps, S = T + 1 states.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sfgrpo import backbones, credit, engine, evaluate, prompts, records, rewards
+from sfgrpo.config import Recipe
+from sfgrpo.layout import Layout
+from sfgrpo.loss import Rows, TrajectoryRows, policy_loss
+from sfgrpo.policy import Ema, Policy
+from sfgrpo.prompts import Prompt
+from sfgrpo.rollout import Plan, Trajectories, VelocityField, batches, sample
+from sfgrpo.score import as_states, measure, score
+from sfgrpo.statistics import Clock, RowStatistics, reward_statistics
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Trainer:
+    """One run of one recipe, on this rank's share of the trajectories."""
+
+    def __init__(self, recipe: Recipe, *, fresh: bool = False) -> None:
+        """Load everything; continue the newest checkpoint of the run folder if there is one.
+
+        Raises:
+            ValueError: values that do not fit together, naming the key.
+            records.RunError: the folder holds the run of another recipe.
+        """
+        self.recipe, self.device = recipe, engine.start()
+        self.folder = Path(recipe.run.output_dir)
+        self.backbone = backbones.load(
+            recipe.model.backbone,
+            recipe.model.path,
+            device=self.device,
+            dtype=DTYPES[recipe.model.dtype],
+            max_sequence_length=recipe.model.max_sequence_length,
+        )
+        self.latent_shape = self.backbone.latent_shape(*(recipe.model.resolution,) * 2)
+        self.layout = Layout(
+            recipe, self.backbone.sigmas(recipe.sample.num_steps),
+            rank=engine.rank(), world=engine.world(), device=self.device,
+        )  # fmt: skip
+        self.prompts = prompts.load(recipe.prompts)
+        self.reward = rewards.load(recipe.reward)
+        self.judges = [evaluate.load_judge(name) for name in recipe.eval.judges]
+        self.rule = credit.get(recipe.credit.rule)
+        self.policy = Policy(
+            self.backbone.transformer, recipe.lora, self.backbone.lora_targets, seed=recipe.run.seed
+        )
+        self.engine = engine.Engine(
+            self.policy.network, recipe, micro_batches=self.layout.micro_batches
+        )
+        decay = recipe.train.ema_decay
+        self.ema = Ema(self.policy.trainable(), decay) if decay else None
+        self._open(fresh)
+
+    def train(self) -> None:
+        """Run to `run.iterations`: sample, score, credit, update."""
+        recipe, last = self.recipe, self.recipe.run.iterations
+        if self.iteration == 0:
+            self.evaluate()
+        bar = tqdm(
+            total=last, initial=self.iteration, unit="it", disable=engine.rank() != 0,
+            desc=f"{recipe.credit.rule} credit", dynamic_ncols=True,
+        )  # fmt: skip
+        while self.iteration < last:
+            clock = Clock()
+            plan, chosen = self.layout.plan(self.iteration), self.draw()
+            field = self.field(chosen)
+            trajectories = self.sample(field, plan)
+            clock.lap("rollout")
+            rewards_PNS, parts_PN = self.score(field, trajectories, chosen, clock)
+            advantages_PNT = self.credit(rewards_PNS)
+            rows = self.rows(trajectories, advantages_PNT, plan)
+            clock.lap("credit")
+            metrics = {**reward_statistics(rewards_PNS, parts_PN), **self.update(field, rows)}
+            clock.lap("train")
+            self.iteration += 1
+            self.log("metrics", metrics)
+            bar.set_postfix(reward=f"{metrics['reward']:.3f}", kl=f"{metrics['kl']:.1e}")
+            bar.update()
+            if self.iteration % recipe.eval.every == 0 or self.iteration == last:
+                self.evaluate()
+                clock.lap("evaluate")
+            if self.iteration % recipe.checkpoint.every == 0 or self.iteration == last:
+                self.save()
+                clock.lap("checkpoint")
+            self.log("timing", clock.laps)
+        bar.close()
+
+    def draw(self) -> list[Prompt]:
+        """The iteration's P prompts."""
+        drawn = prompts.draw(
+            self.recipe.sample.prompts_per_iteration, len(self.prompts),
+            seed=self.recipe.run.seed, iteration=self.iteration,
+        )  # fmt: skip
+        return [self.prompts[i] for i in drawn]
+
+    def field(self, chosen: Sequence[Prompt], network: nn.Module | None = None) -> VelocityField:
+        """The velocity of the policy (or of `network`) for these prompts."""
+        guidance = self.recipe.sample.guidance_scale
+        texts = [prompt.text for prompt in chosen]
+        return VelocityField(
+            backbone=self.backbone,
+            network=network or self.engine.network,
+            conditioning=self.backbone.encode(texts),
+            unconditional=self.backbone.encode([""] * len(texts)) if guidance != 1 else None,
+            guidance=guidance,
+            batch_size=self.recipe.sample.batch_size,
+        )
+
+    def sample(self, field: VelocityField, plan: Plan) -> Trajectories:
+        """Trajectories of the plan; intermediate states are kept if the credit rule asks."""
+        return sample(
+            field, self.layout.table, plan,
+            seed=self.recipe.run.seed, latent_shape=self.latent_shape,
+            substeps=self.recipe.credit.estimate_substeps if self.rule.estimates else None,
+        )  # fmt: skip
+
+    def score(
+        self, field: VelocityField, made: Trajectories, chosen: Sequence[Prompt], clock: Clock
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Rewards `[P, N, S]` of the whole group, and the final scores `[P, N]` of each reward."""
+        shape = (self.recipe.sample.prompts_per_iteration, self.recipe.sample.group_size)
+        scores_MS = score(
+            field, made, self.reward, chosen,
+            substeps=self.recipe.credit.estimate_substeps, lap=clock.lap,
+        )  # fmt: skip
+        numbers = self.layout.numbers()
+        rewards_MS = as_states(scores_MS, made.latents_MS.shape[1])
+        parts_PN = {
+            name: engine.gather(values[:, -1], numbers).unflatten(0, shape)
+            for name, values in scores_MS.items()
+            if name != "reward"
+        }
+        return engine.gather(rewards_MS, numbers).unflatten(0, shape), parts_PN
+
+    def credit(self, rewards_PNS: Tensor) -> Tensor:
+        """Advantages `[P, N, T]` of every step of the whole group."""
+        c = self.recipe.credit
+        options = credit.CreditOptions(
+            normalize=c.normalize, stride=c.stride, statistics=c.statistics, clamp=c.clamp
+        )
+        trainable_T = self.layout.trainable_T.to(rewards_PNS.device)
+        return credit.advantages(rewards_PNS, trainable_T, name=c.rule, options=options)
+
+    def rows(
+        self, trajectories: Trajectories, advantages_PNT: Tensor, plan: Plan
+    ) -> TrajectoryRows:
+        """This rank's trajectories with their advantages."""
+        return TrajectoryRows(
+            latents_MS=trajectories.latents_MS,
+            logp_MT=trajectories.logp_MT,
+            advantages_MT=advantages_PNT.flatten(0, 1)[self.layout.share],
+            prompt_M=plan.prompt_G[plan.group_of_M],
+            table=self.layout.table.to(self.device),
+            kl_scale_T=self.layout.kl_scale_T.to(self.device),
+        )
+
+    def update(self, field: VelocityField, rows: TrajectoryRows) -> dict[str, float]:
+        """Split the rows over optimiser steps and micro-batches, and take the steps."""
+        train, statistics = self.recipe.train, RowStatistics()
+        weight = self.engine.row_weight(self.layout.rows_per_update)
+        for update, (trajectory, step) in enumerate(self.layout.updates(self.iteration)):
+            for part in batches(len(step), train.micro_batch_size):
+                batch = rows.take(trajectory[part], step[part])
+                v, v_uncond = field(batch.x, batch.coef[:, 3], batch.prompt)
+                v_ref = self.reference_velocity(field, batch) if train.beta else None
+                result = policy_loss(
+                    batch, v, v_uncond, v_ref, guidance=field.guidance,
+                    clip_range=train.clip_range, beta=train.beta, weight=weight,
+                )  # fmt: skip
+                statistics.add(result.stats, batch, first=update == 0)
+                self.engine.backward(result.loss)
+            statistics.add_norm(self._checked_norm())
+            if self.ema:
+                self.ema.update()
+        return statistics.summary(train.beta)
+
+    def reference_velocity(self, field: VelocityField, batch: Rows) -> Tensor:
+        """The guided velocity of the policy as it was before training."""
+        with self.policy.reference() as network:
+            start = replace(field, network=network)
+            return start.guided(*start(batch.x, batch.coef[:, 3], batch.prompt))
+
+    def evaluate(self) -> None:
+        """Measure the (averaged) policy on held-out noise; log the numbers, keep the images."""
+        options = self.recipe.eval
+        chosen = evaluate.chosen(self.prompts, options.prompts)
+        with self.ema.applied() if self.ema else nullcontext():
+            result = evaluate.evaluate(
+                self.field(chosen), chosen,
+                lambda images, prompt: measure(self.reward, images, prompt, chosen), self.judges,
+                seed=self.recipe.run.seed, num_steps=options.num_steps,
+                images_per_prompt=options.images_per_prompt, latent_shape=self.latent_shape,
+            )  # fmt: skip
+        self.log("eval", result.numbers)
+        if engine.rank() == 0:
+            records.save_images(self.folder, self.iteration, result)
+
+    def save(self) -> None:
+        """Write a complete checkpoint."""
+
+        def write(folder: Path) -> None:
+            self.engine.save(folder)
+            if self.ema and engine.rank() == 0:
+                self.ema.save(folder / "ema.safetensors")
+
+        self.checkpoints.save(
+            self.iteration, write, main=engine.rank() == 0, barrier=engine.barrier
+        )
+
+    def log(self, log: str, values: Mapping[str, object]) -> None:
+        """Append to a log of the run (rank 0)."""
+        if self.logs:
+            self.logs.write(log, self.iteration, values)
+
+    def _open(self, fresh: bool) -> None:
+        """Prepare the run folder and continue its newest checkpoint."""
+        if engine.rank() == 0:
+            records.prepare(self.folder, self.recipe, fresh=fresh)
+        engine.barrier()
+        self.checkpoints = records.Checkpoints(
+            self.folder / "checkpoints", self.recipe.checkpoint.keep
+        )
+        self.iteration = 0
+        if latest := self.checkpoints.latest():
+            self.iteration = int(latest.name)
+            self.engine.load(latest)
+            if self.ema:
+                self.ema.load(latest / "ema.safetensors")
+        self.logs = records.Logs(self.folder, self.iteration) if engine.rank() == 0 else None
+
+    def _checked_norm(self) -> float:
+        norm = self.engine.grad_norm()
+        # fp16 overflows on purpose while the loss scale is searched; the engine skips such steps.
+        if not math.isfinite(norm) and self.recipe.model.dtype != "fp16":
+            raise FloatingPointError(f"the gradient norm is {norm} in iteration {self.iteration}")
+        return norm
