@@ -187,13 +187,14 @@ def main(argv: list[str]) -> int:
     if unknown:
         print(f"unknown target {unknown[0]}; known: {', '.join(TARGETS)}", file=sys.stderr)
         return 2
-    print(f"{'example':44} {'kernel':32} {'target':8} registers  shared  spills")
+    width = max(len(example) for example in examples())
+    print(f"{'example':{width}}  {'kernel':28}  {'target':6}  registers  shared  spills")
     spilled = 0
     for usage in compile_all(argv or list(TARGETS)):
         spilled += usage.spilled
         print(
-            f"{usage.example:44} {usage.kernel:32} {usage.target:8} {usage.registers:9} "
-            f"{usage.shared:7} {usage.spilled:7}",
+            f"{usage.example:{width}}  {usage.kernel:28}  {usage.target:6}  "
+            f"{usage.registers:9}  {usage.shared:6}  {usage.spilled:6}",
             flush=True,
         )
     return 1 if spilled else 0

@@ -1,0 +1,68 @@
+"""What all Triton launchers share: schemas, addressing, dtypes, seeds."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from typing import Any
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from sfgrpo.kernels.common import LAUNCH, split_seed, tile_at, tiling
+from sfgrpo.kernels.tweedie import tweedie
+from sfgrpo.ops._backends import LAUNCHERS
+
+
+@pytest.mark.parametrize(("op", "module"), sorted(LAUNCHERS.items()))
+def test_launcher_takes_the_arguments_of_its_schema(op: str, module: str) -> None:
+    launcher = getattr(importlib.import_module(f"sfgrpo.kernels.{module}"), op)
+    schema = getattr(torch.ops.sfgrpo, op).default._schema
+    assert list(inspect.signature(launcher).parameters) == [a.name for a in schema.arguments]
+
+
+@pytest.mark.parametrize("row_elements", [1, 2, 15, 16, 17, 56, 1023, 1024, 1025, 2**31 + 1])
+def test_tiling_covers_rows_and_depends_on_nothing_else(row_elements: int) -> None:
+    cut = tiling(row_elements)
+    assert cut.rows * cut.cols == LAUNCH.tile_elements
+    assert (cut.chunks - 1) * cut.cols < row_elements <= cut.chunks * cut.cols
+    assert cut.programs(5 * cut.rows + 1) == (6 * cut.chunks,)
+
+
+@triton.jit
+def _offsets_kernel(
+    out_ptr, mask_ptr, batch, row_elements, chunks, ROWS: tl.constexpr, COLS: tl.constexpr
+):
+    _, _, _, _, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS)
+    local = (tl.arange(0, ROWS) * COLS)[:, None] + tl.arange(0, COLS)[None, :]
+    base = tl.program_id(0) * ROWS * COLS
+    tl.store(out_ptr + base + local, offsets)
+    tl.store(mask_ptr + base + local, mask.to(tl.int32))
+
+
+@pytest.mark.parametrize("row_elements", [2**31 - 1, 2**33])
+def test_addresses_beyond_32_bits(row_elements: int) -> None:
+    """Rows so long that only their first columns are looked at: two chunks of four rows."""
+    offsets = torch.zeros(2, 4, 16, dtype=torch.int64)
+    mask = torch.zeros(2, 4, 16, dtype=torch.int32)
+    kernel: Any = _offsets_kernel
+    kernel[(2,)](offsets, mask, 3, row_elements, 2, ROWS=4, COLS=16)
+    row = torch.arange(4).reshape(1, 4, 1)
+    col = torch.arange(32).reshape(2, 1, 16)
+    assert torch.equal(offsets, row * row_elements + col)
+    assert torch.equal(mask != 0, (row < 3).expand(2, 4, 16))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1])
+def test_seed_halves_are_32_bit_integers_that_restore_it(seed: int) -> None:
+    low, high = split_seed(seed)
+    assert all(-(2**31) <= half < 2**31 for half in (low, high))
+    assert (low & 0xFFFFFFFF) | (high & 0xFFFFFFFF) << 32 == seed
+
+
+def test_float64_is_refused_with_a_way_out() -> None:
+    x = torch.zeros(2, 3, dtype=torch.float64)
+    with pytest.raises(TypeError, match=r"float64: convert it, or compute on the CPU"):
+        tweedie(x, x, torch.zeros(2, dtype=torch.float64))

@@ -1,0 +1,230 @@
+"""Triton kernels of the loss and of the advantages against the references."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from sfgrpo.kernels import common, gain_advantages, policy_loss
+from sfgrpo.kernels.common import LaunchParameters
+from sfgrpo.kernels.sde_logprob import sde_logprob
+from sfgrpo.ops.gain_advantages import NORMALIZATIONS, gain_advantages_reference
+from sfgrpo.ops.policy_loss import policy_loss_backward_reference, policy_loss_reference
+from sfgrpo.ops.sde_logprob import sde_logprob_reference
+from tests.ops.triton_support import (
+    EPS,
+    coefficients,
+    double,
+    interpret,
+    logp_error,
+    residual_error,
+    rows,
+)
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+BATCH = 7
+NOISE_FREE = (2, 5)
+CLIP = (0.02, 0.03)
+KL_WEIGHT = 0.04
+
+
+def _loss_arguments(
+    row_elements: int,
+    dtypes: tuple[torch.dtype, torch.dtype] = (F32, BF16),
+    *,
+    guided: bool = True,
+    reference: bool = True,
+    per_row: bool = False,
+) -> tuple[Any, ...]:
+    """Rows of every kind: both signs of the advantage, ratios below, inside and above the clip."""
+    x, v = (rows(BATCH, row_elements, dtype, seed=i) for i, dtype in enumerate(dtypes))
+    v_uncond = rows(BATCH, row_elements, dtypes[1], seed=2) if guided else None
+    v_ref = rows(BATCH, row_elements, dtypes[1], seed=4) if reference else None
+    coef = coefficients(BATCH, noise_free=NOISE_FREE)
+    drift = coef[:, 0:1] * x + coef[:, 2:3] * rows(BATCH, row_elements, seed=3)
+    x_next = drift.to(dtypes[0])
+    logp = sde_logprob_reference(*double(x, v, x_next, coef, v_uncond, 1.5, True))
+    offsets = torch.tensor([0.1, -0.1, 9.0, 0.005, -0.005, 9.0, 0.1])
+    advantages = torch.tensor([1.0, 1.5, 2.0, 0.7, -0.3, -1.0, -2.0])
+    kl_scale = torch.linspace(0.5, 2, BATCH) if per_row else None
+    weights = torch.linspace(0.1, 0.4, BATCH) if per_row else None
+    logp_old = (logp - offsets).float()
+    return (
+        x, v, x_next, coef, logp_old, advantages, v_uncond, 1.5, v_ref, *CLIP, KL_WEIGHT,
+        kl_scale, weights,
+    )  # fmt: skip
+
+
+def _check_loss(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    x, v, x_next, coef, _, advantages, v_uncond, guidance, v_ref = arguments[:9]
+    loss, stats, back = interpret(policy_loss.policy_loss, *arguments)
+    exact_loss, exact, exact_back = policy_loss_reference(*double(*arguments))
+    noisy = coef[:, 2] > 0
+    residual, bound = residual_error(x, v, x_next, coef, v_uncond, guidance)
+    logp_bound = logp_error(residual, bound, coef[:, 2])
+    # ratio and surrogate inherit the log-density's absolute error, relative to themselves.
+    relative = 2 * logp_bound + 16 * EPS
+    size = advantages.abs() * exact[:, 1].clamp(min=1)
+    # The KL: differences of velocities, squared and summed.
+    gap = bound / coef[:, 1:2].abs() + (v_ref.double().abs() * EPS if v_ref is not None else 0)
+    kl_scale = (
+        arguments[12]
+        if arguments[12] is not None
+        else coef[:, 1] ** 2 / (2 * torch.where(noisy, coef[:, 2], 1.0) ** 2)
+    )
+    spread = (exact[:, 3] / kl_scale).sqrt()
+    rms = gap.square().mean(1).sqrt() if gap.shape[1] else torch.zeros(BATCH)
+    kl_bound = kl_scale * (2 * spread * rms + rms**2) + 64 * EPS * exact[:, 3]
+    limits = (logp_bound, relative * exact[:, 1], torch.zeros(BATCH), kl_bound, relative * size)
+    for column, limit in enumerate(limits):
+        error = (stats[:, column] - exact[:, column]).abs()
+        assert (error <= torch.where(noisy, limit, 0.0)).all(), policy_loss_columns[column]
+    weights = arguments[13] if arguments[13] is not None else torch.full((BATCH,), 1 / 5)
+    loss_bound = weights * (relative * size + KL_WEIGHT * kl_bound) * noisy
+    assert (loss - exact_loss).abs() <= loss_bound.sum() + 8 * EPS * exact_loss.abs()
+    back_bound = (relative + 16 * EPS)[:, None] * exact_back.abs()
+    assert ((back - exact_back).abs() <= back_bound).all()
+    return loss, stats, back
+
+
+policy_loss_columns = ("logp", "ratio", "clipped", "kl", "surrogate")
+
+
+@pytest.mark.parametrize("row_elements", [1, 3, 56, 65, 1024, 1025, 2500])
+def test_loss_in_every_size(row_elements: int) -> None:
+    _, stats, _ = _check_loss(_loss_arguments(row_elements))
+    # Clipped: A > 0 above the range, A < 0 below it; noise-free rows hold 0, 1, 0, 0, 0.
+    assert stats[:, 2].tolist() == [1, 0, 0, 0, 0, 0, 0]
+    for row in NOISE_FREE:
+        assert stats[row].tolist() == [0, 1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("dtypes", [(F32, F32), (BF16, BF16), (F16, BF16)])
+@pytest.mark.parametrize(("guided", "reference", "per_row"), list(product([False, True], repeat=3)))
+def test_loss_in_every_form(
+    dtypes: tuple[torch.dtype, torch.dtype], guided: bool, reference: bool, per_row: bool
+) -> None:
+    _check_loss(_loss_arguments(70, dtypes, guided=guided, reference=reference, per_row=per_row))
+
+
+@pytest.mark.parametrize("row_elements", [1, 56, 1025])
+@pytest.mark.parametrize(("guided", "reference"), list(product([False, True], repeat=2)))
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_loss_backward_against_float64(
+    row_elements: int, guided: bool, reference: bool, dtype: torch.dtype
+) -> None:
+    arguments = _loss_arguments(row_elements, (F32, dtype), guided=guided, reference=reference)
+    x, v, x_next, coef, _, _, v_uncond, guidance, v_ref = arguments[:9]
+    _, _, back = policy_loss_reference(*double(*arguments))
+    back = back.float()
+    inputs = (torch.tensor(0.7), x, v, x_next, coef, back, v_uncond, guidance, v_ref)
+    got = interpret(policy_loss.policy_loss_backward, *inputs)
+    exact = policy_loss_backward_reference(*double(*inputs))
+    _, bound = residual_error(x, v, x_next, coef, v_uncond, guidance)
+    error = back[:, 0:1].abs() * bound
+    if v_ref is not None:
+        gap = bound / coef[:, 1:2].abs() + 2 * EPS * v_ref.double().abs()
+        error = error + back[:, 1:2].abs() * gap
+    for tensor, g, e in zip((v, v_uncond), got, exact, strict=True):
+        if tensor is None:
+            assert g.numel() == 0
+            continue
+        assert g.dtype == tensor.dtype
+        rounding = (torch.finfo(dtype).eps / 2 + 16 * EPS) * e.abs() + torch.finfo(dtype).tiny
+        assert ((g.double() - e).abs() <= 2 * error + rounding).all()
+        for row in NOISE_FREE:
+            assert torch.equal(g[row], torch.zeros_like(g[row]))
+
+
+def test_rows_of_many_chunks_and_a_loss_of_many_rows() -> None:
+    """The loops of the second and third launch, which sizes that suit a test never enter."""
+    small = LaunchParameters(tile_elements=64, finish_rows=2, finish_cols=4)
+    arguments = _loss_arguments(1000, per_row=True)
+    latents = (*arguments[:4], *arguments[6:8])
+    with (
+        mock.patch.object(common, "LAUNCH", small),
+        mock.patch.object(
+            policy_loss, "LAUNCH", LaunchParameters(tile_elements=2, finish_rows=2, finish_cols=4)
+        ),
+    ):
+        _check_loss(arguments)
+        logp = interpret(sde_logprob, *latents, True)
+    whole = interpret(sde_logprob, *latents, True)
+    bound = logp_error(*residual_error(*latents), arguments[3][:, 2])
+    assert ((logp - whole).abs() <= 2 * bound).all()
+
+
+def test_no_rows_and_no_elements() -> None:
+    for batch, row_elements in ((0, 4), (3, 0)):
+        x, coef, row = torch.empty(batch, row_elements), coefficients(batch), torch.ones(batch)
+        arguments = (x, x, x, coef, row, row, None, 1.0, x, *CLIP, KL_WEIGHT, None, None)
+        loss, stats, back = interpret(policy_loss.policy_loss, *arguments)
+        for got, want in zip((loss, stats, back), policy_loss_reference(*arguments), strict=True):
+            assert torch.allclose(got, want, rtol=8 * EPS, atol=0)
+        grads = policy_loss.policy_loss_backward(loss, x, x, x, coef, back, None, 1.0, None)
+        assert [g.shape for g in grads] == [x.shape, (0,)]
+
+
+def test_only_noise_free_rows() -> None:
+    arguments = list(_loss_arguments(56))
+    arguments[3] = coefficients(BATCH, noise_free=tuple(range(BATCH)))
+    loss, stats, back = interpret(policy_loss.policy_loss, *arguments)
+    assert loss == 0
+    assert torch.equal(stats, torch.tensor([[0.0, 1, 0, 0, 0]]).expand(BATCH, 5))
+    assert torch.equal(back, torch.zeros(BATCH, 2))
+
+
+def _rewards(prompts: int, trajectories: int, steps: int, offset: float = 20.0) -> Tensor:
+    generator = torch.Generator().manual_seed(trajectories * 100 + steps)
+    rewards = torch.randn(prompts, trajectories, steps + 1, generator=generator)
+    # Kept to few digits, so that gains of large rewards are exact in fp32.
+    return (rewards * 64).round() / 64 + offset
+
+
+def _advantage_error(exact: Tensor) -> Tensor:
+    """Two sums of at most 1024 fp32 numbers in blocks, a division, a square root."""
+    return 40 * EPS * (exact.abs() + 1)
+
+
+@pytest.mark.parametrize("normalize", range(4), ids=NORMALIZATIONS)
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(
+    ("trajectories", "steps"), [(1, 1), (2, 1), (1, 5), (24, 10), (3, 70), (150, 9), (40, 65)]
+)
+def test_advantages(trajectories: int, steps: int, masked: bool, normalize: int) -> None:
+    rewards = _rewards(3, trajectories, steps)
+    mask = torch.rand(3, trajectories, steps) < 0.7 if masked else None
+    got = interpret(gain_advantages.gain_advantages, rewards, normalize, mask, 1.5)
+    exact = gain_advantages_reference(rewards, normalize, mask, 1.5)
+    assert got.dtype == F32
+    assert ((got - exact).abs() <= _advantage_error(exact)).all()
+
+
+@pytest.mark.parametrize("normalize", range(4), ids=NORMALIZATIONS)
+def test_advantages_without_clamp_and_in_float64(normalize: int) -> None:
+    rewards = _rewards(2, 24, 10, offset=1e5).double() + 1e-4 * torch.rand(2, 24, 11).double()
+    got = interpret(gain_advantages.gain_advantages, rewards, normalize, None, None)
+    exact = gain_advantages_reference(rewards, normalize, None, None)
+    assert exact.abs().max() > 1.5
+    assert ((got - exact).abs() <= _advantage_error(exact)).all()
+
+
+@pytest.mark.parametrize("normalize", range(4), ids=NORMALIZATIONS)
+def test_equal_gains_carry_no_signal(normalize: int) -> None:
+    ramp = torch.arange(6.0).expand(1, 4, 6) * 0.1
+    alive = _rewards(1, 4, 5)
+    got = interpret(gain_advantages.gain_advantages, torch.cat((ramp, alive)), normalize, None, 5.0)
+    assert torch.equal(got[0], torch.zeros(4, 5))
+    assert got[1].abs().max() > 0.5
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0)])
+def test_no_gains(shape: tuple[int, int, int]) -> None:
+    prompts, trajectories, steps = shape
+    rewards = torch.zeros(prompts, trajectories, steps + 1)
+    assert gain_advantages.gain_advantages(rewards, 0, None, None).shape == shape
