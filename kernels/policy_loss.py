@@ -91,8 +91,11 @@ def policy_loss_rows_kernel(
     logp = gaussian_logp(square, n, row_elements, 1.0)
     ratio = tl.where(noisy, tl.exp(logp - logp_old), 1.0)
     unclipped = advantage * ratio
-    limited = advantage * tl.minimum(tl.maximum(ratio, 1.0 - clip_low), 1.0 + clip_high)
-    surrogate = tl.where(noisy, -tl.minimum(unclipped, limited), 0.0)
+    # A ratio that is nan must show in the loss: by default min and max return the other operand.
+    limited = tl.maximum(ratio, 1.0 - clip_low, propagate_nan=tl.PropagateNan.ALL)
+    limited = advantage * tl.minimum(limited, 1.0 + clip_high, propagate_nan=tl.PropagateNan.ALL)
+    surrogate = -tl.minimum(unclipped, limited, propagate_nan=tl.PropagateNan.ALL)
+    surrogate = tl.where(noisy, surrogate, 0.0)
     clipped = noisy & (limited < unclipped)
 
     kl_scale = b * b / (2.0 * variance)

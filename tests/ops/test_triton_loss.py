@@ -228,3 +228,14 @@ def test_no_gains(shape: tuple[int, int, int]) -> None:
     prompts, trajectories, steps = shape
     rewards = torch.zeros(prompts, trajectories, steps + 1)
     assert gain_advantages.gain_advantages(rewards, 0, None, None).shape == shape
+
+
+def test_nan_reaches_the_loss() -> None:
+    arguments = list(_loss_arguments(56))
+    arguments[4] = arguments[4].clone()
+    arguments[4][0] = float("nan")
+    loss, stats, back = interpret(policy_loss.policy_loss, *arguments)
+    assert loss.isnan()
+    assert stats[0, [1, 4]].isnan().all()
+    assert back[0, 0].isnan()
+    assert not stats[1:].isnan().any()

@@ -1,0 +1,117 @@
+"""Runs the ops as users call them, on this machine's accelerator, against the references.
+
+`python -m tests.ops.device_check` checks the compiled kernels on a real GPU (which the test suite
+cannot do in its own process, since it interprets Triton); without a GPU it checks the CPU's.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+from sfgrpo import ops
+from sfgrpo.ops.gain_advantages import NORMALIZATIONS, gain_advantages_reference
+from sfgrpo.ops.philox import philox_normal_reference
+from sfgrpo.ops.policy_loss import policy_loss_reference
+from sfgrpo.ops.sde_logprob import sde_logprob_reference
+from sfgrpo.ops.tweedie import tweedie_reference
+from tests.ops.triton_support import coefficients, double, logp_error, residual_error, rows
+
+BATCH = 6
+SIZES = (1, 56, 1023, 1024, 10007, 65536)
+
+
+def _noise(device: torch.device, row_elements: int) -> bool:
+    ids, steps = torch.arange(BATCH) * 2**31, torch.arange(BATCH)
+    got = ops.philox_normal(
+        (row_elements,), seed=2**40 + 17, sample_ids=ids.to(device), step_ids=steps.to(device)
+    )
+    exact = philox_normal_reference(row_elements, 2**40 + 17, ids, steps, torch.float32)
+    return torch.equal(got.cpu().view(torch.int32), exact.view(torch.int32))
+
+
+def _latents(row_elements: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, coef = rows(BATCH, row_elements), coefficients(BATCH, noise_free=(2,))
+    v = rows(BATCH, row_elements, torch.bfloat16, seed=1)
+    x_next = coef[:, 0:1] * x + coef[:, 2:3] * rows(BATCH, row_elements, seed=3)
+    return x, v, x_next, coef
+
+
+def _step(device: torch.device, row_elements: int) -> bool:
+    x, v, _, coef = _latents(row_elements)
+    ids = torch.arange(BATCH, device=device)
+    x_next, logp, x0_hat = ops.sde_step_x0(
+        x.to(device), v.to(device), coef.to(device), seed=3, sample_ids=ids, step_ids=4
+    )
+    residual, bound = residual_error(x, v, x_next.cpu(), coef, None, 1.0)
+    noise = philox_normal_reference(row_elements, 3, ids.cpu(), ids.cpu() * 0 + 4, torch.float32)
+    step_error = (residual - coef[:, 2:3].double() * noise).abs()
+    logp_exact = sde_logprob_reference(*double(x, v, x_next.cpu(), coef, None, 1.0, True))
+    x0_exact = tweedie_reference(*double(x, v, coef[:, 3].contiguous()))
+    return bool(
+        (step_error <= bound).all()
+        and ((x0_hat.cpu() - x0_exact).abs() <= bound + 8e-7 * v.abs()).all()
+        and ((logp.cpu() - logp_exact).abs() <= logp_error(residual, bound, coef[:, 2])).all()
+    )
+
+
+def _gradient(device: torch.device, row_elements: int) -> bool:
+    x, v, x_next, coef = _latents(row_elements)
+    v_uncond, v_ref = rows(BATCH, row_elements, seed=5), rows(BATCH, row_elements, seed=6)
+    logp_old = sde_logprob_reference(*double(x, v, x_next, coef, v_uncond, 1.5, True)).float()
+    advantages = torch.linspace(-1, 1, BATCH)
+    leaves = [tensor.to(device).detach().requires_grad_() for tensor in (v, v_uncond)]
+    loss = ops.policy_loss(
+        x.to(device), leaves[0], x_next.to(device), coef.to(device), logp_old.to(device),
+        advantages.to(device), v_uncond=leaves[1], guidance=1.5, v_ref=v_ref.to(device),
+        clip_range=0.2, kl_weight=0.04,
+    ).loss  # fmt: skip
+    loss.backward()
+    exact_leaves = [tensor.detach().double().requires_grad_() for tensor in (v, v_uncond)]
+    x, x_next, coef, logp_old, advantages, v_ref = double(
+        x, x_next, coef, logp_old, advantages, v_ref
+    )
+    exact, _, _ = policy_loss_reference(
+        x, exact_leaves[0], x_next, coef, logp_old, advantages, exact_leaves[1], 1.5, v_ref,
+        0.2, 0.2, 0.04, None, None,
+    )  # fmt: skip
+    exact.backward()
+    close = bool((loss.cpu() - exact).abs() <= 1e-4 * exact.abs() + 1e-4)
+    for leaf, exact_leaf in zip(leaves, exact_leaves, strict=True):
+        assert leaf.grad is not None
+        assert exact_leaf.grad is not None
+        scale = exact_leaf.grad.abs().max()
+        rounding = 2 * torch.finfo(leaf.dtype).eps + 1e-4
+        close &= bool(((leaf.grad.cpu() - exact_leaf.grad).abs() <= rounding * scale).all())
+    return close
+
+
+def _credit(device: torch.device) -> bool:
+    rewards = rows(3, 24 * 11).reshape(3, 24, 11)
+    close = True
+    for index, name in enumerate(NORMALIZATIONS):
+        got = ops.gain_advantages(rewards.to(device), normalize=name).cpu()
+        exact = gain_advantages_reference(rewards, index, None, 5.0)
+        close &= bool(((got - exact).abs() <= 4e-6 * (exact.abs() + 1)).all())
+    return close
+
+
+def main() -> int:
+    available = torch.accelerator.is_available()
+    accelerator = torch.accelerator.current_accelerator() if available else None
+    device = accelerator or torch.device("cpu")
+    print(f"device {device}")
+    results = {"advantages": _credit(device)}
+    for row_elements in SIZES:
+        results[f"noise bits, D = {row_elements}"] = _noise(device, row_elements)
+        results[f"step, D = {row_elements}"] = _step(device, row_elements)
+        results[f"loss and gradient, D = {row_elements}"] = _gradient(device, row_elements)
+    for name, good in results.items():
+        print(f"{'ok' if good else 'WRONG':6} {name}")
+    return 0 if all(results.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
