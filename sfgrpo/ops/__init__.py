@@ -7,7 +7,7 @@ business: C++ on the CPU, Triton on GPUs, the reference everywhere else.
 
 from __future__ import annotations
 
-from sfgrpo.ops._backends import register_triton
+from sfgrpo.ops._backends import load_cpp, register_triton
 from sfgrpo.ops.gain_advantages import NORMALIZATIONS, Normalization, gain_advantages
 from sfgrpo.ops.philox import philox_normal
 from sfgrpo.ops.policy_loss import PolicyLoss, PolicyStats, policy_loss
@@ -30,4 +30,5 @@ __all__ = [
     "tweedie",
 ]
 
+load_cpp()
 register_triton()

@@ -115,7 +115,8 @@ def cos_sin_2pi(u: Tensor) -> tuple[Tensor, Tensor]:
 
 def box_muller(word1: Tensor, word2: Tensor) -> tuple[Tensor, Tensor]:
     """Two 32-bit words -> two independent standard normals (float32)."""
-    radius = torch.sqrt(-2.0 * natural_log(uniform(word1)))
+    # Through float64 the square root is correctly rounded; PyTorch's float32 one is not (MKL).
+    radius = (-2.0 * natural_log(uniform(word1))).double().sqrt().float()
     cos, sin = cos_sin_2pi(uniform(word2))
     return radius * cos, radius * sin
 

@@ -1,0 +1,70 @@
+// Standard normals from (seed, sample, step, element): the generator alone.
+// Specification: sfgrpo/ops/philox.py.
+#ifndef SFGRPO_TARGET
+
+#include "rows.h"
+
+namespace sfgrpo {
+struct NormalArgs {
+  Shape shape;
+  Array out;
+  uint64_t seed;
+  const int64_t *sample_ids, *step_ids;
+};
+}  // namespace sfgrpo
+
+#define SFGRPO_FILE "philox.cpp"
+#include "targets.h"
+
+namespace sfgrpo {
+
+Tensor philox_normal(int64_t numel, int64_t seed, const Tensor& sample_ids, const Tensor& step_ids,
+                     ScalarType dtype) {
+  const Shape shape(sample_ids.numel(), numel);
+  const Tensor samples = int64_rows("sample_ids", sample_ids, shape.rows);
+  const Tensor steps = int64_rows("step_ids", step_ids, shape.rows);
+  const Tensor out = torch::stable::new_empty(sample_ids, {shape.rows, numel}, dtype);
+  const NormalArgs args{shape, Operand("dtype", out).array, static_cast<uint64_t>(seed),
+                        static_cast<const int64_t*>(samples.data_ptr()),
+                        static_cast<const int64_t*>(steps.data_ptr())};
+  for_blocks(shape, SFGRPO_SELECT(philox_normal), args);
+  return out;
+}
+
+}  // namespace sfgrpo
+
+STABLE_TORCH_LIBRARY_IMPL(sfgrpo, CPU, library) {
+  library.impl("philox_normal", TORCH_BOX(&sfgrpo::philox_normal));
+}
+
+#else  // once per instruction set
+
+#include "vec.h"
+#include "normal.h"
+
+namespace sfgrpo::SFGRPO_TARGET {
+namespace {
+
+void philox_normal(const NormalArgs& args, int64_t first, int64_t last) {
+  alignas(64) float normals[kBlock];
+  for (int64_t task = first; task < last; ++task) {
+    const Block block(args.shape, task);
+    const NoiseRow row(args.seed, static_cast<uint64_t>(args.sample_ids[block.row]),
+                       static_cast<uint32_t>(args.step_ids[block.row]));
+    fill_normals(row, block.offset, block.count, normals);
+    if (args.out.type == Type::f64) {
+      double* __restrict out = static_cast<double*>(args.out.data) + block.begin;
+      for (int i = 0; i < block.count; ++i) out[i] = normals[i];
+    } else if (args.out.type == Type::f32) {
+      __builtin_memcpy(static_cast<float*>(args.out.data) + block.begin, normals,
+                       block.count * sizeof(float));
+    } else {
+      store(args.out, block.begin, block.count, normals);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sfgrpo::SFGRPO_TARGET
+
+#endif

@@ -1,0 +1,222 @@
+// Host side, shared by every op: tensors as rows of blocks, and the instruction set to run them on.
+//
+// A row (D elements) is cut into blocks of kBlock elements whatever the batch and the number of
+// threads; a block is the unit of work and of summation, and a row's partial sums are added in
+// order.  Hence results do not depend, not even in the last bit, on threads or on batch splits.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+namespace sfgrpo {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Five float32 buffers of a block fit the smallest L1 cache in use; a multiple of 64, the number
+// of normals that one round of the generator makes.
+constexpr int kBlock = 1024;
+constexpr double kHalfLog2Pi = 0.91893853320467274178;
+
+enum class Type : int { f32, f64, bf16, f16 };
+
+// Contiguous data of one of the four types; null where an optional tensor is absent.
+struct Array {
+  void* data = nullptr;
+  Type type = Type::f32;
+};
+
+[[noreturn]] inline void fail(const std::string& message) { throw std::runtime_error(message); }
+
+inline Type type_of(const char* name, const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return Type::f32;
+    case ScalarType::Double: return Type::f64;
+    case ScalarType::BFloat16: return Type::bf16;
+    case ScalarType::Half: return Type::f16;
+    default: fail(std::string(name) + ": expected float32, float64, bfloat16 or float16");
+  }
+}
+
+// A contiguous operand and, if a copy had to be made for that, its owner.
+struct Operand {
+  Tensor tensor;
+  Array array;
+
+  Operand() = default;
+  Operand(const char* name, const Tensor& source)
+      : tensor(source.is_contiguous() ? source : torch::stable::contiguous(source)),
+        array{tensor.data_ptr(), type_of(name, source)} {}
+  Operand(const char* name, const std::optional<Tensor>& source)
+      : Operand(source ? Operand(name, *source) : Operand()) {}
+};
+
+inline Tensor empty_as(const Tensor& like, ScalarType type) {
+  return torch::stable::new_empty(like, like.sizes(), type);
+}
+inline Tensor empty_as(const Tensor& like) { return empty_as(like, like.scalar_type()); }
+
+// [rows, elements], and each row in blocks.
+struct Shape {
+  int64_t rows = 0, elements = 0, blocks = 0;
+
+  Shape(int64_t rows_, int64_t elements_)
+      : rows(rows_), elements(elements_), blocks((elements_ + kBlock - 1) / kBlock) {}
+  explicit Shape(const Tensor& x) : Shape(x.size(0), row_elements(x)) {}
+
+  static int64_t row_elements(const Tensor& x) {
+    int64_t product = 1;
+    for (int64_t axis = 1; axis < x.dim(); ++axis) product *= x.size(axis);
+    return product;
+  }
+
+  // An op called behind the public function's back must not read out of bounds.
+  void check(const char* name, const Tensor& tensor, bool f64) const {
+    if (tensor.numel() != rows * elements)
+      fail(std::string(name) + ": expected as many elements as x");
+    if ((tensor.scalar_type() == ScalarType::Double) != f64)
+      fail(std::string(name) + ": expected float64 in all tensors or in none");
+  }
+  void check(const char* name, const std::optional<Tensor>& tensor, bool f64) const {
+    if (tensor) check(name, *tensor, f64);
+  }
+};
+
+// The part of a row that one block covers.
+struct Block {
+  int64_t row, offset, begin;  // offset within the row, begin within the tensor
+  int count;
+
+  Block(const Shape& shape, int64_t task)
+      : row(task / shape.blocks),
+        offset((task - row * shape.blocks) * kBlock),
+        begin(row * shape.elements + offset),
+        count(static_cast<int>(std::min<int64_t>(kBlock, shape.elements - offset))) {}
+};
+
+// One number per row, in double: float64 or float32 tensors, [rows * columns].
+inline std::vector<double> numbers(const char* name, const Tensor& tensor, int64_t expected) {
+  if (tensor.numel() != expected) fail(std::string(name) + ": wrong number of elements");
+  const Operand operand(name, tensor);
+  std::vector<double> values(expected);
+  for (int64_t i = 0; i < expected; ++i) {
+    switch (operand.array.type) {
+      case Type::f32: values[i] = static_cast<const float*>(operand.array.data)[i]; break;
+      case Type::f64: values[i] = static_cast<const double*>(operand.array.data)[i]; break;
+      default: fail(std::string(name) + ": expected float32 or float64");
+    }
+  }
+  return values;
+}
+
+inline Tensor int64_rows(const char* name, const Tensor& tensor, int64_t rows) {
+  if (tensor.scalar_type() != ScalarType::Long || tensor.numel() != rows)
+    fail(std::string(name) + ": expected int64, one per row");
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline void store_number(const Array& array, int64_t index, double value) {
+  if (array.type == Type::f64) static_cast<double*>(array.data)[index] = value;
+  else static_cast<float*>(array.data)[index] = static_cast<float>(value);
+}
+
+struct Coefficients {
+  double a, b, n, t;
+};
+
+inline std::vector<Coefficients> coefficients(const Tensor& coef, int64_t rows) {
+  const std::vector<double> values = numbers("coef", coef, 4 * rows);
+  std::vector<Coefficients> result(rows);
+  for (int64_t row = 0; row < rows; ++row) {
+    const double* c = &values[4 * row];
+    const bool finite = std::isfinite(c[0] + c[1]) && std::isfinite(c[2]) && std::isfinite(c[3]);
+    if (!finite || c[2] < 0 || c[3] < 0 || c[3] > 1)
+      fail("coef: row " + std::to_string(row) + " is (a, b, n, t) = (" + std::to_string(c[0]) +
+           ", " + std::to_string(c[1]) + ", " + std::to_string(c[2]) + ", " +
+           std::to_string(c[3]) + "); expected finite values with n >= 0 and 0 <= t <= 1");
+    result[row] = {c[0], c[1], c[2], c[3]};
+  }
+  return result;
+}
+
+inline double gaussian_logp(double mean_square, double n) {
+  return -mean_square / (2 * n * n) - std::log(n) - kHalfLog2Pi;
+}
+
+// Partial sums of every block, added up row by row in order.
+struct RowSums {
+  int64_t blocks;
+  std::unique_ptr<double[]> partial;
+
+  explicit RowSums(const Shape& shape)
+      : blocks(shape.blocks), partial(new double[std::max<int64_t>(shape.rows * blocks, 1)]) {}
+  double total(int64_t row) const {
+    double sum = 0;
+    for (int64_t block = 0; block < blocks; ++block) sum += partial[row * blocks + block];
+    return sum;
+  }
+};
+
+// Runs kernel(args, first task, last task) over all blocks on PyTorch's own threads.
+template <class Args>
+void for_blocks(const Shape& shape, void (*kernel)(const Args&, int64_t, int64_t),
+                const Args& args) {
+  constexpr int64_t kGrainElements = 16384;  // about 15 microseconds of work per hand-over
+  const int64_t task = std::max<int64_t>(1, std::min<int64_t>(kBlock, shape.elements));
+  torch::stable::parallel_for(
+      0, shape.rows * shape.blocks, std::max<int64_t>(1, kGrainElements / task),
+      [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+}
+
+enum class Isa { baseline, avx2, avx512 };
+
+// The best instruction set of this processor, lowered by PyTorch's own ATEN_CPU_CAPABILITY.
+inline Isa instruction_set() {
+#if defined(__x86_64__)
+  static const Isa chosen = [] {
+    const char* limit = std::getenv("ATEN_CPU_CAPABILITY");
+    const auto allowed = [&](const char* names) {
+      return limit == nullptr || std::strstr(names, limit) != nullptr;
+    };
+    if (allowed("avx512") && __builtin_cpu_supports("avx512f") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+      return Isa::avx512;
+    if (allowed("avx512 avx2") && __builtin_cpu_supports("avx2")) return Isa::avx2;
+    return Isa::baseline;
+  }();
+  return chosen;
+#else
+  return Isa::baseline;
+#endif
+}
+
+#if defined(__x86_64__)
+#define SFGRPO_SELECT(...)                                              \
+  (instruction_set() == Isa::avx512 ? &avx512::__VA_ARGS__              \
+   : instruction_set() == Isa::avx2 ? &avx2::__VA_ARGS__                \
+                                    : &baseline::__VA_ARGS__)
+#else
+#define SFGRPO_SELECT(...) (&baseline::__VA_ARGS__)
+#endif
+
+}  // namespace sfgrpo

@@ -1,0 +1,206 @@
+// Kernel side (included once per instruction set): vectors of the compiler's own vector extension,
+// conversion of the four element types, and sums whose order does not depend on the vector width.
+namespace sfgrpo::SFGRPO_TARGET {
+
+#define SFGRPO_INLINE inline __attribute__((always_inline))
+
+constexpr int kWidth = SFGRPO_BYTES / 4;
+typedef float VecF __attribute__((vector_size(SFGRPO_BYTES)));
+typedef int32_t VecI __attribute__((vector_size(SFGRPO_BYTES)));
+typedef uint32_t VecU __attribute__((vector_size(SFGRPO_BYTES)));
+typedef uint64_t VecW __attribute__((vector_size(SFGRPO_BYTES)));
+
+// Square roots correctly rounded, and products of the low halves of 64-bit lanes.
+#if SFGRPO_BYTES == 64
+SFGRPO_INLINE VecF sqrt(VecF a) { return (VecF)_mm512_sqrt_ps((__m512)a); }
+SFGRPO_INLINE VecW multiply(VecW a, VecW b) {
+  return (VecW)_mm512_mul_epu32((__m512i)a, (__m512i)b);
+}
+#elif SFGRPO_BYTES == 32
+SFGRPO_INLINE VecF sqrt(VecF a) { return (VecF)_mm256_sqrt_ps((__m256)a); }
+SFGRPO_INLINE VecW multiply(VecW a, VecW b) {
+  return (VecW)_mm256_mul_epu32((__m256i)a, (__m256i)b);
+}
+#elif defined(__x86_64__)
+SFGRPO_INLINE VecF sqrt(VecF a) { return (VecF)_mm_sqrt_ps((__m128)a); }
+SFGRPO_INLINE VecW multiply(VecW a, VecW b) {
+  return (VecW)_mm_mul_epu32((__m128i)a, (__m128i)b);
+}
+#elif defined(__aarch64__)
+SFGRPO_INLINE VecF sqrt(VecF a) { return (VecF)vsqrtq_f32((float32x4_t)a); }
+SFGRPO_INLINE VecW multiply(VecW a, VecW b) {
+  return (VecW)vmull_u32(vmovn_u64((uint64x2_t)a), vmovn_u64((uint64x2_t)b));
+}
+#else
+SFGRPO_INLINE VecF sqrt(VecF a) {
+  for (int i = 0; i < kWidth; ++i) a[i] = __builtin_sqrtf(a[i]);
+  return a;
+}
+SFGRPO_INLINE VecW multiply(VecW a, VecW b) { return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu); }
+#endif
+
+template <class To, class From>
+SFGRPO_INLINE To bit_cast(From from) {
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+// Half precision by integer arithmetic (F. Giesen's conversions): exact, rounding to nearest even,
+// and the compiler vectorises it for every target.
+SFGRPO_INLINE float from_half(uint16_t half) {
+  constexpr uint32_t kExponent = 0x7c00u << 13;
+  uint32_t bits = (half & 0x7fffu) << 13;
+  const uint32_t exponent = bits & kExponent;
+  bits += (127u - 15u) << 23;
+  const uint32_t infinite = bits + ((128u - 16u) << 23);
+  const float subnormal = bit_cast<float>(bits + (1u << 23)) - bit_cast<float>(113u << 23);
+  bits = exponent == kExponent ? infinite : bits;
+  bits = exponent == 0 ? bit_cast<uint32_t>(subnormal) : bits;
+  return bit_cast<float>(bits | (half & 0x8000u) << 16);
+}
+
+SFGRPO_INLINE uint16_t to_half(float value) {
+  constexpr uint32_t kInfinity = 255u << 23, kOverflow = (127u + 16u) << 23;
+  constexpr uint32_t kMagic = ((127u - 15u) + (23u - 10u) + 1u) << 23;
+  const uint32_t sign = bit_cast<uint32_t>(value) & 0x80000000u;
+  const uint32_t bits = bit_cast<uint32_t>(value) ^ sign;
+  const uint32_t special = bits > kInfinity ? 0x7e00u : 0x7c00u;
+  const uint32_t subnormal =
+      bit_cast<uint32_t>(bit_cast<float>(bits) + bit_cast<float>(kMagic)) - kMagic;
+  const uint32_t normal = (bits + ((15u - 127u) << 23) + 0xfffu + ((bits >> 13) & 1u)) >> 13;
+  uint32_t result = bits < (113u << 23) ? subnormal : normal;
+  result = bits >= kOverflow ? special : result;
+  return static_cast<uint16_t>(result | sign >> 16);
+}
+
+SFGRPO_INLINE float from_bfloat(uint16_t value) {
+  return bit_cast<float>(static_cast<uint32_t>(value) << 16);
+}
+
+SFGRPO_INLINE uint16_t to_bfloat(float value) {
+  const uint32_t bits = bit_cast<uint32_t>(value);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+
+// Memory that a block will need, asked for line by line while something else is computed: the
+// hardware's own prefetchers stop at every page, and a burst of requests stalls.
+struct Lookahead {
+  static constexpr int kStreams = 4;
+  const char* streams[kStreams];
+  int sizes[kStreams];  // bytes per element, 0 where there is no stream
+  int count = 0;
+
+  SFGRPO_INLINE void add(const Array& array, int64_t begin) {
+    if (array.data == nullptr) return;
+    sizes[count] = array.type == Type::f64 ? 8 : array.type == Type::f32 ? 4 : 2;
+    streams[count] = static_cast<const char*>(array.data) + begin * sizes[count];
+    ++count;
+  }
+  SFGRPO_INLINE void elements(int first, int number) const {
+    for (int i = 0; i < count; ++i)
+      for (int byte = 0; byte < number * sizes[i]; byte += 64)
+        __builtin_prefetch(streams[i] + first * sizes[i] + byte);
+  }
+};
+
+template <class T>
+constexpr Type kType = sizeof(T) == 8 ? Type::f64 : Type::f32;
+
+// `count` elements from `begin` on as T (float, or double for float64 tensors): the tensor's own
+// memory where it holds T already, else converted into `scratch`.
+template <class T>
+inline const T* load(const Array& from, int64_t begin, int count, T* __restrict scratch) {
+  if (from.type == kType<T>) return static_cast<const T*>(from.data) + begin;
+  if (from.type == Type::f32) {  // noise beside float64 tensors
+    const float* __restrict source = static_cast<const float*>(from.data) + begin;
+    for (int i = 0; i < count; ++i) scratch[i] = static_cast<T>(source[i]);
+    return scratch;
+  }
+  const uint16_t* __restrict source = static_cast<const uint16_t*>(from.data) + begin;
+  if (from.type == Type::bf16) {
+    for (int i = 0; i < count; ++i) scratch[i] = static_cast<T>(from_bfloat(source[i]));
+  } else {
+    for (int i = 0; i < count; ++i) scratch[i] = static_cast<T>(from_half(source[i]));
+  }
+  return scratch;
+}
+
+// Where to compute `count` results for `to`: in place if it holds T, else in `scratch`.
+template <class T>
+inline T* target(const Array& to, int64_t begin, T* scratch) {
+  return to.type == kType<T> ? static_cast<T*>(to.data) + begin : scratch;
+}
+
+// Rounds results computed in `scratch` into a 16-bit tensor; nothing to do where it holds T.
+template <class T>
+inline void store(const Array& to, int64_t begin, int count, const T* __restrict scratch) {
+  if (to.type == kType<T>) return;
+  uint16_t* __restrict destination = static_cast<uint16_t*>(to.data) + begin;
+  if (to.type == Type::bf16) {
+    for (int i = 0; i < count; ++i) destination[i] = to_bfloat(static_cast<float>(scratch[i]));
+  } else {
+    for (int i = 0; i < count; ++i) destination[i] = to_half(static_cast<float>(scratch[i]));
+  }
+}
+
+// Sum of squared differences of one block.  Sixteen lanes in every instruction set, lane i taking
+// the elements i mod 16, and one tree at the end: the order is part of the result.
+template <class T>
+inline double square_distance(const T* a, const T* b, int count) {
+  typedef T Vec __attribute__((vector_size(SFGRPO_BYTES)));
+  constexpr int kLanes = SFGRPO_BYTES / sizeof(T), kVecs = 16 / kLanes;
+  Vec sum[kVecs] = {};
+  int i = 0;
+  for (; i + 16 <= count; i += 16) {
+    for (int j = 0; j < kVecs; ++j) {
+      Vec va, vb;
+      __builtin_memcpy(&va, a + i + j * kLanes, sizeof(va));
+      __builtin_memcpy(&vb, b + i + j * kLanes, sizeof(vb));
+      const Vec difference = va - vb;
+      sum[j] += difference * difference;
+    }
+  }
+  T lanes[16];
+  __builtin_memcpy(lanes, sum, sizeof(lanes));
+  for (int j = 0; i < count; ++i, ++j) lanes[j] += (a[i] - b[i]) * (a[i] - b[i]);
+  double tree[16];
+  for (int j = 0; j < 16; ++j) tree[j] = lanes[j];
+  for (int half = 8; half > 0; half /= 2)
+    for (int j = 0; j < half; ++j) tree[j] += tree[j + half];
+  return tree[0];
+}
+
+// v_uncond + w (v - v_uncond), or v itself without v_uncond; buffers hold one block each.
+template <class T>
+inline const T* velocity(const Array& v, const Array& v_uncond, double guidance, int64_t begin,
+                         int count, T* __restrict scratch, T* __restrict scratch_uncond) {
+  const T* cond = load(v, begin, count, scratch);
+  if (v_uncond.data == nullptr) return cond;
+  const T* uncond = load(v_uncond, begin, count, scratch_uncond);
+  const T w = static_cast<T>(guidance);
+  for (int i = 0; i < count; ++i) scratch[i] = uncond[i] + w * (cond[i] - uncond[i]);
+  return scratch;
+}
+
+// Mean of the transition, a x + b v.
+template <class T>
+inline void transition_mean(const Coefficients& coef, const T* __restrict x, const T* __restrict v,
+                            int count, T* __restrict mean) {
+  const T a = static_cast<T>(coef.a), b = static_cast<T>(coef.b);
+  for (int i = 0; i < count; ++i) mean[i] = a * x[i] + b * v[i];
+}
+
+// factor * values into a tensor, where the tensor is wanted.
+template <class T>
+inline void store_scaled(const Array& to, int64_t begin, int count, double factor,
+                         const T* __restrict values, T* scratch) {
+  if (to.data == nullptr) return;
+  T* __restrict out = target(to, begin, scratch);
+  const T scale = static_cast<T>(factor);
+  for (int i = 0; i < count; ++i) out[i] = scale * values[i];
+  store(to, begin, count, out);
+}
+
+}  // namespace sfgrpo::SFGRPO_TARGET
