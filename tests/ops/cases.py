@@ -1,0 +1,165 @@
+"""Rows for the tests, and for every op of the namespace the arguments to call it with."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfgrpo.ops._backends import LAUNCHERS
+
+SHAPES = [(1,), (3,), (4,), (5,), (63,), (64,), (65,), (2, 3, 5), (1023,), (1025,), (4, 33, 31)]
+"""Of one row: around the group of 4, the vector of 16, the round of 64 and the block of 1024."""
+
+F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
+DTYPES = [(F32, F32), (F32, BF16), (F32, F16), (BF16, BF16), (BF16, F32), (F16, F16), (F64, F64)]
+"""Of (x, v)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """B random transitions with every operand that any op takes; the last row is noise-free."""
+
+    x: Tensor
+    v: Tensor
+    v_uncond: Tensor
+    v_ref: Tensor
+    noise: Tensor
+    x_next: Tensor
+    coef: Tensor
+    logp_old: Tensor
+    advantages: Tensor
+    kl_scale: Tensor
+    weights: Tensor
+    grad: Tensor
+    sample_ids: Tensor
+    step_ids: Tensor
+    rewards: Tensor
+    mask: Tensor
+
+    def replace(self, change: Callable[[Tensor], Tensor]) -> Rows:
+        """Every tensor changed, e.g. moved to float64."""
+        return Rows(**{name: change(value) for name, value in vars(self).items()})
+
+
+def rows(
+    batch: int = 4,
+    shape: tuple[int, ...] = (3, 5),
+    x_dtype: torch.dtype = F32,
+    v_dtype: torch.dtype = F32,
+    seed: int = 0,
+) -> Rows:
+    generator = torch.Generator().manual_seed(seed)
+    scalars = F64 if x_dtype == F64 else F32
+
+    def normal(*size: int, dtype: torch.dtype = scalars) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=F64).to(dtype)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return (low + (high - low) * torch.rand(batch, generator=generator, dtype=F64)).to(scalars)
+
+    n = uniform(0.05, 0.6)
+    if batch > 1:
+        n[-1] = 0.0
+    coef = torch.stack((uniform(0.8, 1.0), uniform(-0.2, -0.05), n, uniform(0.1, 0.9)), dim=1)
+    x, v = normal(batch, *shape, dtype=x_dtype), normal(batch, *shape, dtype=v_dtype)
+    wide = coef.reshape(batch, 4, *(1,) * len(shape)).double()
+    noise = normal(batch, *shape, dtype=v_dtype)
+    x_next = wide[:, 0] * x.double() + wide[:, 1] * v.double() + wide[:, 2] * noise.double()
+    return Rows(
+        x=x,
+        v=v,
+        v_uncond=(v.double() + 0.1 * normal(batch, *shape, dtype=F64)).to(v_dtype),
+        v_ref=(v.double() + 0.1 * normal(batch, *shape, dtype=F64)).to(v_dtype),
+        noise=noise,
+        x_next=x_next.to(x_dtype),
+        coef=coef,
+        logp_old=normal(batch),
+        advantages=normal(batch),
+        kl_scale=uniform(0.5, 2.0),
+        weights=uniform(0.1, 1.0),
+        grad=normal(batch),
+        sample_ids=torch.randint(-(2**62), 2**62, (batch,), generator=generator),
+        step_ids=torch.randint(0, 2**32, (batch,), generator=generator),
+        rewards=normal(2, max(batch, 1), 6),
+        mask=torch.rand(2, max(batch, 1), 5, generator=generator) > 0.3,
+    )
+
+
+def arguments(r: Rows, full: bool) -> dict[str, tuple[Any, ...]]:
+    """Op -> arguments in the schema's order, with (``full``) or without its optional operands."""
+    guidance = 3.5 if full else 1.0
+    v_uncond, v_ref = (r.v_uncond, r.v_ref) if full else (None, None)
+    optional = (r.kl_scale, r.weights) if full else (None, None)
+    step = (r.x, r.v, r.coef, 12345678901234, r.sample_ids, r.step_ids, v_uncond, guidance, None)
+    score = (r.x, r.v, r.x_next, r.coef)
+    back = torch.stack((r.grad, r.advantages), dim=1)
+    return {
+        "philox_normal": (r.x[:1].numel(), 7, r.sample_ids, r.step_ids, r.x.dtype),
+        "sde_step": (*step[:-1], r.noise) if full else step,
+        "sde_step_x0": step,
+        "sde_logprob": (*score, v_uncond, guidance, not full),
+        "sde_logprob_backward": (r.grad, *score, v_uncond, guidance, not full)
+        + ((True, True, True, True) if full else (False, True, False, False)),
+        "tweedie": (r.x, r.v, r.coef[:, 3].contiguous()),
+        "gain_advantages": (r.rewards, 2, r.mask, 1.5) if full else (r.rewards, 0, None, None),
+        "policy_loss": (*score, r.logp_old, r.advantages, v_uncond, guidance, v_ref)
+        + (0.1, 0.2, 0.04, *optional),
+        "policy_loss_backward": (r.coef.new_full((), 0.7), *score, back, v_uncond, guidance, v_ref),
+    }
+
+
+OPS = sorted(arguments(rows(), full=True))
+
+
+def call(name: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """The op through the dispatcher; always a tuple."""
+    result = getattr(torch.ops.sfgrpo, name)(*args)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def reference(name: str) -> Callable[..., tuple[Tensor, ...]]:
+    """The op's specification, always returning a tuple."""
+    # Not `from sfgrpo.ops import ...`: there the functions carry the names of their modules.
+    module = importlib.import_module(f"sfgrpo.ops.{LAUNCHERS[name]}")
+    function = getattr(module, f"{name}_reference")
+
+    def specification(*args: Any) -> tuple[Tensor, ...]:
+        result = function(*args)
+        return result if isinstance(result, tuple) else (result,)
+
+    return specification
+
+
+def same_bits(one: Tensor, other: Tensor) -> bool:
+    """Equality of every bit: NaN equals itself, -0 differs from 0."""
+    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    integer = integers[one.element_size()]
+    return torch.equal(one.contiguous().view(integer), other.contiguous().view(integer))
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Uninitialised memory holds NaN: an element that a kernel forgets shows."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

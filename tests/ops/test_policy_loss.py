@@ -1,0 +1,198 @@
+"""The loss: PPO written with PyTorch's distributions, the clip, the KL, and its gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+
+from sfgrpo import ops
+from sfgrpo.ops.policy_loss import policy_loss_reference
+from tests.ops import budget
+from tests.ops.cases import DTYPES, F64, SHAPES, Rows, poisoned, rows
+
+
+def _textbook(r: Rows, v: Tensor, v_uncond: Tensor, clip: float, beta: float) -> Tensor:
+    """Clipped PPO with the Gaussian KL, in float64, over the rows that have noise."""
+    keep = r.coef[:, 2] > 0
+    a, b, n, _ = r.coef.reshape(-1, 4, *(1,) * (v.ndim - 1)).unbind(1)
+    velocity = v_uncond + 2.0 * (v - v_uncond)
+    policy = Normal((a * r.x + b * velocity)[keep], n[keep])
+    anchor = Normal((a * r.x + b * r.v_ref)[keep], n[keep])
+    logp = policy.log_prob(r.x_next[keep]).flatten(1).mean(1)
+    ratio = (logp - r.logp_old[keep]).exp()
+    advantages = r.advantages[keep]
+    surrogate = torch.min(advantages * ratio, advantages * ratio.clamp(1 - clip, 1 + clip))
+    kl = kl_divergence(policy, anchor).flatten(1).mean(1)
+    return (-surrogate + beta * kl).mean()
+
+
+def _near_the_policy(r: Rows) -> Rows:
+    """Old log-densities close enough that ratios stand on either side of the clip."""
+    logp = ops.sde_logprob(r.x, r.v, r.x_next, r.coef, v_uncond=r.v_uncond, guidance=2.0)
+    old = logp + 0.2 * torch.sin(7.0 * torch.arange(len(logp)) + 1).to(logp.dtype)
+    return Rows(**{**vars(r), "logp_old": old})
+
+
+@pytest.mark.parametrize("clip", [1e-4, 0.1, 0.3])
+@pytest.mark.parametrize("beta", [0.0, 0.04])
+def test_is_ppo_with_a_gaussian_kl(clip: float, beta: float) -> None:
+    r = _near_the_policy(rows(9, (4, 9), F64, F64))
+    leaves = (r.v.requires_grad_(), r.v_uncond.requires_grad_())
+    result = ops.policy_loss(
+        r.x, r.v, r.x_next, r.coef, r.logp_old, r.advantages, v_uncond=r.v_uncond, guidance=2.0,
+        v_ref=r.v_ref, clip_range=clip, kl_weight=beta,
+    )  # fmt: skip
+    expected = _textbook(r, *leaves, clip, beta)
+    torch.testing.assert_close(result.loss, expected, rtol=1e-12, atol=1e-12)
+    got = torch.autograd.grad(result.loss, leaves)
+    want = torch.autograd.grad(expected, leaves)
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
+
+
+def _call(r: Rows, v: Tensor, v_uncond: Tensor | None, fused: bool) -> Tensor:
+    guidance, v_ref = (1.0, None) if v_uncond is None else (2.0, r.v_ref)
+    scale, weights = (None, None) if v_uncond is None else (r.kl_scale, r.weights)
+    if fused:
+        with poisoned():
+            return ops.policy_loss(
+                r.x, v, r.x_next, r.coef, r.logp_old, r.advantages, v_uncond=v_uncond,
+                guidance=guidance, v_ref=v_ref, clip_range=(0.05, 0.1), kl_weight=0.5,
+                kl_scale=scale, weights=weights,
+            ).loss  # fmt: skip
+    return policy_loss_reference(
+        r.x, v, r.x_next, r.coef, r.logp_old, r.advantages, v_uncond, guidance, v_ref, 0.05, 0.1,
+        0.5, scale, weights,
+    )[0]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("x_dtype", "v_dtype"), DTYPES)
+@pytest.mark.parametrize("full", [False, True])
+def test_loss_and_gradient_against_the_reference(
+    shape: tuple[int, ...], x_dtype: torch.dtype, v_dtype: torch.dtype, full: bool
+) -> None:
+    """The closed-form gradient against autograd of the specification."""
+    r = _near_the_policy(rows(5, shape, x_dtype, v_dtype))
+    wide = r.replace(lambda t: t.double() if t.is_floating_point() else t)
+
+    def run(s: Rows, fused: bool) -> tuple[Tensor, ...]:
+        leaves = [s.v.detach().clone().requires_grad_()]
+        if full:
+            leaves.append(s.v_uncond.detach().clone().requires_grad_())
+        loss = _call(s, leaves[0], leaves[1] if full else None, fused)
+        return loss.detach(), *torch.autograd.grad(3.0 * loss, leaves)
+
+    names = ("loss", "grad_v", "grad_v_uncond")
+    results = zip(names, run(r, True), run(r, False), run(wide, False), strict=False)
+    for name, got, eager, exact in results:
+        budget.check(got, eager, exact, name)
+
+
+def test_gradcheck() -> None:
+    r = _near_the_policy(rows(5, (6,), F64, F64))
+    leaves = (r.v.requires_grad_(), r.v_uncond.requires_grad_())
+    assert torch.autograd.gradcheck(lambda v, u: _call(r, v, u, fused=True), leaves)
+
+
+@pytest.mark.parametrize(
+    ("advantage", "shift", "clipped"),
+    [
+        (1.0, 0.2, True),  # already much likelier, and good: nothing more to gain
+        (1.0, -0.2, False),
+        (-1.0, 0.2, False),
+        (-1.0, -0.2, True),
+        (1.0, 0.0, False),
+        (0.0, 0.5, False),
+    ],
+)
+def test_clip_cuts_the_gradient_on_one_side(advantage: float, shift: float, clipped: bool) -> None:
+    r = rows(1, (40,), F64, F64)
+    logp = ops.sde_logprob(r.x, r.v, r.x_next, r.coef)
+    v = r.v.requires_grad_()
+    loss, stats = ops.policy_loss(
+        r.x, v, r.x_next, r.coef, logp - shift, torch.tensor([advantage], dtype=F64), clip_range=0.1
+    )
+    loss.backward()
+    assert bool(stats.clipped) == clipped
+    assert v.grad is not None
+    assert bool((v.grad != 0).any()) == (not clipped and advantage != 0)
+    ratio = float(torch.tensor(shift, dtype=F64).exp())
+    assert float(stats.ratio) == pytest.approx(ratio, rel=1e-12)
+    limited = min(max(ratio, 0.9), 1.1)
+    assert float(loss.detach()) == pytest.approx(
+        -min(advantage * ratio, advantage * limited), rel=1e-12
+    )
+
+
+def test_asymmetric_clip() -> None:
+    r = rows(1, (40,), F64, F64)
+    logp = ops.sde_logprob(r.x, r.v, r.x_next, r.coef)
+    one = torch.ones(1, dtype=F64)
+    for sign, expected in ((1.0, -1.3), (-1.0, 0.9)):
+        stats = ops.policy_loss(
+            r.x, r.v, r.x_next, r.coef, logp - sign, sign * one, clip_range=(0.1, 0.3)
+        ).stats
+        assert float(stats.surrogate) == pytest.approx(expected, rel=1e-12)
+
+
+def test_noise_free_rows_take_no_part() -> None:
+    r = rows(4, (30,))  # the last row has n = 0
+    v = r.v.requires_grad_()
+    extras = {"v_ref": r.v_ref, "kl_weight": 0.3, "clip_range": 0.5}
+    whole = ops.policy_loss(r.x, v, r.x_next, r.coef, r.logp_old, r.advantages, **extras)
+    part = ops.policy_loss(
+        *(t[:3] for t in (r.x, v, r.x_next, r.coef, r.logp_old, r.advantages)),
+        **{**extras, "v_ref": r.v_ref[:3]},
+    )
+    assert torch.equal(whole.loss, part.loss)
+    assert [float(column[3]) for column in whole.stats] == [0.0, 1.0, 0.0, 0.0, 0.0]
+    whole.loss.backward()
+    assert v.grad is not None
+    assert not v.grad[3].any()
+    assert v.grad[:3].any()
+
+
+def test_only_noise_free_rows_give_zero() -> None:
+    r = rows(3, (5,))
+    coef = r.coef * torch.tensor([1.0, 1.0, 0.0, 1.0])
+    loss, stats = ops.policy_loss(r.x, r.v, r.x_next, coef, r.logp_old, r.advantages)
+    assert float(loss) == 0.0
+    assert stats.ratio.tolist() == [1.0] * 3
+
+
+def test_kl_is_reported_without_weight() -> None:
+    r = rows(3, (50,), F64, F64)
+    arguments = (r.x, r.v, r.x_next, r.coef, r.logp_old, r.advantages)
+    without = ops.policy_loss(*arguments)
+    weightless = ops.policy_loss(*arguments, v_ref=r.v_ref)
+    assert float(without.loss) == float(weightless.loss)
+    assert not without.stats.kl.any()
+    _, b, n, _ = r.coef.unbind(1)
+    expected = b.square() * (r.v - r.v_ref).square().mean(1) / (2 * n.square())
+    torch.testing.assert_close(weightless.stats.kl[:2], expected[:2], rtol=1e-12, atol=0)
+    scaled = ops.policy_loss(*arguments, v_ref=r.v_ref, kl_scale=r.kl_scale).stats.kl
+    expected = r.kl_scale * (r.v - r.v_ref).square().mean(1)
+    torch.testing.assert_close(scaled[:2], expected[:2], rtol=1e-12, atol=0)
+
+
+def test_statistics_are_detached() -> None:
+    r = rows(2, (8,))
+    result = ops.policy_loss(r.x, r.v.requires_grad_(), r.x_next, r.coef, r.logp_old, r.advantages)
+    assert result.loss.requires_grad
+    assert not any(column.requires_grad for column in result.stats)
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (3, 0)])
+def test_empty(shape: tuple[int, ...]) -> None:
+    x, v = torch.zeros(shape), torch.zeros(shape, requires_grad=True)
+    coef = torch.tensor([[1.0, -0.1, 0.2, 0.5]]).repeat(shape[0], 1)
+    zeros = torch.zeros(shape[0])
+    loss, stats = ops.policy_loss(x, v, x, coef, zeros, zeros + 1)
+    loss.backward()
+    assert float(loss.detach()) == (-1.0 if shape[0] else 0.0)
+    assert stats.logp.tolist() == [0.0] * shape[0]
+    assert v.grad is not None
+    assert v.grad.shape == shape
