@@ -239,3 +239,13 @@ def test_nan_reaches_the_loss() -> None:
     assert stats[0, [1, 4]].isnan().all()
     assert back[0, 0].isnan()
     assert not stats[1:].isnan().any()
+
+
+def test_weights_of_noise_free_rows_are_never_looked_at() -> None:
+    arguments = list(_loss_arguments(56, per_row=True))
+    want, _, want_back = interpret(policy_loss.policy_loss, *arguments)
+    arguments[13] = arguments[13].clone()
+    arguments[13][list(NOISE_FREE)] = float("nan")
+    loss, _, back = interpret(policy_loss.policy_loss, *arguments)
+    assert torch.equal(loss, want)
+    assert torch.equal(back, want_back)
