@@ -11,8 +11,6 @@ What DeepSpeed 0.19.8 does, as found by comparing parameters with a plain PyTorc
 from __future__ import annotations
 
 import os
-import socket
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +27,6 @@ import deepspeed
 from deepspeed.utils import logger
 
 
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def start() -> torch.device:
     """Join the processes that the `deepspeed` launcher started, or be the only one.
 
@@ -44,17 +36,15 @@ def start() -> torch.device:
     # On CPU, DeepSpeed would compile a shared-memory all-reduce at first use (half a minute, and a
     # compiler): gloo carries the few megabytes of gradients of a CPU run.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if "RANK" not in os.environ:
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local = int(os.environ.setdefault("LOCAL_RANK", "0"))  # DeepSpeed insists on it
     if torch.cuda.is_available():
         torch.cuda.set_device(local)
         device, backend = torch.device("cuda", local), "nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
-    if not dist.is_initialized():
-        deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    if not dist.is_initialized() and "RANK" not in os.environ:  # alone, so no port is opened
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=backend, verbose=False, auto_mpi_discovery=False)
     return device
 
 

@@ -1,0 +1,43 @@
+"""Settings that must stand before PyTorch and Triton are imported; a small pipeline to train."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"  # Triton kernels run on CPU tensors
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The embedded architecture with random weights, saved as a pipeline folder."""
+    from sfgrpo.embedded import architecture
+
+    folder = tmp_path_factory.mktemp("pipeline")
+    architecture.build_pipeline(0).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prompt_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five prompts with the metadata that the rewards read."""
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    words = {"1": "one", "3": "three", "5": "five", "7": "seven", "9": "nine"}
+    records = [
+        {
+            "prompt": f"a white {word} on a red background",
+            "text": digit,
+            "foreground": "white",
+            "background": "red",
+        }
+        for digit, word in words.items()
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path

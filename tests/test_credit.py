@@ -1,0 +1,117 @@
+"""Credit rules: gains telescope, statistics are the group's, masked steps take no part."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sfgrpo import credit
+
+ALL = torch.ones(6, dtype=torch.bool)
+
+
+@pytest.fixture
+def rewards() -> torch.Tensor:
+    return torch.rand(
+        3, 8, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    ).float()
+
+
+def test_gains_telescope(rewards: torch.Tensor) -> None:
+    total = credit.gains(rewards).sum(-1)
+    torch.testing.assert_close(total, rewards[..., -1] - rewards[..., 0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("normalize", ["joint", "per_step", "centered"])
+def test_stepwise_ignores_scale_and_offset_of_the_reward(rewards: torch.Tensor, normalize) -> None:
+    options = credit.CreditOptions(normalize=normalize, clamp=None)
+    first = credit.advantages(rewards, ALL, options=options)
+    second = credit.advantages(100 * rewards + 7, ALL, options=options)
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-3)
+
+
+def test_joint_statistics_are_those_of_the_whole_group(rewards: torch.Tensor) -> None:
+    found = credit.advantages(rewards, ALL, options=credit.CreditOptions(clamp=None))
+    torch.testing.assert_close(found.mean((1, 2)), torch.zeros(3), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.square().mean((1, 2)), torch.ones(3), rtol=1e-5, atol=0)
+
+
+def test_uniform_is_the_final_reward_of_flow_grpo(rewards: torch.Tensor) -> None:
+    found = credit.advantages(rewards, ALL, name="uniform")
+    final = rewards[..., -1]
+    expected = (final - final.mean(1, keepdim=True)) / final.std(1, unbiased=False, keepdim=True)
+    torch.testing.assert_close(found, expected[..., None].expand_as(found), rtol=1e-5, atol=1e-5)
+
+
+def test_uniform_reads_the_final_reward_alone(rewards: torch.Tensor) -> None:
+    alone = torch.zeros_like(rewards)
+    alone[..., -1] = rewards[..., -1]
+    assert not credit.get("uniform").estimates
+    torch.testing.assert_close(
+        credit.advantages(alone, ALL, name="uniform"),
+        credit.advantages(rewards, ALL, name="uniform"),
+    )
+
+
+def test_masked_steps_get_nothing_and_shift_nothing(rewards: torch.Tensor) -> None:
+    mask = torch.tensor([False, True, True, True, True, False])
+    found = credit.advantages(rewards, mask)
+    assert (found[..., [0, 5]] == 0).all()
+    changed = rewards.clone()
+    changed[..., 0] += 5  # only the gain of the masked first step
+    torch.testing.assert_close(credit.advantages(changed, mask), found, rtol=1e-4, atol=1e-4)
+    over_all = credit.CreditOptions(statistics="all")
+    assert (credit.advantages(rewards, mask, options=over_all)[..., [0, 5]] == 0).all()
+    assert not torch.allclose(credit.advantages(changed, mask, options=over_all), found, atol=1e-2)
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+def test_stride_credits_blocks(rewards: torch.Tensor, stride: int) -> None:
+    options = credit.CreditOptions(stride=stride, clamp=None)
+    found = credit.advantages(rewards, ALL, options=options)
+    for start in range(0, 6, stride):
+        block = found[..., start : start + stride]
+        torch.testing.assert_close(block, block[..., :1].expand_as(block), rtol=0, atol=1e-4)
+
+
+def test_one_block_of_all_steps_is_uniform_up_to_scale(rewards: torch.Tensor) -> None:
+    """From a common start, the gain of the whole trajectory is the final reward, shifted."""
+    rewards = rewards.clone()
+    rewards[..., 0] = 0.3
+    options = credit.CreditOptions(stride=6, clamp=None)
+    found = credit.advantages(rewards, ALL, options=options)
+    uniform = credit.advantages(rewards, ALL, name="uniform", options=options)
+    torch.testing.assert_close(found, uniform, rtol=1e-3, atol=1e-3)
+
+
+def test_a_group_without_differences_teaches_nothing() -> None:
+    rewards = torch.linspace(0.1, 0.9, 7).expand(2, 8, 7).contiguous()
+    for normalize in ("per_step", "centered"):
+        options = credit.CreditOptions(normalize=normalize)
+        assert (credit.advantages(rewards, ALL, options=options) == 0).all()
+    assert (credit.advantages(rewards, ALL, name="uniform") == 0).all()
+
+
+def test_clamp(rewards: torch.Tensor) -> None:
+    rewards = rewards.clone()
+    rewards[0, 0, -1] = 1e4
+    assert credit.advantages(rewards, ALL).abs().max() == 5
+
+
+def test_unknown_rule(rewards: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match="did you mean 'stepwise'"):
+        credit.advantages(rewards, ALL, name="stepwize")
+
+
+def test_a_rule_is_added_by_one_function(
+    rewards: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(credit, "RULES", dict(credit.RULES))
+
+    @credit.rule("last", estimates=False)
+    def last(rewards_PNS, trainable_T, options):
+        return rewards_PNS[..., -1:].expand(*rewards_PNS.shape[:2], len(trainable_T))
+
+    torch.testing.assert_close(
+        credit.advantages(rewards, ALL, name="last")[..., 0], rewards[..., -1]
+    )

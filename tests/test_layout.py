@@ -1,0 +1,75 @@
+"""Rows and optimiser steps do not depend on how many ranks share the work."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sfgrpo.config import Recipe
+from sfgrpo.layout import Layout
+
+CPU = torch.device("cpu")
+SIGMAS = torch.linspace(1, 0, 11)
+
+
+def recipe(**train) -> Recipe:
+    sample = {"prompts_per_iteration": 4, "group_size": 6}
+    return Recipe.model_validate({"sample": sample, "train": {"micro_batch_size": 50, **train}})
+
+
+def layouts(given: Recipe, world: int) -> list[Layout]:
+    return [Layout(given, SIGMAS, rank=r, world=world, device=CPU) for r in range(world)]
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_ranks_share_the_rows_of_one(world: int) -> None:
+    given = recipe(updates_per_iteration=4)
+    (alone,) = layouts(given, 1)
+    many = layouts(given, world)
+    assert torch.equal(
+        torch.cat([layout.plan(3).sample_M for layout in many]), alone.plan(3).sample_M
+    )
+    for update, (trajectory, step) in enumerate(alone.updates(3)):
+        expected = set(zip(trajectory.tolist(), step.tolist(), strict=True))
+        found = [
+            (t + layout.share.start, s)
+            for layout in many
+            for t, s in zip(*(x.tolist() for x in layout.updates(3)[update]), strict=True)
+        ]
+        assert len(found) == len(expected)
+        assert set(found) == expected
+
+
+def test_every_noisy_row_is_used_once_and_no_other() -> None:
+    (layout,) = layouts(recipe(updates_per_iteration=2), 1)
+    pairs = [p for t, s in layout.updates(0) for p in zip(t.tolist(), s.tolist(), strict=True)]
+    noisy = [k for k, n in enumerate(layout.table[:, 2].tolist()) if n > 0]
+    assert sorted(pairs) == [(m, k) for m in range(24) for k in noisy]
+    assert layout.rows_per_update == 24 * len(noisy) // 2
+    assert layout.micro_batches == 2  # 96 rows, 50 at a time
+
+
+def test_iterations_differ_and_repeat_themselves() -> None:
+    (layout,) = layouts(recipe(), 1)
+    first, again, other = layout.updates(0)[0], layout.updates(0)[0], layout.updates(1)[0]
+    assert torch.equal(first[0], again[0])
+    assert not torch.equal(first[0], other[0])
+    assert not set(layout.plan(0).sample_M.tolist()) & set(layout.plan(1).sample_M.tolist())
+
+
+@pytest.mark.parametrize(
+    ("change", "world", "message"),
+    [
+        ({"updates_per_iteration": 3}, 1, "updates_per_iteration: 3 does not divide the 8"),
+        ({}, 5, "24 trajectories .* 5 ranks"),
+    ],
+)
+def test_what_does_not_divide_is_refused(change: dict, world: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        layouts(recipe(**change), world)
+
+
+def test_a_sampler_without_noise_is_refused() -> None:
+    quiet = Recipe.model_validate({"sample": {"eta": 0.0}})
+    with pytest.raises(ValueError, match="no noisy step"):
+        Layout(quiet, SIGMAS, rank=0, world=1, device=CPU)

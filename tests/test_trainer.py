@@ -1,0 +1,167 @@
+"""The training loop on a small random pipeline: it learns, survives crashes, and agrees over ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sfgrpo import config, records
+from sfgrpo.trainer import Trainer
+from tests.rewards import Crash, Redness
+
+SMALL = {
+    "run.iterations": "3",
+    "reward": "{'tests.rewards:Redness': 1}",
+    "sample.prompts_per_iteration": "2",
+    "sample.group_size": "4",
+    "sample.num_steps": "4",
+    "sample.batch_size": "8",
+    "credit.estimate_substeps": "2",
+    "train.micro_batch_size": "5",
+    "train.beta": "0.01",
+    "eval": "{every: 1, prompts: 2, images_per_prompt: 2, num_steps: 2, judges: []}",
+    "checkpoint": "{every: 1, keep: 2}",
+}
+
+
+@pytest.fixture(autouse=True)
+def _no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Redness, "calls", 0)
+    monkeypatch.setattr(Redness, "crash_at", None)
+
+
+@pytest.fixture
+def recipe(pipeline_folder: Path, prompt_file: Path):
+    def make(folder: Path, **changes: str) -> config.Recipe:
+        keys = {
+            **SMALL,
+            "model.path": str(pipeline_folder),
+            "prompts": str(prompt_file),
+            "run.output_dir": str(folder),
+            **{key.replace("__", "."): value for key, value in changes.items()},
+        }
+        return config.load("embedded", list(keys.items()))
+
+    return make
+
+
+def logs(folder: Path) -> dict[str, str]:
+    return {name: (folder / f"{name}.jsonl").read_text() for name in ("metrics", "eval")}
+
+
+@pytest.mark.parametrize("weights", ["lora", "full"])
+def test_training_raises_the_reward(recipe, tmp_path: Path, weights: str) -> None:
+    rate = {"lora": "3e-3", "full": "5e-4"}[weights]
+    changes = {"lora": "null"} if weights == "full" else {}
+    given = recipe(
+        tmp_path, run__iterations="20", train__learning_rate=rate, train__ema_decay="0.5",
+        sample__group_size="8", sample__batch_size="64", train__micro_batch_size="64",
+        train__beta="1e-6", checkpoint="{every: 100}",
+        eval="{every: 20, prompts: 4, images_per_prompt: 4, num_steps: 2}", **changes,
+    )  # fmt: skip
+    Trainer(given).train()
+    rows = records.read(tmp_path / "eval.jsonl")
+    assert rows[-1]["reward"] > rows[0]["reward"] + 0.008
+    metrics = records.read(tmp_path / "metrics.jsonl")
+    assert metrics[0]["kl"] == 0  # the first update starts at the reference
+    assert metrics[-1]["kl"] > 0
+    assert all(row["logp_drift_max"] < 1e-4 for row in metrics)
+    assert [len(row["gain_per_step"]) for row in metrics] == [4] * 20
+
+
+@pytest.mark.parametrize("call", [1, 5, 9, 13, 16])
+def test_a_crash_anywhere_leaves_no_trace(recipe, tmp_path: Path, call: int, monkeypatch) -> None:
+    """Stopped at reward call `call` and started again, a run writes the bytes of one that was not
+    stopped, and ends with its weights."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    Trainer(recipe(whole)).train()
+    assert Redness.calls >= 16
+    monkeypatch.setattr(Redness, "calls", 0)
+    monkeypatch.setattr(Redness, "crash_at", call)
+    with pytest.raises(Crash):
+        Trainer(recipe(cut)).train()
+    with (cut / "metrics.jsonl").open("a") as log:
+        log.write('{"iteration": 99, "cut sho')  # what a kill in the middle of a write leaves
+    Trainer(recipe(cut)).train()
+    assert logs(cut) == logs(whole)
+    ema = "checkpoints/000003/ema.safetensors"
+    expected = load_file(whole / ema)
+    assert all(torch.equal(v, expected[k]) for k, v in load_file(cut / ema).items())
+    assert [p.name for p in sorted((cut / "checkpoints").iterdir())] == ["000002", "000003"]
+
+
+def test_a_finished_run_can_be_extended_but_not_changed(recipe, tmp_path: Path) -> None:
+    Trainer(recipe(tmp_path, run__iterations="1")).train()
+    Trainer(recipe(tmp_path, run__iterations="2")).train()
+    assert [row["iteration"] for row in records.read(tmp_path / "metrics.jsonl")] == [1, 2]
+    with pytest.raises(records.RunError, match=r"sample.eta: 0.7 there, 0.5 here.*--fresh"):
+        Trainer(recipe(tmp_path, sample__eta="0.5"))
+    Trainer(recipe(tmp_path, sample__eta="0.5", run__iterations="1"), fresh=True).train()
+    assert [row["iteration"] for row in records.read(tmp_path / "metrics.jsonl")] == [1]
+
+
+def test_a_reward_that_is_not_a_number_stops_the_run(recipe, tmp_path: Path) -> None:
+    given = recipe(tmp_path, reward="{'tests.rewards:NotANumber': 1}")
+    with pytest.raises(ValueError, match="NotANumber' is nan for prompt 'a white"):
+        Trainer(given).train()
+
+
+def command_line(recipe_keys: config.Recipe, tmp_path: Path, *launcher: str) -> subprocess.Popen:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe_keys.model_dump(mode="json")))
+    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "DS_ACCELERATOR": "cpu"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    return subprocess.Popen(
+        [*launcher, "sfgrpo.train", str(path)],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def test_two_ranks_do_what_one_does(recipe, tmp_path: Path) -> None:
+    """Groups of three over two ranks split a group; ZeRO 2 shards what is sharded."""
+    changes = {
+        "sample__prompts_per_iteration": "2",
+        "sample__group_size": "3",
+        "train__updates_per_iteration": "2",
+    }
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    Trainer(recipe(alone, **changes)).train()
+    sharded = recipe(both, **changes, deepspeed__zero_stage="2")
+    run = command_line(
+        sharded, tmp_path, "deepspeed", "--num_gpus", "2", "--master_port", "29517", "--module"
+    )
+    output, _ = run.communicate(timeout=280)
+    assert run.returncode == 0, output
+    for log in ("metrics.jsonl", "eval.jsonl"):
+        pairs = zip(records.read(alone / log), records.read(both / log), strict=True)
+        for one, two in pairs:
+            for name in one.keys() - {"loss", "ratio_min", "ratio_max"}:
+                if "drift" not in name:
+                    assert two[name] == pytest.approx(one[name], rel=2e-3, abs=2e-5), name
+
+
+def test_a_killed_process_resumes(recipe, tmp_path: Path) -> None:
+    """kill -9 from outside, as soon as the first checkpoint stands; then the same command again."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    Trainer(recipe(whole)).train()
+    python = (sys.executable, "-u", "-m")
+    run = command_line(recipe(cut), tmp_path, *python)
+    while not list(cut.glob("checkpoints/0*")):
+        assert run.poll() is None, run.communicate()[0]
+    run.kill()
+    run.wait()
+    again = command_line(recipe(cut), tmp_path, *python)
+    output, _ = again.communicate(timeout=200)
+    assert again.returncode == 0, output
+    assert "report.html" in output
+    found, expected = records.read(cut / "metrics.jsonl"), records.read(whole / "metrics.jsonl")
+    assert [row["iteration"] for row in found] == [1, 2, 3]
+    for one, two in zip(expected, found, strict=True):
+        assert one == two
