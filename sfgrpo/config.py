@@ -22,7 +22,7 @@ class Section(BaseModel):
     """A frozen group of keys; unknown ones are errors."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
 
 

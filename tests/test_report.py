@@ -1,4 +1,4 @@
-"""What a run shows: the report is one file, the summary is its numbers, comparisons are pictures."""
+"""What a run shows: a report in one file, its numbers as text, comparisons as pictures."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_compare_groups_runs_by_rule(tmp_path: Path, capsys: pytest.CaptureFixtu
     out = tmp_path / "figures" / "curves.png"
     assert cli.main(["compare", *map(str, runs), "--out", str(out)]) == 0
     assert Image.open(out).size[0] > 800
-    with pytest.raises(ValueError, match="no evaluation of 'rewrd' .*judge, reward"):
+    with pytest.raises(ValueError, match=r"no evaluation of 'rewrd' .*judge, reward"):
         plots.compare(runs, out, metric="rewrd")
 
 

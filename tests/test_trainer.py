@@ -1,4 +1,4 @@
-"""The training loop on a small random pipeline: it learns, survives crashes, and agrees over ranks."""
+"""The training loop on a random pipeline: it learns, survives crashes, agrees over ranks."""
 
 from __future__ import annotations
 
