@@ -100,7 +100,7 @@ def policy_loss_reference(
     loss = (torch.where(noisy, weights, 0.0) * (surrogate + kl_weight * kl)).sum()
 
     g1 = torch.where(noisy & ~active, -weights * unclipped * b / (variance * elements), 0.0)
-    g2 = 2.0 * kl_weight * weights * scale / elements
+    g2 = torch.where(noisy, 2.0 * kl_weight * weights * scale / elements, 0.0)
     if v_ref is None:
         g2 = torch.zeros_like(g2)
     stats = torch.stack((logp, ratio, active.to(dtype), kl, surrogate), dim=1)

@@ -10,7 +10,17 @@ from torch.distributions import Normal, kl_divergence
 from sfgrpo import ops
 from sfgrpo.ops.policy_loss import policy_loss_reference
 from tests.ops import budget
-from tests.ops.cases import DTYPES, F64, SHAPES, Rows, poisoned, rows
+from tests.ops.cases import (
+    DTYPES,
+    F64,
+    SHAPES,
+    Rows,
+    arguments,
+    call,
+    poisoned,
+    reference,
+    rows,
+)
 
 
 def _textbook(r: Rows, v: Tensor, v_uncond: Tensor, clip: float, beta: float) -> Tensor:
@@ -153,6 +163,20 @@ def test_noise_free_rows_take_no_part() -> None:
     assert v.grad is not None
     assert not v.grad[3].any()
     assert v.grad[:3].any()
+
+
+def test_numbers_of_noise_free_rows_are_never_looked_at() -> None:
+    r = rows(4, (30,))
+    poison = torch.tensor([0.0, 0.0, 0.0, float("nan")])
+    spoilt = {
+        name: getattr(r, name) + poison
+        for name in ("logp_old", "advantages", "kl_scale", "weights")
+    }
+    clean = arguments(r, full=True)["policy_loss"]
+    other = arguments(Rows(**{**vars(r), **spoilt}), full=True)["policy_loss"]
+    for function in (lambda *args: call("policy_loss", args), reference("policy_loss")):
+        for one, two in zip(function(*clean), function(*other), strict=True):
+            assert torch.equal(one, two)
 
 
 def test_only_noise_free_rows_give_zero() -> None:
