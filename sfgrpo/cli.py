@@ -42,6 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     pretrain.add_argument("out", type=Path, help="pipeline folder to write")
     pretrain.add_argument("--seed", type=int, default=0)
+    pretrain.add_argument("--vae-steps", type=int, help="batches for the autoencoder")
+    pretrain.add_argument("--steps", type=int, help="batches for the flow model")
+    pretrain.add_argument("--threads", type=int, help="CPU threads")
     return result
 
 
@@ -95,7 +98,8 @@ def _compare(parsed: argparse.Namespace, _: list[str]) -> int:
 def _pretrain(parsed: argparse.Namespace, _: list[str]) -> int:
     from sfgrpo.embedded.pretrain import pretrain
 
-    pretrain(parsed.out, seed=parsed.seed)
+    given = {name: getattr(parsed, name) for name in ("seed", "vae_steps", "steps", "threads")}
+    pretrain(parsed.out, **{name: value for name, value in given.items() if value is not None})
     return 0
 
 

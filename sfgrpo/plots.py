@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import yaml
 from cycler import cycler
+from PIL import Image
 
 matplotlib.use("Agg")
 
@@ -126,6 +127,28 @@ def timing(timings: Log) -> Figure:
         left += value
     axes.set(title=f"Seconds per iteration: {left:.1f}", yticks=[], ylim=(-1.5, 0.6))
     axes.legend(ncols=4, loc="lower center", fontsize=8)
+    return figure
+
+
+def before_after(run: Path, first: int, last: int, *, rows: int = 10) -> Figure:
+    """Images of two evaluations of a run side by side: same prompts, same noise.
+
+    `rows` prompts are spread evenly over those that were evaluated.
+    """
+    prompts = (run / "images" / "prompts.txt").read_text(encoding="utf-8").splitlines()
+    shown = np.unique(np.linspace(0, len(prompts) - 1, min(rows, len(prompts))).round().astype(int))
+    grids = [np.asarray(Image.open(run / "images" / f"{k:06d}.png")) for k in (first, last)]
+    side = grids[0].shape[0] // len(prompts)
+    figure, pair = plt.subplots(1, 2, figsize=(11, 0.52 * len(shown) + 0.5), sharey=True)
+    for axes, grid, iteration in zip(pair, grids, (first, last), strict=True):
+        picture = np.concatenate([grid[side * k : side * (k + 1)] for k in shown])
+        axes.imshow(picture, interpolation="nearest")
+        axes.set(title="before" if iteration == first else f"after {iteration} iterations")
+        axes.set_xticks([])
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+    pair[0].set_yticks(side * (np.arange(len(shown)) + 0.5), [prompts[k] for k in shown])
+    pair[0].tick_params(length=0)
     return figure
 
 

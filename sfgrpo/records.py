@@ -74,11 +74,13 @@ class Logs:
 
 
 def save_images(folder: Path, iteration: int, evaluation: Evaluation) -> None:
-    """Keep an evaluation's images as `images/<iteration>.png`: a row per prompt."""
+    """Keep an evaluation's images as `images/<iteration>.png`, a row per line of `prompts.txt`."""
     grid = rearrange(evaluation.images_PN, "p n c h w -> (p h) (n w) c")
     path = folder / "images" / f"{iteration:06d}.png"
     path.parent.mkdir(exist_ok=True)
     Image.fromarray(grid.numpy()).save(path)
+    lines = "".join(" ".join(prompt.text.split()) + "\n" for prompt in evaluation.prompts)
+    write_atomically(path.parent / "prompts.txt", lines)
 
 
 class Checkpoints:

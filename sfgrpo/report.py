@@ -29,18 +29,17 @@ p.lead { color: #52606d; margin: 0 0 1.5rem; max-width: 70ch; }
 .pair { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 0; background: #fff; border: 1px solid #e4e7eb; border-radius: 10px;
          padding: .75rem; flex: 1 1 20rem; min-width: 0; }
-figure img { width: 100%; height: auto; display: block; } img.pixels { image-rendering: pixelated; }
+figure img { width: 100%; height: auto; display: block; }
 figcaption { color: #52606d; font-size: .9rem; margin-top: .4rem; }
 pre { background: #fff; border: 1px solid #e4e7eb; border-radius: 10px; padding: 1rem;
       overflow-x: auto; font-size: .8rem; }
 """
 
 
-def _picture(data: bytes, caption: str, *, pixels: bool = False) -> str:
+def _picture(data: bytes, caption: str) -> str:
     encoded = base64.b64encode(data).decode()
-    kind = ' class="pixels"' if pixels else ""
     return (
-        f'<figure><img{kind} alt="{html.escape(caption)}" src="data:image/png;base64,{encoded}">'
+        f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{encoded}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
 
@@ -77,16 +76,6 @@ def summary(folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _grids(folder: Path, evaluations: Sequence[Mapping[str, Any]]) -> str:
-    pictures = []
-    for row, when in ((evaluations[0], "before"), (evaluations[-1], "after")):
-        path = folder / "images" / f"{row['iteration']:06d}.png"
-        if path.is_file():
-            caption = f"{when} (iteration {row['iteration']}); a row per prompt, the same noise"
-            pictures.append(_picture(path.read_bytes(), caption, pixels=True))
-    return f'<div class="pair">{"".join(pictures)}</div>'
-
-
 def write(folder: Path) -> str:
     """Write `folder/report.html`; returns the summary and where the report is.
 
@@ -113,7 +102,10 @@ def write(folder: Path) -> str:
         "All numbers in this row were measured on noise that training never draws.</p>",
         _tiles(evaluations),
         "<h2>Images</h2>",
-        _grids(folder, evaluations),
+        _figure(
+            plots.before_after(folder, evaluations[0]["iteration"], evaluations[-1]["iteration"]),
+            "The same prompts and the same noise; all evaluated prompts are in the folder images.",
+        ),
         "<h2>Reward and credit</h2>",
         f'<div class="pair">{"".join(curves)}</div>',
         "<h2>On held-out noise</h2>",

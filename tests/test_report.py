@@ -32,6 +32,7 @@ def make_run(folder: Path, rule: str, rewards: list[float]) -> Path:
         Image.fromarray(np.full((8, 8, 3), 40 * k, np.uint8)).save(
             folder / "images" / f"{k:06d}.png"
         )
+    (folder / "images" / "prompts.txt").write_text("a cat\na dog\n")
     return folder
 
 
@@ -41,7 +42,7 @@ def test_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
     assert re.search(r"reward +0.250 +0.875", shown)
     assert re.search(r"judge +0.750 +0.125", shown)
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 8  # two grids, six figures
+    assert page.count("data:image/png;base64,") == 7
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing is loaded from elsewhere
     assert "&lt;b&gt;" in page
     assert "<b>0.875</b>" in page
