@@ -24,11 +24,12 @@ from sfgrpo.records import read
 Log = Sequence[Mapping[str, Any]]
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
-COLOURS = ("#0b6e99", "#d9730d", "#2f7d4f", "#a3336b", "#6b4fbb", "#8a6d3b")
+COLOURS = ("#0b6e99", "#d9730d", "#2f7d4f", "#a3336b", "#6b4fbb", "#8a6d3b", "#56a3c2", "#9aa5b1")
 
 plt.rcParams.update(
     {
         "axes.edgecolor": MUTED,
+        "axes.axisbelow": True,
         "axes.grid": True,
         "axes.labelcolor": INK,
         "axes.prop_cycle": cycler(color=COLOURS),
@@ -69,8 +70,12 @@ def reward_curve(metrics: Log, evaluations: Log) -> Figure:
 
 def judges(evaluations: Log, names: Sequence[str]) -> Figure:
     """Everything else measured on held-out noise, each relative to its own range."""
-    figure, grid = plt.subplots(1, max(len(names), 1), figsize=(2.9 * max(len(names), 1), 2.6))
-    for axes, name in zip(np.atleast_1d(grid), names, strict=False):
+    columns = 4
+    lines = -(-max(len(names), 1) // columns)
+    figure, grid = plt.subplots(lines, columns, figsize=(12.5, 2.6 * lines), squeeze=False)
+    for axes in grid.flat[len(names) :]:
+        axes.set_visible(False)
+    for axes, name in zip(grid.flat, names, strict=False):
         axes.plot(*column(evaluations, name), "o-", color=COLOURS[2], markersize=4)
         axes.set(title=name.replace("_", " "), xlabel="iteration")
     return figure
