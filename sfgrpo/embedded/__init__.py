@@ -1,0 +1,1 @@
+"""A small Stable Diffusion 3 that trains on two CPU cores, with its data, prompts and judges."""

@@ -1,0 +1,221 @@
+"""Pretrain the embedded model: autoencoder first, then text encoders and transformer together.
+
+Rectified flow as in Stable Diffusion 3 (Esser et al. 2024, arXiv 2403.03206): t is logit-normal,
+x_t = (1 - t) x_0 + t x_1, the target is x_1 - x_0. Left out: discriminator and perceptual loss of
+the autoencoder (flat colours need neither), learning-rate decay of the flow. The latter so that a
+shorter run is a prefix of a longer one: the shipped model is stopped early on purpose, before it
+is good, since it is there to be improved by reinforcement learning.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
+    StableDiffusion3Pipeline,
+)
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
+
+from sfgrpo.backbones.sd3 import SD3Backbone, encode_prompts
+from sfgrpo.embedded import data
+from sfgrpo.embedded.architecture import build_pipeline
+from sfgrpo.embedded.card import write_card
+from sfgrpo.embedded.evaluate import evaluate
+
+VAE_BATCH = 96
+FLOW_BATCH = 64
+CAPTION_DROPOUT = 0.1
+KL_WEIGHT = 1e-3
+TRAINED = ("transformer", "text_encoder", "text_encoder_2")
+
+
+def pretrain(
+    out: Path,
+    *,
+    seed: int = 0,
+    vae_steps: int = 1000,
+    steps: int = 6000,
+    latents: int = 24_000,
+    threads: int | None = None,
+    evaluate_every: int = 500,
+) -> dict[str, float]:
+    """Train the embedded model and write it to the folder `out`; returns its measured scores.
+
+    `vae_steps` batches fit the autoencoder; `latents` images are then encoded once, and `steps`
+    batches of them fit the flow.
+
+    The result depends on `seed`, the step counts and, in the last bits, on the number of threads
+    (`threads`; None leaves PyTorch's own) and the CPU. `evaluate_every` flow steps, scores of a
+    few samples are shown; 0 never shows them. ValueError if `out` holds anything.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty: give a new folder")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    started = time.monotonic()
+    generator = torch.Generator().manual_seed(seed)
+    pipeline = build_pipeline(seed)
+    train_autoencoder(pipeline.vae, steps=vae_steps, generator=generator)
+    bank, captions = latent_bank(pipeline.vae, latents, generator)
+    averaged = train_flow(
+        pipeline,
+        bank,
+        captions,
+        steps=steps,
+        generator=generator,
+        evaluate_every=evaluate_every,
+    )
+    minutes = (time.monotonic() - started) / 60
+    save(averaged, out)
+    scores = evaluate(SD3Backbone(averaged, max_sequence_length=0), per_digit=24)
+    command = f"sfgrpo pretrain OUT --seed {seed} --vae-steps {vae_steps} --steps {steps}"
+    sizes = [p.numel() for name in ("vae", *TRAINED) for p in getattr(averaged, name).parameters()]
+    write_card(out, scores=scores, parameters=sum(sizes), minutes=minutes, command=command)
+    tqdm.write("  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
+    return scores
+
+
+def train_autoencoder(vae: AutoencoderKL, *, steps: int, generator: torch.Generator) -> None:
+    """Fit the autoencoder, then set its scaling so that latents have mean 0 and variance 1."""
+    vae.train()
+    nn.utils.convert_conv2d_weight_memory_format(vae, torch.channels_last)
+    optimiser = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, max_lr=2e-3, total_steps=max(steps, 2), pct_start=0.1
+    )
+    bar = tqdm(range(steps), desc="autoencoder", unit="step")
+    for _ in bar:
+        images = autoencoder_images(generator)
+        (posterior,) = vae.encode(images, return_dict=False)
+        decoded = vae.decoder(posterior.sample(generator))
+        kl = posterior.kl().mean() / posterior.mean[0].numel()
+        loss = F.l1_loss(decoded, images) + KL_WEIGHT * kl
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.4f}", kl=f"{kl.item():.2f}", refresh=False)
+    vae.eval().requires_grad_(False)
+    batch = data.sample(2000, split=data.PRETRAINING_DIGITS, generator=generator)
+    latents = encode_images(vae, batch)
+    vae.register_to_config(
+        shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std())
+    )
+
+
+def autoencoder_images(generator: torch.Generator) -> Tensor:
+    """A batch in [-1, 1], half of it in colours beyond the palette."""
+    batch = data.sample(VAE_BATCH, split=data.PRETRAINING_DIGITS, generator=generator)
+    half = VAE_BATCH // 2
+    masks, _ = data.digits(data.PRETRAINING_DIGITS)
+    ink = data.enlarge(masks[torch.randint(len(masks), (half,), generator=generator)], generator)
+    front, back = torch.rand(2, half, 3, 1, 1, generator=generator).unbind()
+    images = torch.cat([batch.images[half:], back + ink * (front - back)])
+    return (images * 2 - 1).contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def encode_images(vae: AutoencoderKL, batch: data.Batch) -> Tensor:
+    """Posterior means [B, 4, 8, 8], before scaling."""
+    parts = (batch.images * 2 - 1).split(250)
+    return torch.cat([vae.encode(part, return_dict=False)[0].mean for part in parts])
+
+
+def latent_bank(
+    vae: AutoencoderKL, count: int, generator: torch.Generator
+) -> tuple[Tensor, list[str]]:
+    """Scaled latents [count, 4, 8, 8] of captioned images, and the captions."""
+    batch = data.sample(count, split=data.PRETRAINING_DIGITS, generator=generator)
+    raw = encode_images(vae, batch)
+    latents = (raw - vae.config["shift_factor"]) * vae.config["scaling_factor"]
+    return latents.contiguous(), [entry["prompt"] for entry in batch.records]
+
+
+def train_flow(
+    pipeline: StableDiffusion3Pipeline,
+    latents: Tensor,
+    captions: list[str],
+    *,
+    steps: int,
+    generator: torch.Generator,
+    evaluate_every: int,
+) -> StableDiffusion3Pipeline:
+    """Fit transformer and text encoders; returns a pipeline with their running averages."""
+    trained = nn.ModuleDict({name: getattr(pipeline, name) for name in TRAINED}).train()
+    average = AveragedModel(trained, multi_avg_fn=running_average)
+    shadow = {name: average.module.get_submodule(name) for name in TRAINED}
+    averaged = StableDiffusion3Pipeline(**{**pipeline.components, **shadow})
+    optimiser = torch.optim.AdamW(
+        trained.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-2
+    )
+    warmup = torch.optim.lr_scheduler.LinearLR(optimiser, start_factor=0.01, total_iters=200)
+    bar = tqdm(range(1, steps + 1), desc="flow", unit="step")
+    for step in bar:
+        loss = flow_loss(pipeline, latents, captions, generator)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimiser.step()
+        warmup.step()
+        average.update_parameters(trained)
+        bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
+        if evaluate_every and step % evaluate_every == 0 and step < steps:
+            scores = evaluate(SD3Backbone(averaged, max_sequence_length=0), per_digit=8)
+            shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+            bar.write(f"step {step}: {shown}")
+    return averaged
+
+
+@torch.no_grad()
+def running_average(
+    averages: Sequence[Tensor], weights: Sequence[Tensor], updates: Tensor | int
+) -> None:
+    """Exponential average over about 1000 steps, over fewer at first: the start is forgotten."""
+    decay = min(0.999, (1 + float(updates)) / (10 + float(updates)))
+    for average, weight in zip(averages, weights, strict=True):
+        average.lerp_(weight, 1 - decay)
+
+
+def flow_loss(
+    pipeline: StableDiffusion3Pipeline,
+    latents: Tensor,
+    captions: list[str],
+    generator: torch.Generator,
+) -> Tensor:
+    """Rectified-flow matching loss of one random batch, with caption dropout."""
+    chosen = torch.randint(len(latents), (FLOW_BATCH,), generator=generator)
+    dropped = torch.rand(FLOW_BATCH, generator=generator) < CAPTION_DROPOUT
+    prompts = [
+        "" if drop else captions[index]
+        for index, drop in zip(chosen.tolist(), dropped.tolist(), strict=True)
+    ]
+    x_0 = latents[chosen]
+    x_1 = torch.randn(x_0.shape, generator=generator)
+    t = torch.randn(FLOW_BATCH, generator=generator).sigmoid()
+    x_t = torch.lerp(x_0, x_1, t[:, None, None, None])
+    cond = encode_prompts(pipeline, prompts, 0)
+    (velocity,) = pipeline.transformer(
+        hidden_states=x_t,
+        timestep=t * 1000,
+        encoder_hidden_states=cond.tokens,
+        pooled_projections=cond.pooled,
+        return_dict=False,
+    )
+    return F.mse_loss(velocity, x_1 - x_0)
+
+
+def save(pipeline: StableDiffusion3Pipeline, out: Path) -> None:
+    """Write the pipeline folder with float16 weights; the pipeline is left in what was written."""
+    for dtype in (torch.float16, torch.float32):
+        for name in ("vae", *TRAINED):
+            nn.Module.to(getattr(pipeline, name), dtype)
+        if dtype == torch.float16:
+            pipeline.save_pretrained(out, safe_serialization=True)

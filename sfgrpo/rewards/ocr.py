@@ -1,0 +1,98 @@
+"""How surely a text recogniser reads the prompted character.
+
+The recogniser is PP-OCRv6 (small), an ONNX file inside the `rapidocr` wheel (Apache-2.0). The
+package itself is never imported: its detector and its image loading are of no use here, since the
+whole image is the line of text. The score is the recogniser's probability, not right or wrong: an
+image that is almost legible already scores above one that is not, which is what makes the change
+of the reward along a trajectory informative.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfgrpo.rewards.base import Metadata
+
+MODEL = Path("models") / "PP-OCRv6_rec_small.onnx"
+HEIGHT = 48
+CTC_BLANK = 0
+
+
+def model_path() -> Path:
+    """The recogniser inside the installed `rapidocr`; FileNotFoundError says what to install."""
+    spec = importlib.util.find_spec("rapidocr")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(
+            "the ocr reward needs the package rapidocr: pip install rapidocr==3.10.0"
+        )
+    path = Path(spec.origin).parent / MODEL
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: install rapidocr==3.10.0, which ships this model")
+    return path
+
+
+class OcrReward:
+    """Probability of the character in `metadata["text"]`, at the position where it is largest."""
+
+    def __init__(self, *, threads: int, batch: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        # Threads that spin while they wait take the cores that PyTorch is about to need.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(
+            model_path(), options, providers=["CPUExecutionProvider"]
+        )
+        self._input = self._session.get_inputs()[0].name
+        charset = self._session.get_modelmeta().custom_metadata_map["character"].splitlines()
+        self._class = {char: index for index, char in enumerate(charset, start=CTC_BLANK + 1)}
+        self._batch = batch
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Class probabilities [B, T, K] of images [B, 3, H, W], one row per 8 columns of pixels."""
+        _, _, height, width = images.shape
+        columns = max(1, round(HEIGHT * width / height))
+        resized = F.interpolate(
+            images.detach().float().cpu(),
+            size=(HEIGHT, columns),
+            mode="bilinear",
+            antialias=height > HEIGHT,
+            align_corners=False,
+        )
+        # The recogniser was trained on OpenCV images: blue first, in [-1, 1].
+        pixels = (resized.flip(1) * 2 - 1).numpy()
+        parts = [
+            np.asarray(self._session.run(None, {self._input: pixels[i : i + self._batch]})[0])
+            for i in range(0, len(pixels), self._batch)
+        ]
+        return torch.from_numpy(np.concatenate(parts))
+
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
+    ) -> Tensor:
+        targets = [self._target(entry) for entry in metadata]
+        if not targets:
+            return torch.empty(0)
+        peak = self.probabilities(images).amax(dim=1)
+        return peak[torch.arange(len(targets)), torch.tensor(targets)]
+
+    def _target(self, entry: Metadata) -> int:
+        text = entry["text"]
+        if text not in self._class:
+            raise ValueError(
+                f"metadata['text'] must be one character of the recogniser's set, got {text!r}"
+            )
+        return self._class[text]
+
+
+def build(*, threads: int = 2, batch: int = 64) -> OcrReward:
+    """The OCR reward, on `threads` CPU cores, `batch` images at a time."""
+    return OcrReward(threads=threads, batch=batch)
