@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -60,12 +59,6 @@ class Policy:
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name -> parameter of everything that is trained."""
         return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
-
-    def export(self) -> dict[str, Tensor]:
-        """The trained weights under the names that diffusers and peft use."""
-        if self.lora is None:
-            return {name: p.detach().contiguous() for name, p in self.network.state_dict().items()}
-        return {k: v.contiguous() for k, v in get_peft_model_state_dict(self.network).items()}
 
 
 class Ema:

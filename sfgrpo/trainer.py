@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,7 +203,7 @@ class Trainer:
         """Measure the (averaged) policy on held-out noise; log the numbers, keep the images."""
         options = self.recipe.eval
         chosen = evaluate.chosen(self.prompts, options.prompts)
-        with self.ema.applied() if self.ema else nullcontext():
+        with self.averaged():
             result = evaluate.evaluate(
                 self.field(chosen), chosen,
                 lambda images, prompt: measure(self.reward, images, prompt, chosen), self.judges,
@@ -215,16 +215,23 @@ class Trainer:
             records.save_images(self.folder, self.iteration, result)
 
     def save(self) -> None:
-        """Write a complete checkpoint."""
+        """Write a complete checkpoint; its folder `model` is what the stock pipeline loads."""
 
         def write(folder: Path) -> None:
             self.engine.save(folder)
-            if self.ema and engine.rank() == 0:
-                self.ema.save(folder / "ema.safetensors")
+            if engine.rank() == 0:
+                if self.ema:
+                    self.ema.save(folder / "ema.safetensors")
+                with self.averaged():
+                    self.backbone.save(folder / "model")
 
         self.checkpoints.save(
             self.iteration, write, main=engine.rank() == 0, barrier=engine.barrier
         )
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within the context the policy carries its averaged weights, if it keeps any."""
+        return self.ema.applied() if self.ema else nullcontext()
 
     def log(self, log: str, values: Mapping[str, object]) -> None:
         """Append to a log of the run (rank 0)."""

@@ -18,10 +18,16 @@ import pytest
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded architecture with random weights, saved as a pipeline folder."""
+    import torch
+
     from sfgrpo.embedded import architecture
 
+    pipeline = architecture.build_pipeline(0)
+    for parameter in pipeline.transformer.parameters():
+        if not parameter.any():  # a zero output would leave adapters without a gradient
+            torch.nn.init.normal_(parameter, std=0.05)
     folder = tmp_path_factory.mktemp("pipeline")
-    architecture.build_pipeline(0).save_pretrained(folder)
+    pipeline.save_pretrained(folder)
     return folder
 
 

@@ -7,12 +7,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
+    StableDiffusion3Pipeline,
+)
 from safetensors.torch import load_file
 
-from sfgrpo import config, records
+from sfgrpo import config, evaluate, ops, records, sde
+from sfgrpo.backbones import sd3
+from sfgrpo.rollout import START, sample
 from sfgrpo.trainer import Trainer
 from tests.rewards import Crash, Redness
 
@@ -95,6 +102,46 @@ def test_a_crash_anywhere_leaves_no_trace(recipe, tmp_path: Path, call: int, mon
     expected = load_file(whole / ema)
     assert all(torch.equal(v, expected[k]) for k, v in load_file(cut / ema).items())
     assert [p.name for p in sorted((cut / "checkpoints").iterdir())] == ["000002", "000003"]
+
+
+@pytest.mark.parametrize("weights", ["lora", "full"])
+def test_what_was_trained_loads_into_the_stock_pipeline(
+    recipe, pipeline_folder: Path, tmp_path: Path, weights: str
+) -> None:
+    """The stock pipeline, given a checkpoint's `model` folder, draws what our evaluation draws."""
+    changes = {"lora": "null"} if weights == "full" else {}
+    trainer = Trainer(recipe(tmp_path, train__learning_rate="1e-2", **changes))
+    trainer.train()
+    model = tmp_path / "checkpoints" / "000003" / "model"
+    pipe = sd3.load(pipeline_folder).pipeline
+    untouched = draw(pipe, trainer)
+    if weights == "lora":
+        pipe.load_lora_weights(str(model))
+    else:
+        pipe.transformer = SD3Transformer2DModel.from_pretrained(model / "transformer")
+    with trainer.averaged():
+        field = trainer.field(trainer.prompts[:1])
+        plan = evaluate.held_out_plan(1, 1, trainer.device)
+        table = sde.coefficients(trainer.backbone.sigmas(4), "ode")
+        ours = sample(
+            field, table, plan, seed=0, latent_shape=trainer.latent_shape, substeps=None
+        ).states.x_U
+    stock = draw(pipe, trainer)
+    torch.testing.assert_close(stock, ours, rtol=1e-4, atol=1e-4)
+    assert (stock - untouched).abs().max() > 0.05
+
+
+def draw(pipe: StableDiffusion3Pipeline, trainer: Trainer) -> torch.Tensor:
+    """Latents of the first prompt from the first held-out noise, by the stock pipeline."""
+    noise: Any = ops.philox_normal(
+        trainer.latent_shape, seed=0, sample_ids=torch.tensor([evaluate.HELD_OUT]), step_ids=START
+    )
+    pipe.set_progress_bar_config(disable=True)
+    (latents,) = pipe(
+        trainer.prompts[0].text, latents=noise, num_inference_steps=4, guidance_scale=0.0,
+        max_sequence_length=0, height=32, width=32, output_type="latent", return_dict=False,
+    )  # fmt: skip
+    return torch.as_tensor(latents)
 
 
 def test_a_finished_run_can_be_extended_but_not_changed(recipe, tmp_path: Path) -> None:

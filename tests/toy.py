@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sfgrpo.backbones.base import Conditioning
@@ -47,6 +49,9 @@ class PointBackbone:
 
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         return transformer(x, t, cond.pooled[:, 0])
+
+    def save(self, folder: Path) -> None:
+        save_file(self.transformer.state_dict(), folder / "model.safetensors")
 
     def decode(self, latents: Tensor) -> Tensor:
         return (latents / 4 + 0.5).clamp(0, 1)
