@@ -33,19 +33,26 @@ struct Words {
   VecW c0, c1, c2, c3;
 };
 
-SFGRPO_INLINE Words philox(VecW element, const NoiseRow& row) {
+// Several vectors of counters in step: one alone would wait for its own multiplications.
+template <int kSets>
+SFGRPO_INLINE void philox(const VecW (&element)[kSets], const NoiseRow& row, Words (&c)[kSets]) {
   const VecW m0 = wide(0xD2511F53u), m1 = wide(0xCD9E8D57u);
-  const VecW first = multiply(element, m0);
-  const VecW product = multiply((first >> 32) ^ wide(row.first_c2), m1);
-  Words c{(product >> 32) ^ wide(row.second_c0), product, first ^ wide(row.second_c2),
-          wide(row.second_c3)};
+#pragma GCC unroll 8
+  for (int s = 0; s < kSets; ++s) {
+    const VecW first = multiply(element[s], m0);
+    const VecW product = multiply((first >> 32) ^ wide(row.first_c2), m1);
+    c[s] = {(product >> 32) ^ wide(row.second_c0), product, first ^ wide(row.second_c2),
+            wide(row.second_c3)};
+  }
 #pragma GCC unroll 8
   for (int round = 2; round < 10; ++round) {
-    const VecW product0 = multiply(c.c0, m0), product1 = multiply(c.c2, m1);
-    c = {(product1 >> 32) ^ c.c1 ^ wide(row.key0[round]), product1,
-         (product0 >> 32) ^ c.c3 ^ wide(row.key1[round]), product0};
+    const VecW k0 = wide(row.key0[round]), k1 = wide(row.key1[round]);
+#pragma GCC unroll 8
+    for (int s = 0; s < kSets; ++s) {
+      const VecW product0 = multiply(c[s].c0, m0), product1 = multiply(c[s].c2, m1);
+      c[s] = {(product1 >> 32) ^ c[s].c1 ^ k0, product1, (product0 >> 32) ^ c[s].c3 ^ k1, product0};
+    }
   }
-  return c;
 }
 
 // Words of the even and of the odd counters -> one vector of kWidth consecutive ones.
@@ -130,12 +137,18 @@ inline void fill_normals(const NoiseRow& row, int64_t offset, int count, float* 
   VecU lane;
   for (int i = 0; i < kWidth; ++i) lane[i] = static_cast<uint32_t>(i);
   VecU element = lane + static_cast<uint32_t>(offset / 4);
-  for (int i = 0; i < count; i += kGroup, element += kWidth) {
-    ahead.elements(i, kGroup);
-    const Words even = philox((VecW)element, row), odd = philox((VecW)element >> 32, row);
-    const VecU words[4] = {weave(even.c0, odd.c0), weave(even.c1, odd.c1), weave(even.c2, odd.c2),
-                           weave(even.c3, odd.c3)};
-    __builtin_memcpy(out + i, words, sizeof(words));
+  for (int i = 0; i < count; i += 2 * kGroup, element += 2 * kWidth) {
+    ahead.elements(i, 2 * kGroup);
+    const VecU next = element + kWidth;
+    Words c[4];
+    philox({(VecW)element, (VecW)element >> 32, (VecW)next, (VecW)next >> 32}, row, c);
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      const Words &even = c[2 * j], &odd = c[2 * j + 1];
+      const VecU words[4] = {weave(even.c0, odd.c0), weave(even.c1, odd.c1),
+                             weave(even.c2, odd.c2), weave(even.c3, odd.c3)};
+      __builtin_memcpy(out + i + j * kGroup, words, sizeof(words));
+    }
   }
   for (int i = 0; i < count; i += kGroup) {
     VecU words[4];

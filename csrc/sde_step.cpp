@@ -104,14 +104,29 @@ STABLE_TORCH_LIBRARY_IMPL(sfgrpo, CPU, library) {
 namespace sfgrpo::SFGRPO_TARGET {
 namespace {
 
+// x_next = a x + b v + n eps of one block; returns the sum of (x_next - a x - b v)^2.
 template <class T>
-void move(const T* __restrict x, const T* __restrict v, const T* __restrict eps, int count,
-          const Coefficients& coef, T* __restrict mean, T* __restrict x_next) {
+double move(const T* x, const T* v, const T* eps, int count, const Coefficients& coef, T* x_next) {
+  using Sum = LaneSum<T>;
   const T a = static_cast<T>(coef.a), b = static_cast<T>(coef.b), n = static_cast<T>(coef.n);
-  for (int i = 0; i < count; ++i) {
-    mean[i] = a * x[i] + b * v[i];
-    x_next[i] = mean[i] + n * eps[i];
+  Sum sum;
+  int i = 0;
+  for (; i + 16 <= count; i += 16) {
+    for (int j = 0; j < Sum::kVecs; ++j) {
+      const int k = i + j * Sum::kLanes;
+      const auto mean = a * Sum::at(x + k) + b * Sum::at(v + k);
+      const auto next = mean + n * Sum::at(eps + k);
+      Sum::put(x_next + k, next);
+      sum.add_square(j, next - mean);
+    }
   }
+  T trailing[16];
+  for (int k = 0; i + k < count; ++k) {
+    const T mean = a * x[i + k] + b * v[i + k];
+    x_next[i + k] = mean + n * eps[i + k];
+    trailing[k] = x_next[i + k] - mean;
+  }
+  return sum.total(trailing, count - i);
 }
 
 template <class T>
@@ -150,10 +165,13 @@ void sde_step(const StepArgs& args, int64_t first, int64_t last) {
     const T* v =
         velocity(args.v, args.v_uncond, args.guidance, begin, count, v_buffer, uncond_buffer);
     T* x_next = target(args.x_next, begin, next_buffer);
-    move(x, v, eps, count, coef, mean, x_next);
-    store(args.x_next, begin, count, x_next);
-    const T* stored = load(args.x_next, begin, count, next_buffer);
-    args.square_sums[task] = square_distance(stored, mean, count);
+    args.square_sums[task] = move(x, v, eps, count, coef, x_next);
+    if (args.x_next.type != kType<T>) {  // what was stored is what is scored
+      store(args.x_next, begin, count, x_next);
+      transition_mean(coef, x, v, count, mean);
+      const T* stored = load(args.x_next, begin, count, next_buffer);
+      args.square_sums[task] = square_distance(stored, mean, count);
+    }
     if (args.x0_hat.data != nullptr) {
       T* x0_hat = target(args.x0_hat, begin, next_buffer);
       clean(x, v, count, coef.t, x0_hat);

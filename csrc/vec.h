@@ -145,31 +145,49 @@ inline void store(const Array& to, int64_t begin, int count, const T* __restrict
   }
 }
 
-// Sum of squared differences of one block.  Sixteen lanes in every instruction set, lane i taking
-// the elements i mod 16, and one tree at the end: the order is part of the result.
+// Sum of one block.  Sixteen lanes in every instruction set, lane i taking the elements i mod 16,
+// and one tree at the end: the order is part of the result.
+template <class T>
+struct LaneSum {
+  typedef T Vec __attribute__((vector_size(SFGRPO_BYTES)));
+  static constexpr int kLanes = SFGRPO_BYTES / sizeof(T), kVecs = 16 / kLanes;
+  Vec sums[kVecs] = {};
+
+  static SFGRPO_INLINE Vec at(const T* values) {
+    Vec vec;
+    __builtin_memcpy(&vec, values, sizeof(vec));
+    return vec;
+  }
+  static SFGRPO_INLINE void put(T* values, Vec vec) {
+    __builtin_memcpy(values, &vec, sizeof(vec));
+  }
+  SFGRPO_INLINE void add_square(int j, Vec value) { sums[j] += value * value; }
+
+  // With the squares of up to fifteen trailing elements, one per lane.
+  SFGRPO_INLINE double total(const T* trailing, int count) const {
+    T lanes[16];
+    __builtin_memcpy(lanes, sums, sizeof(lanes));
+    for (int i = 0; i < count; ++i) lanes[i] += trailing[i] * trailing[i];
+    double tree[16];
+    for (int i = 0; i < 16; ++i) tree[i] = lanes[i];
+    for (int half = 8; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) tree[i] += tree[i + half];
+    return tree[0];
+  }
+};
+
+// Sum of squared differences of one block.
 template <class T>
 inline double square_distance(const T* a, const T* b, int count) {
-  typedef T Vec __attribute__((vector_size(SFGRPO_BYTES)));
-  constexpr int kLanes = SFGRPO_BYTES / sizeof(T), kVecs = 16 / kLanes;
-  Vec sum[kVecs] = {};
+  using Sum = LaneSum<T>;
+  Sum sum;
   int i = 0;
-  for (; i + 16 <= count; i += 16) {
-    for (int j = 0; j < kVecs; ++j) {
-      Vec va, vb;
-      __builtin_memcpy(&va, a + i + j * kLanes, sizeof(va));
-      __builtin_memcpy(&vb, b + i + j * kLanes, sizeof(vb));
-      const Vec difference = va - vb;
-      sum[j] += difference * difference;
-    }
-  }
-  T lanes[16];
-  __builtin_memcpy(lanes, sum, sizeof(lanes));
-  for (int j = 0; i < count; ++i, ++j) lanes[j] += (a[i] - b[i]) * (a[i] - b[i]);
-  double tree[16];
-  for (int j = 0; j < 16; ++j) tree[j] = lanes[j];
-  for (int half = 8; half > 0; half /= 2)
-    for (int j = 0; j < half; ++j) tree[j] += tree[j + half];
-  return tree[0];
+  for (; i + 16 <= count; i += 16)
+    for (int j = 0; j < Sum::kVecs; ++j)
+      sum.add_square(j, Sum::at(a + i + j * Sum::kLanes) - Sum::at(b + i + j * Sum::kLanes));
+  T trailing[16];
+  for (int k = 0; i + k < count; ++k) trailing[k] = a[i + k] - b[i + k];
+  return sum.total(trailing, count - i);
 }
 
 // v_uncond + w (v - v_uncond), or v itself without v_uncond; buffers hold one block each.

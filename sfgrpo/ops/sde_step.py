@@ -91,7 +91,7 @@ _step_x0 = define(
 
 
 class _Arguments(NamedTuple):
-    """The operands of a step, checked, detached and in the schema's order."""
+    """The operands of a step, checked and in the schema's order."""
 
     x: Tensor
     v: Tensor
@@ -131,15 +131,15 @@ def _checked(
         sample_ids = _checks.sample_ids(sample_ids, x.shape[0], x.device)
         steps = _checks.step_ids(step_ids, sample_ids)
     return _Arguments(
-        x.detach(),
-        v.detach(),
-        coef.detach(),
+        x,
+        v,
+        coef,
         seed,
         sample_ids,
         steps,
-        None if v_uncond is None else v_uncond.detach(),
+        v_uncond,
         _checks.number("guidance", guidance),
-        None if noise is None else noise.detach(),
+        noise,
     )
 
 
