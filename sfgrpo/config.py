@@ -112,6 +112,8 @@ class Train(Section):
     """Weight of the KL to the frozen start."""
     kl: Literal["gaussian", "flow_grpo", "velocity"] = "gaussian"
     """Which KL `beta` weighs: see `sfgrpo.sde.kl_scale`."""
+    step_weights: Literal["equal", "balanced"] = "balanced"
+    """Weight of each step in the policy term: see `sfgrpo.sde.step_weights`."""
     updates_per_iteration: int = Field(default=1, ge=1)
     """Optimiser steps an iteration's rows are split over, each row used once."""
     micro_batch_size: int = Field(default=96, ge=1)

@@ -31,6 +31,7 @@ class Layout:
         self.recipe, self.device = recipe, device
         self.table = sde.coefficients(sigmas, s.sampler, s.eta)
         self.kl_scale_T = sde.kl_scale(self.table, sigmas, train.kl)
+        self.weight_T = sde.step_weights(self.table, train.step_weights)
         self.trainable_T = self.table[:, 2] > 0
         self.trajectories, steps = (
             s.prompts_per_iteration * s.group_size,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sfgrpo import ops
@@ -27,6 +26,8 @@ class Rows:
     """fp32 `[R, 4]` the step's coefficients."""
     kl_scale: Tensor
     """fp32 `[R]` factor of the KL (`sfgrpo.sde.kl_scale`)."""
+    weight: Tensor
+    """fp32 `[R]` weight of the policy term (`sfgrpo.sde.step_weights`)."""
     logp_old: Tensor
     """fp32 `[R]` log-density at sampling."""
     advantage: Tensor
@@ -48,6 +49,7 @@ class TrajectoryRows:
     table: Tensor
     """`[T, 4]` on the same device."""
     kl_scale_T: Tensor
+    weight_T: Tensor
 
     def take(self, trajectory: Tensor, step: Tensor) -> Rows:
         """Rows of the pairs `(trajectory [R], step [R])`."""
@@ -56,6 +58,7 @@ class TrajectoryRows:
             x_next=self.latents_MS[trajectory, step + 1],
             coef=self.table[step],
             kl_scale=self.kl_scale_T[step],
+            weight=self.weight_T[step],
             logp_old=self.logp_MT[trajectory, step],
             advantage=self.advantages_MT[trajectory, step],
             prompt=self.prompt_M[trajectory],
@@ -72,14 +75,14 @@ def policy_loss(
     guidance: float,
     clip_range: float,
     beta: float,
-    weight: float,
+    scale: float,
 ) -> ops.PolicyLoss:
-    """`weight * sum over rows (surrogate + beta KL)` and statistics per row.
+    """`scale * sum over rows (weight surrogate + beta KL)` and statistics per row.
 
-    `weight` is 1 / (rows of the whole optimiser step), so that micro-batches of any size add up
-    to the mean over all of them.
+    `scale` is 1 / (rows of the whole optimiser step), so that micro-batches of any size add up to
+    the mean over all of them.
     """
-    return ops.policy_loss(
+    loss, stats = ops.policy_loss(
         rows.x,
         v,
         rows.x_next,
@@ -91,6 +94,8 @@ def policy_loss(
         v_ref=v_ref,
         clip_range=clip_range,
         kl_weight=beta,
-        kl_scale=rows.kl_scale,
-        weights=torch.full_like(rows.logp_old, weight),
+        # The op weighs a row's surrogate and KL alike; the KL is to keep its own scale.
+        kl_scale=rows.kl_scale / rows.weight,
+        weights=rows.weight * scale,
     )
+    return ops.PolicyLoss(loss, stats._replace(kl=stats.kl * rows.weight))

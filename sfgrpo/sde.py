@@ -166,6 +166,31 @@ def _largest_eta(kind: str, step: Step) -> float:
     return low
 
 
+def step_weights(coef: Tensor, kind: str = "balanced") -> Tensor:
+    """How much each step's rows weigh in the policy term, with mean 1 over the noisy steps.
+
+    The gradient of a row's log-density is b eps / (n D), so a step with little noise shouts: the
+    last noisy step of DDIM-SDE, where n is nearly 0, would drown all others in its own noise.
+
+    "equal": every row weighs the same (Flow-GRPO).
+    "balanced": proportional to n / |b|, so that the gradients of all steps are of one size. While
+        the ratio is 1 this is the correction of GRPO-Guard (Wang et al. 2025, arXiv 2510.22319),
+        which scales the log-ratio by n and the loss by 1 / dt.
+
+    Args:
+        coef: `[T, 4]` table of `coefficients`.
+
+    Returns:
+        `[T]` float32; 0 on noise-free steps.
+    """
+    _, b, n, _ = coef.double().unbind(-1)
+    noisy = n > 0
+    kinds = {"equal": noisy.double(), "balanced": torch.where(noisy, n / b.abs(), 0.0)}
+    if kind not in kinds:
+        raise ValueError(unknown_name("step weights", kind, kinds))
+    return (kinds[kind] * noisy.sum() / kinds[kind].sum()).float()
+
+
 def kl_scale(coef: Tensor, sigmas: Tensor | Sequence[float], kind: str = "gaussian") -> Tensor:
     """Per-step factor c of the KL penalty, KL = c * mean_D (v - v_ref)^2.
 

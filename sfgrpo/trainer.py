@@ -171,12 +171,13 @@ class Trainer:
             prompt_M=plan.prompt_G[plan.group_of_M],
             table=self.layout.table.to(self.device),
             kl_scale_T=self.layout.kl_scale_T.to(self.device),
+            weight_T=self.layout.weight_T.to(self.device),
         )
 
     def update(self, field: VelocityField, rows: TrajectoryRows) -> dict[str, float]:
         """Split the rows over optimiser steps and micro-batches, and take the steps."""
         train, statistics = self.recipe.train, RowStatistics()
-        weight = self.engine.row_weight(self.layout.rows_per_update)
+        scale = self.engine.row_weight(self.layout.rows_per_update)
         for update, (trajectory, step) in enumerate(self.layout.updates(self.iteration)):
             for part in batches(len(step), train.micro_batch_size):
                 batch = rows.take(trajectory[part], step[part])
@@ -184,7 +185,7 @@ class Trainer:
                 v_ref = self.reference_velocity(field, batch) if train.beta else None
                 result = policy_loss(
                     batch, v, v_uncond, v_ref, guidance=field.guidance,
-                    clip_range=train.clip_range, beta=train.beta, weight=weight,
+                    clip_range=train.clip_range, beta=train.beta, scale=scale,
                 )  # fmt: skip
                 statistics.add(result.stats, batch, first=update == 0)
                 self.engine.backward(result.loss)

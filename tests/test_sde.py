@@ -89,6 +89,21 @@ def test_kl_scales() -> None:
     assert sde.kl_scale(table, SD35, "velocity").tolist() == [0] + [1] * 8 + [0]
 
 
+def test_balanced_weights_give_all_steps_gradients_of_one_size() -> None:
+    """The log-density's gradient in v is b eps / (n D); n = 0.0053 at the last noisy step."""
+    table = sde.coefficients(SD35, "ddim", 0.7)
+    weights = sde.step_weights(table, "balanced")
+    _, b, n, _ = table.unbind(-1)
+    noisy = n > 0
+    size = (weights * b.abs() / n)[noisy]
+    torch.testing.assert_close(size, size[:1].expand_as(size))
+    assert (weights[~noisy] == 0).all()
+    assert weights[noisy].mean().item() == pytest.approx(1)
+    assert sde.step_weights(table, "equal").tolist() == [0] + [1] * 8 + [0]
+    with pytest.raises(ValueError, match="did you mean 'balanced'"):
+        sde.step_weights(table, "balancd")
+
+
 def test_a_sampler_is_added_by_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sde, "SAMPLERS", dict(sde.SAMPLERS))
 
