@@ -41,7 +41,7 @@ def pretrain(
     *,
     seed: int = 0,
     vae_steps: int = 1000,
-    steps: int = 6000,
+    steps: int = 3000,
     latents: int = 24_000,
     threads: int | None = None,
     evaluate_every: int = 500,
