@@ -144,16 +144,19 @@ def before_after(run: Path, first: int, last: int, *, rows: int = 10) -> Figure:
     shown = np.unique(np.linspace(0, len(prompts) - 1, min(rows, len(prompts))).round().astype(int))
     grids = [np.asarray(Image.open(run / "images" / f"{k:06d}.png")) for k in (first, last)]
     side = grids[0].shape[0] // len(prompts)
-    figure, pair = plt.subplots(1, 2, figsize=(11, 0.52 * len(shown) + 0.5), sharey=True)
+    height = 0.52 * len(shown)
+    width = height * grids[0].shape[1] / (side * len(shown))
+    # 3 inches for the prompts on the left; the rest is the two pictures at their own aspect.
+    figure, pair = plt.subplots(1, 2, figsize=(2 * width + 3.2, height + 0.5), sharey=True)
     for axes, grid, iteration in zip(pair, grids, (first, last), strict=True):
         picture = np.concatenate([grid[side * k : side * (k + 1)] for k in shown])
         axes.imshow(picture, interpolation="nearest")
         axes.set(title="before" if iteration == first else f"after {iteration} iterations")
         axes.set_xticks([])
+        axes.tick_params(length=0)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
     pair[0].set_yticks(side * (np.arange(len(shown)) + 0.5), [prompts[k] for k in shown])
-    pair[0].tick_params(length=0)
     return figure
 
 
