@@ -38,14 +38,27 @@ FLAGS = (
     # No fused multiply-adds: the noise has the same bits on every instruction set and backend.
     "-ffp-contract=off",
     "-fno-math-errno",
-    # The generator is long chains of latency: 10 % faster when the compiler interleaves them.
-    "-fschedule-insns",
-    "-fsched-pressure",
     "-fno-trapping-math",
     "-fvisibility=hidden",
     "-Wno-psabi",
     "-Wno-unknown-pragmas",
 )
+
+# The generator is long chains of latency: 10 % faster when the compiler interleaves them.  Clang
+# does so unasked and may not know the options.
+GCC_FLAGS = ("-fschedule-insns", "-fsched-pressure")
+
+
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "c++"))
+
+
+def _flags(compiler: str | None) -> list[str]:
+    if compiler is None:
+        return list(FLAGS)
+    probe = [compiler, *GCC_FLAGS, "-fsyntax-only", "-x", "c++", os.devnull]
+    known = subprocess.run(probe, capture_output=True, check=False).returncode == 0
+    return [*FLAGS, *GCC_FLAGS] if known else list(FLAGS)
 
 
 def _torch_folder() -> Path | None:
@@ -73,7 +86,7 @@ class build_ext(_build_ext):
             extension.sources = [os.path.relpath(source) for source in SOURCES]
             extension.depends = [os.path.relpath(header) for header in HEADERS]
             extension.define_macros = list(MACROS.items())
-            extension.extra_compile_args = [*FLAGS, *compile_args]
+            extension.extra_compile_args = [*_flags(_compiler()), *compile_args]
             extension.extra_link_args = link_args
 
 
@@ -98,7 +111,7 @@ def just_in_time() -> Path:
     library = _cache() / "libsfgrpo.so"
     if library.exists():
         return library
-    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    compiler = _compiler()
     folder = _torch_folder()
     if compiler is None or folder is None:
         raise RuntimeError("no C++ compiler found (CXX, or c++ on the PATH)")
@@ -113,10 +126,11 @@ def just_in_time() -> Path:
 def _compile(compiler: str, torch_folder: Path, scratch: Path) -> Path:
     compile_args, link_args = _torch_arguments(torch_folder)
     macros = [f"-D{name}={value}" for name, value in MACROS.items()]
+    flags = _flags(compiler)
     objects = [scratch / f"{source.stem}.o" for source in SOURCES]
     running = [
         subprocess.Popen(
-            [compiler, *FLAGS, *macros, *compile_args, "-fPIC", "-c", source, "-o", target],
+            [compiler, *flags, *macros, *compile_args, "-fPIC", "-c", source, "-o", target],
             stderr=subprocess.PIPE,
             text=True,
         )

@@ -61,7 +61,7 @@ def load_cpp() -> None:
     except RuntimeError as error:
         warnings.warn(
             "sfgrpo: the C++ kernels could not be compiled, so plain PyTorch serves the ops on "
-            "the CPU: same results, 10 to 20 times slower. A C++17 compiler (Debian: apt install "
+            "the CPU: same noise, 10 to 50 times slower. A C++17 compiler (Debian: apt install "
             f"g++) mends that. The cause: {error}",
             RuntimeWarning,
             stacklevel=2,
