@@ -1,6 +1,7 @@
 # make demo   trains the embedded text-to-image model with Stepwise-Flow-GRPO and writes runs/demo/report.html
 # make test   everything that is checked: lint, types, tests
 # make bench  the benchmark table of the ops on this device
+# make compare  stepwise against uniform credit, three seeds each: the README's picture (half an hour)
 # make setup  only makes .venv (the others call it; a second call does nothing)
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup test demo bench lint clean
+.PHONY: setup test demo bench compare lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -40,6 +41,13 @@ demo: setup
 
 bench: setup
 	$(BIN)/python -m pytest --benchmark-only
+
+compare: setup
+	for seed in 0 1 2; do for rule in stepwise uniform; do \
+	  $(BIN)/sfgrpo train embedded --credit.rule $$rule --run.seed $$seed \
+	    --run.output_dir runs/compare/$$rule-$$seed || exit 1; \
+	done; done
+	$(BIN)/sfgrpo compare runs/compare/*-? --out runs/compare/stepwise_vs_uniform.png
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

@@ -147,7 +147,7 @@ def before_after(run: Path, first: int, last: int, *, rows: int = 10) -> Figure:
     height = 0.52 * len(shown)
     width = height * grids[0].shape[1] / (side * len(shown))
     # 3 inches for the prompts on the left; the rest is the two pictures at their own aspect.
-    figure, pair = plt.subplots(1, 2, figsize=(2 * width + 3.2, height + 0.5), sharey=True)
+    figure, pair = plt.subplots(1, 2, figsize=(2 * width + 3.6, height + 0.5), sharey=True)
     for axes, grid, iteration in zip(pair, grids, (first, last), strict=True):
         picture = np.concatenate([grid[side * k : side * (k + 1)] for k in shown])
         axes.imshow(picture, interpolation="nearest")

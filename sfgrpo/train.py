@@ -82,7 +82,15 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
     except (ValueError, records.RunError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
-    trainer.train()
+    try:
+        trainer.train()
+    except KeyboardInterrupt:
+        print(
+            f"\n{prog}: stopped after {trainer.iteration} iterations; the same command (without "
+            "--fresh) continues from the newest checkpoint",
+            file=sys.stderr,
+        )
+        return 130
     if engine.rank() == 0:
         print(report.write(trainer.folder))
     engine.stop()
