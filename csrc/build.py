@@ -35,6 +35,7 @@ MACROS = {
 FLAGS = (
     "-std=c++17",
     "-O3",
+    "-g0",
     # No fused multiply-adds: the noise has the same bits on every instruction set and backend.
     "-ffp-contract=off",
     "-fno-math-errno",
