@@ -137,7 +137,7 @@ class SD3Backbone:
             return
         StableDiffusion3Pipeline.save_lora_weights(
             folder,
-            transformer_lora_layers=get_peft_model_state_dict(transformer),
+            transformer_lora_layers={**get_peft_model_state_dict(transformer)},
             transformer_lora_adapter_metadata=adapters["default"].to_dict(),
         )
 
