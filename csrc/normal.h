@@ -151,19 +151,11 @@ inline void fill_normals(const NoiseRow& row, int64_t offset, int count, float* 
     }
   }
   for (int i = 0; i < count; i += kGroup) {
-    VecU words[3];
-    __builtin_memcpy(words, out + i, sizeof(words));
-    const VecF radius0 = sqrt(-2.0f * natural_log(uniform(words[0])));
-    const VecF radius1 = sqrt(-2.0f * natural_log(uniform(words[2])));
-    __builtin_memcpy(out + i, &radius0, sizeof(radius0));
-    __builtin_memcpy(out + i + 2 * kWidth, &radius1, sizeof(radius1));
-  }
-  for (int i = 0; i < count; i += kGroup) {
     VecU words[4];
     __builtin_memcpy(words, out + i, sizeof(words));
     VecF z0, z1, z2, z3;
-    polar((VecF)words[0], uniform(words[1]), z0, z1);
-    polar((VecF)words[2], uniform(words[3]), z2, z3);
+    polar(sqrt(-2.0f * natural_log(uniform(words[0]))), uniform(words[1]), z0, z1);
+    polar(sqrt(-2.0f * natural_log(uniform(words[2]))), uniform(words[3]), z2, z3);
     VecF even_low, even_high, odd_low, odd_high, result[4];
     interleave(z0, z2, even_low, even_high);
     interleave(z1, z3, odd_low, odd_high);
