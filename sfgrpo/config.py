@@ -194,7 +194,7 @@ def _override(data: dict[str, Any], key: str, value: str) -> None:
     """Set `section.key` from the command line; the value is read as YAML."""
     *sections, last = key.split(".")
     for section in sections:
-        child = data.setdefault(section, {})
+        child = data[section] = {} if data.get(section) is None else data[section]
         if not isinstance(child, dict):
             raise RecipeError(f"--{key}: '{section}' is not a section")
         data = child

@@ -31,6 +31,8 @@ SMALL = {
     "sample.num_steps": "4",
     "sample.batch_size": "8",
     "credit.estimate_substeps": "2",
+    "lora": "{rank: 32, alpha: 64}",
+    "train.updates_per_iteration": "1",
     "train.micro_batch_size": "5",
     "train.beta": "0.01",
     "eval": "{every: 1, prompts: 2, images_per_prompt: 2, num_steps: 2, judges: []}",
