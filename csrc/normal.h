@@ -192,7 +192,8 @@ SFGRPO_INLINE void interleave(VecF a, VecF b, VecF& low, VecF& high) {
 
 // `count` normals from element `offset` (a multiple of 4) on; fills whole groups of 4 kWidth.
 // Two short loops over a block in the L1 cache instead of one long one: the latency of a chain of
-// ten rounds, a logarithm and a square root is more than the processor can look ahead.
+// ten rounds, a logarithm and a square root is more than the processor can look ahead.  Memory
+// that the block needs next is asked for all along, a little at a time.
 inline void fill_normals(const NoiseRow& row, int64_t offset, int count, float* out,
                          const Lookahead& ahead = {}) {
   constexpr int kGroup = 4 * kWidth;
@@ -200,28 +201,34 @@ inline void fill_normals(const NoiseRow& row, int64_t offset, int count, float* 
   for (int i = 0; i < kWidth; ++i) lane[i] = static_cast<uint32_t>(i);
   VecU element = lane + static_cast<uint32_t>(offset / 4);
   for (int i = 0; i < count; i += 2 * kGroup, element += 2 * kWidth) {
-    ahead.elements(i, 2 * kGroup);
+    ahead.elements(i / 2, kGroup);
     VecU words[8];
     philox(element, row, words);
-    __builtin_memcpy(out + i, words, sizeof(words));
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j) put(out + i + j * kWidth, words[j]);
   }
-  constexpr int kSets = 2 * 2;
+  constexpr int kSets = 4;
   for (int i = 0; i < count; i += kSets / 2 * kGroup) {
-    VecU words[2 * kSets];
-    __builtin_memcpy(words, out + i, sizeof(words));
+    ahead.elements((count + i) / 2, kSets * kWidth);
     VecF u[kSets], angle[kSets], r[kSets], z_cos[kSets], z_sin[kSets];
-    SFGRPO_EACH u[s] = uniform(words[2 * s]);
-    SFGRPO_EACH angle[s] = uniform(words[2 * s + 1]);
+    SFGRPO_EACH {
+      u[s] = uniform(vector_at<VecU>(out + i + 2 * s * kWidth));
+      angle[s] = uniform(vector_at<VecU>(out + i + (2 * s + 1) * kWidth));
+    }
     radius(u, r);
     polar(r, angle, z_cos, z_sin);
 #pragma GCC unroll 4
     for (int s = 0; s < kSets; s += 2) {
-      VecF even_low, even_high, odd_low, odd_high, result[4];
+      VecF even_low, even_high, odd_low, odd_high, first, second, third, fourth;
       interleave(z_cos[s], z_cos[s + 1], even_low, even_high);
       interleave(z_sin[s], z_sin[s + 1], odd_low, odd_high);
-      interleave(even_low, odd_low, result[0], result[1]);
-      interleave(even_high, odd_high, result[2], result[3]);
-      __builtin_memcpy(out + i + s / 2 * kGroup, result, sizeof(result));
+      interleave(even_low, odd_low, first, second);
+      interleave(even_high, odd_high, third, fourth);
+      float* group = out + i + s / 2 * kGroup;
+      put(group, first);
+      put(group + kWidth, second);
+      put(group + 2 * kWidth, third);
+      put(group + 3 * kWidth, fourth);
     }
   }
 }

@@ -116,7 +116,7 @@ double move(const T* x, const T* v, const T* eps, int count, const Coefficients&
       const int k = i + j * Sum::kLanes;
       const auto mean = a * Sum::at(x + k) + b * Sum::at(v + k);
       const auto next = mean + n * Sum::at(eps + k);
-      Sum::put(x_next + k, next);
+      put(x_next + k, next);
       sum.add_square(j, next - mean);
     }
   }

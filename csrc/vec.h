@@ -46,6 +46,18 @@ SFGRPO_INLINE To bit_cast(From from) {
   return to;
 }
 
+// Unaligned vectors in memory, one at a time: GCC takes a copied array of vectors to pieces.
+template <class Vec>
+SFGRPO_INLINE Vec vector_at(const void* from) {
+  Vec vec;
+  __builtin_memcpy(&vec, from, sizeof(vec));
+  return vec;
+}
+template <class Vec>
+SFGRPO_INLINE void put(void* to, Vec vec) {
+  __builtin_memcpy(to, &vec, sizeof(vec));
+}
+
 // Half precision by integer arithmetic (F. Giesen's conversions): exact, rounding to nearest even,
 // and the compiler vectorises it for every target.
 SFGRPO_INLINE float from_half(uint16_t half) {
@@ -153,14 +165,7 @@ struct LaneSum {
   static constexpr int kLanes = SFGRPO_BYTES / sizeof(T), kVecs = 16 / kLanes;
   Vec sums[kVecs] = {};
 
-  static SFGRPO_INLINE Vec at(const T* values) {
-    Vec vec;
-    __builtin_memcpy(&vec, values, sizeof(vec));
-    return vec;
-  }
-  static SFGRPO_INLINE void put(T* values, Vec vec) {
-    __builtin_memcpy(values, &vec, sizeof(vec));
-  }
+  static SFGRPO_INLINE Vec at(const T* values) { return vector_at<Vec>(values); }
   SFGRPO_INLINE void add_square(int j, Vec value) { sums[j] += value * value; }
 
   // With the squares of up to fifteen trailing elements, one per lane.
