@@ -46,7 +46,7 @@ def _picture(data: bytes, caption: str) -> str:
 
 def _figure(figure: Figure, caption: str) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
+    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
     plt.close(figure)
     return _picture(buffer.getvalue(), caption)
 
