@@ -11,7 +11,18 @@ from torch import Tensor
 
 from sfgrpo import ops
 from tests.ops import budget
-from tests.ops.cases import DTYPES, F32, SHAPES, Rows, poisoned, reference, rows, same_bits
+from tests.ops.cases import (
+    BF16,
+    DTYPES,
+    F16,
+    F32,
+    SHAPES,
+    Rows,
+    poisoned,
+    reference,
+    rows,
+    same_bits,
+)
 
 SEED = 2**40 + 3
 
@@ -132,3 +143,32 @@ def test_empty(shape: tuple[int, ...]) -> None:
     x_next, logp, x0_hat = ops.sde_step_x0(x, x, coef, seed=0, sample_ids=ids, step_ids=0)
     assert x_next.shape == x0_hat.shape == shape
     assert logp.tolist() == [0.0] * shape[0]
+
+
+def _pass_through(v: Tensor, dtype: torch.dtype) -> Tensor:
+    """``v`` as a step with b = 1 and nothing else stores it beside an ``x`` of ``dtype``."""
+    coef = torch.tensor([[0.0, 1.0, 0.0, 0.0]])
+    x = torch.zeros(1, v.numel(), dtype=dtype)
+    return ops.sde_step(x, v.reshape(1, -1), coef, noise=torch.zeros_like(x))[0].reshape(-1)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_reads_every_16_bit_number_exactly(dtype: torch.dtype) -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    torch.testing.assert_close(
+        _pass_through(every, F32), every.float(), rtol=0, atol=0, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16])
+def test_rounds_to_nearest_even_like_pytorch(dtype: torch.dtype) -> None:
+    """All 16-bit numbers, the midpoints between them and their neighbours, beyond the range."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype).float()
+    every = every[every.isfinite()].sort().values
+    middles = (every[1:] + every[:-1]) / 2
+    up, down = (torch.nextafter(middles, torch.tensor(sign * math.inf)) for sign in (1, -1))
+    beyond = torch.tensor([65504.0, 65519.9, 65520.0, 1e5, 3.3e38, math.inf, math.nan])
+    values = torch.cat((every, middles, up, down, beyond, -beyond))
+    torch.testing.assert_close(
+        _pass_through(values, dtype), values.to(dtype), rtol=0, atol=0, equal_nan=True
+    )
