@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from sfgrpo import backbones, credit, engine, evaluate, prompts, records, rewards
@@ -112,13 +112,13 @@ class Trainer:
         )  # fmt: skip
         return [self.prompts[i] for i in drawn]
 
-    def field(self, chosen: Sequence[Prompt], network: nn.Module | None = None) -> VelocityField:
-        """The velocity of the policy (or of `network`) for these prompts."""
+    def field(self, chosen: Sequence[Prompt]) -> VelocityField:
+        """The velocity of the policy for these prompts."""
         guidance = self.recipe.sample.guidance_scale
         texts = [prompt.text for prompt in chosen]
         return VelocityField(
             backbone=self.backbone,
-            network=network or self.engine.network,
+            network=self.engine.network,
             conditioning=self.backbone.encode(texts),
             unconditional=self.backbone.encode([""] * len(texts)) if guidance != 1 else None,
             guidance=guidance,
