@@ -8,12 +8,17 @@ business: C++ on the CPU, Triton on GPUs, the reference everywhere else.
 from __future__ import annotations
 
 from sfgrpo.ops._backends import load_cpp, register_triton
-from sfgrpo.ops.gain_advantages import NORMALIZATIONS, Normalization, gain_advantages
+from sfgrpo.ops.gain_advantages import (
+    NORMALIZATIONS,
+    Normalization,
+    gain_advantages,
+    gain_advantages_,
+)
 from sfgrpo.ops.philox import philox_normal
 from sfgrpo.ops.policy_loss import PolicyLoss, PolicyStats, policy_loss
 from sfgrpo.ops.sde_logprob import Reduction, sde_logprob
-from sfgrpo.ops.sde_step import sde_step, sde_step_x0
-from sfgrpo.ops.tweedie import tweedie
+from sfgrpo.ops.sde_step import sde_step, sde_step_, sde_step_x0
+from sfgrpo.ops.tweedie import tweedie, tweedie_
 
 __all__ = [
     "NORMALIZATIONS",
@@ -22,12 +27,15 @@ __all__ = [
     "PolicyStats",
     "Reduction",
     "gain_advantages",
+    "gain_advantages_",
     "philox_normal",
     "policy_loss",
     "sde_logprob",
     "sde_step",
+    "sde_step_",
     "sde_step_x0",
     "tweedie",
+    "tweedie_",
 ]
 
 load_cpp()

@@ -3,7 +3,8 @@
 The C++ library registers itself when it is loaded: the one built into the wheel, or else one
 compiled just in time (see ``csrc/build.py``).  Triton's launchers are imported by the first GPU
 call: ``sfgrpo.kernels.<module>.<op>`` takes the arguments of the op's schema in order.  CUDA
-covers ROCm; XPU is the third device Triton serves.  What has no backend runs the reference.
+covers ROCm; XPU is the third device Triton serves.  What has no backend (Apple's MPS, float64 on a
+GPU) runs the reference and says so once.
 """
 
 from __future__ import annotations
@@ -16,26 +17,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from sfgrpo.ops._library import implement
+from sfgrpo.ops._library import REFERENCES, announce, implement
 
 KEYS = ("CUDA", "XPU")
 LAUNCHERS = {
     "philox_normal": "philox",
     "sde_step": "sde_step",
-    "sde_step_x0": "sde_step",
+    "sde_step_": "sde_step",
     "sde_logprob": "sde_logprob",
     "sde_logprob_backward": "sde_logprob",
     "tweedie": "tweedie",
+    "tweedie_": "tweedie",
     "gain_advantages": "gain_advantages",
+    "gain_advantages_": "gain_advantages",
     "policy_loss": "policy_loss",
     "policy_loss_backward": "policy_loss",
+    "policy_loss_backward_": "policy_loss",
 }
 """Op -> module of ``sfgrpo.kernels`` that launches it."""
 
 
 def _lazy(op: str, module: str) -> Callable[..., Any]:
+    reference, takes_float64 = REFERENCES[op], module == "gain_advantages"
+
     def launch(*args: Any) -> Any:
+        wide = (isinstance(arg, Tensor) and arg.dtype == torch.float64 for arg in args)
+        if not takes_float64 and any(wide):
+            announce("float64 on GPUs")
+            return reference(*args)
         return getattr(importlib.import_module(f"sfgrpo.kernels.{module}"), op)(*args)
 
     return launch

@@ -109,8 +109,11 @@ def sample_ids(ids: Tensor, rows: int | None = None, device: torch.device | None
     return ids
 
 
-def step_ids(ids: int | Tensor, samples: Tensor) -> Tensor:
-    """An int in [0, 2**32) for all rows, or int64 ``[B]`` (its low 32 bits are used)."""
+def step_ids(ids: int | Tensor, samples: Tensor) -> tuple[int, Tensor | None]:
+    """One step for all rows, an int in [0, 2**32), or int64 ``[B]`` (its low 32 bits are used).
+
+    Returns the two as the schemas take them: (step of all rows, steps of the rows or None).
+    """
     if isinstance(ids, Tensor):
         if ids.dtype != torch.int64:
             raise TypeError(f"step_ids: got dtype {ids.dtype}, expected torch.int64")
@@ -118,11 +121,17 @@ def step_ids(ids: int | Tensor, samples: Tensor) -> Tensor:
             raise ValueError(
                 f"step_ids: got shape {tuple(ids.shape)}, expected {tuple(samples.shape)}"
             )
-        if ids.device != samples.device:
-            raise ValueError(f"step_ids: got device {ids.device}, expected {samples.device}")
-        return ids
+        same_device("step_ids", ids, samples)
+        return 0, ids
     if isinstance(ids, bool) or not isinstance(ids, int):
         raise TypeError(f"step_ids: got {type(ids).__name__}, expected an int or an int64 tensor")
     if not 0 <= ids < 2**32:
         raise ValueError(f"step_ids: got {ids}, expected 0 <= step < 2**32")
-    return torch.full_like(samples, ids)
+    return ids, None
+
+
+def writable(name: str, tensor: Tensor) -> None:
+    """A tensor that an op may overwrite: each element in a place of its own."""
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        if size > 1 and stride == 0:
+            raise ValueError(f"{name}: got an expanded tensor, expected one with its own storage")

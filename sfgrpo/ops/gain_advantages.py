@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from sfgrpo.ops import _checks
-from sfgrpo.ops._library import define
+from sfgrpo.ops._library import define, define_in_place, vectorise
+from sfgrpo.ops._vmap import fold_into_rows
 
 Normalization = Literal["joint", "per_step", "centered", "uniform"]
 NORMALIZATIONS: tuple[Normalization, ...] = ("joint", "per_step", "centered", "uniform")
@@ -53,6 +54,9 @@ def gain_advantages_reference(
     """
     if rewards.device.type == "cpu" and not bool(torch.isfinite(rewards).all()):
         raise RuntimeError("rewards: got a value that is not finite, expected finite rewards")
+    if rewards.device.type == "mps":  # has no float64
+        mask_cpu = None if mask is None else mask.cpu()
+        return gain_advantages_reference(rewards.cpu(), normalize, mask_cpu, clamp).to("mps")
     r = rewards.double()
     gains = r[:, :, 1:] - r[:, :, :-1]
     counts = torch.ones_like(gains, dtype=torch.bool) if mask is None else mask
@@ -75,6 +79,22 @@ def gain_advantages_reference(
     return torch.where(counts, advantages, 0.0).float().contiguous()
 
 
+def gain_advantages__reference(
+    rewards: Tensor, normalize: int, mask: Tensor | None, clamp: float | None
+) -> None:
+    """The specification of the op that writes the advantage of step k over the reward of state k.
+
+    The last column keeps the final rewards.
+    """
+    rewards[:, :, :-1] = gain_advantages_reference(rewards, normalize, mask, clamp)
+
+
+def _fake_in_place(
+    rewards: Tensor, normalize: int, mask: Tensor | None, clamp: float | None
+) -> None:
+    return None
+
+
 def _fake(rewards: Tensor, normalize: int, mask: Tensor | None, clamp: float | None) -> Tensor:
     prompts, trajectories, states = rewards.shape
     return rewards.new_empty((prompts, trajectories, states - 1), dtype=torch.float32)
@@ -85,6 +105,12 @@ _op = define(
     gain_advantages_reference,
     _fake,
 )
+_op_in_place = define_in_place(
+    "gain_advantages_(Tensor(a!) rewards, int normalize, Tensor? mask, float? clamp) -> ()",
+    gain_advantages__reference,
+    _fake_in_place,
+)
+vectorise("gain_advantages", fold_into_rows(_op))
 
 
 def gain_advantages(
@@ -95,6 +121,8 @@ def gain_advantages(
     clamp: float | None = 5.0,
 ) -> Tensor:
     """Advantages of every step of every trajectory, from rewards of the clean estimates.
+
+    Traffic per element (fp32): 8 bytes: reads a reward, writes an advantage.
 
     Args:
         rewards: ``[P, N, T + 1]`` float32 or float64: P prompts, N >= 1 trajectories per group,
@@ -111,6 +139,35 @@ def gain_advantages(
         ValueError: an argument has the wrong shape, device or value.
         RuntimeError: on the CPU, a reward is not finite.
     """
+    return _op(rewards.detach(), *_options(rewards, normalize, mask, clamp))
+
+
+def gain_advantages_(
+    rewards: Tensor,
+    *,
+    normalize: Normalization = "joint",
+    mask: Tensor | None = None,
+    clamp: float | None = 5.0,
+) -> Tensor:
+    """``gain_advantages`` that writes the advantage of step k over the reward of state k.
+
+    Arguments and errors as in ``gain_advantages``; rewards that require grad are a RuntimeError
+    while gradients are recorded.
+
+    Returns:
+        The view ``rewards[:, :, :T]``, in the dtype of ``rewards``; ``rewards[:, :, T]`` keeps the
+        final rewards.
+    """
+    options = _options(rewards, normalize, mask, clamp)
+    _checks.writable("rewards", rewards)
+    _op_in_place(rewards, *options)
+    return rewards[:, :, :-1]
+
+
+def _options(
+    rewards: Tensor, normalize: str, mask: Tensor | None, clamp: float | None
+) -> tuple[int, Tensor | None, float | None]:
+    """Check the arguments of both forms; all but the rewards as the schemas take them."""
     if not isinstance(rewards, Tensor):
         raise TypeError(f"rewards: got {type(rewards).__name__}, expected a tensor")
     if rewards.dtype not in (torch.float32, torch.float64):
@@ -119,14 +176,15 @@ def gain_advantages(
         raise ValueError(
             f"rewards: got shape {tuple(rewards.shape)}, expected [P, N, T + 1] with N, T >= 1"
         )
-    if normalize not in NORMALIZATIONS:
-        raise ValueError(f"normalize: got {normalize!r}, expected one of {NORMALIZATIONS}")
+    names: tuple[str, ...] = NORMALIZATIONS
+    if normalize not in names:
+        raise ValueError(f"normalize: got {normalize!r}, expected one of {names}")
     if clamp is not None:
         clamp = _checks.number("clamp", clamp, low=0.0)
     shape = (rewards.shape[0], rewards.shape[1], rewards.shape[2] - 1)
     if mask is not None:
         mask = _full_mask(mask, shape, rewards)
-    return _op(rewards.detach(), NORMALIZATIONS.index(normalize), mask, clamp)
+    return names.index(normalize), mask, clamp
 
 
 def _full_mask(mask: Tensor, shape: tuple[int, int, int], rewards: Tensor) -> Tensor:

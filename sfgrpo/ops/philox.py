@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from sfgrpo.ops import _checks
-from sfgrpo.ops._library import define
+from sfgrpo.ops._library import define, vectorise
+from sfgrpo.ops._vmap import fold_into_rows
 
 MASK = 0xFFFFFFFF
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -122,34 +123,52 @@ def box_muller(word1: Tensor, word2: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def philox_normal_reference(
-    numel: int, seed: int, sample_ids: Tensor, step_ids: Tensor, dtype: torch.dtype
+    numel: int,
+    seed: int,
+    sample_ids: Tensor,
+    step: int,
+    step_ids: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Standard normals ``[B, numel]``: the specification, in the schema's argument order.
 
-    Computed in float32 for every ``dtype``, then rounded (or, for float64, widened) to it.
+    Every row's step is ``step``, unless ``step_ids [B]`` names one for each.  Computed in float32
+    for every ``dtype``, then rounded (or, for float64, widened) to it.
     """
+    device = sample_ids.device
+    if device.type == "mps":  # has no float64, which the square root needs
+        steps_cpu = None if step_ids is None else step_ids.cpu()
+        noise = philox_normal_reference(numel, seed, sample_ids.cpu(), step, steps_cpu, dtype)
+        return noise.to(device)
+    steps = torch.full_like(sample_ids, step) if step_ids is None else step_ids
     quads = (numel + 3) // 4
-    element = torch.arange(quads, dtype=torch.int64, device=sample_ids.device).unsqueeze(0)
-    step = (step_ids & MASK).unsqueeze(1)
+    element = torch.arange(quads, dtype=torch.int64, device=device).unsqueeze(0)
+    row_step = (steps & MASK).unsqueeze(1)
     sample = sample_ids.unsqueeze(1)
-    counter = (element, step, sample & MASK, (sample >> 32) & MASK)
+    counter = (element, row_step, sample & MASK, (sample >> 32) & MASK)
     r0, r1, r2, r3 = philox4x32(counter, (seed & MASK, (seed >> 32) & MASK))
     z = torch.stack((*box_muller(r0, r1), *box_muller(r2, r3)), dim=2)
     return z.reshape(sample_ids.shape[0], 4 * quads)[:, :numel].to(dtype).contiguous()
 
 
 def _fake(
-    numel: int, seed: int, sample_ids: Tensor, step_ids: Tensor, dtype: torch.dtype
+    numel: int,
+    seed: int,
+    sample_ids: Tensor,
+    step: int,
+    step_ids: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     return sample_ids.new_empty((sample_ids.shape[0], numel), dtype=dtype)
 
 
 _op = define(
-    "philox_normal(SymInt numel, int seed, Tensor sample_ids, Tensor step_ids, ScalarType dtype)"
-    " -> Tensor",
+    "philox_normal(SymInt numel, SymInt seed, Tensor sample_ids, SymInt step, Tensor? step_ids,"
+    " ScalarType dtype) -> Tensor",
     philox_normal_reference,
     _fake,
 )
+vectorise("philox_normal", fold_into_rows(_op))
 
 
 def philox_normal(
@@ -161,6 +180,8 @@ def philox_normal(
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Standard normals whose bits depend on (seed, sample id, step id, element) only.
+
+    Traffic per element (fp32): 4 bytes: writes the result.
 
     Args:
         shape: shape of one sample, without the batch; at most 2**34 elements.
@@ -182,7 +203,7 @@ def philox_normal(
     if min(shape, default=0) < 0 or numel > 2**34:
         raise ValueError(f"shape: got {tuple(shape)}, expected sizes >= 0, at most 2**34 elements")
     _checks.sample_ids(sample_ids)
-    steps = _checks.step_ids(step_ids, sample_ids)
-    return _op(numel, _checks.seed(seed), sample_ids, steps, dtype).reshape(
+    step, steps = _checks.step_ids(step_ids, sample_ids)
+    return _op(numel, _checks.seed(seed), sample_ids, step, steps, dtype).reshape(
         sample_ids.shape[0], *shape
     )

@@ -13,8 +13,8 @@ in v is affine in the inputs, with two numbers per row,
     dloss/dv = g1 (x_next - a x - b v) + g2 (v - v_ref)
     g1 = -weight A ratio [not clipped] b / (n^2 D),     g2 = 2 weight kl_weight kl_scale / D
 
-so nothing of the latents' size is saved beyond the inputs.  Left out: GRPO-Guard's re-centred
-ratio, which needs the old mean.
+so nothing of the latents' size is saved beyond the inputs, and the gradient may take the place of
+v.  Left out: GRPO-Guard's re-centred ratio, which needs the old mean.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from sfgrpo.ops import _checks
-from sfgrpo.ops._library import define, differentiate
+from sfgrpo.ops._library import define, define_in_place, differentiate, vectorise
 from sfgrpo.ops._rows import columns, compute_dtype, gaussian_logp, guided, to_rows
+from sfgrpo.ops._vmap import one_by_one
 
 
 class PolicyStats(NamedTuple):
@@ -66,10 +67,12 @@ def policy_loss_reference(
     kl_weight: float,
     kl_scale: Tensor | None,
     weights: Tensor | None,
+    reuse_v: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The specification: (loss, stats ``[B, 5]``, back ``[B, 2]`` = (g1, g2)).
 
     PyTorch's autograd can differentiate the loss, independently of the closed form in ``back``.
+    ``reuse_v`` speaks to the backward pass only.
     """
     dtype = compute_dtype(x)
     a, b, n, _ = columns(coef, dtype)
@@ -136,6 +139,26 @@ def policy_loss_backward_reference(
     )
 
 
+def policy_loss_backward__reference(
+    grad_loss: Tensor,
+    x: Tensor,
+    v: Tensor,
+    x_next: Tensor,
+    coef: Tensor,
+    back: Tensor,
+    v_uncond: Tensor | None,
+    guidance: float,
+    v_ref: Tensor | None,
+) -> None:
+    """The specification of the op that writes the gradients over v and v_uncond."""
+    grad_v, grad_v_uncond = policy_loss_backward_reference(
+        grad_loss, x, v, x_next, coef, back, v_uncond, guidance, v_ref
+    )
+    v.copy_(grad_v)
+    if v_uncond is not None:
+        v_uncond.copy_(grad_v_uncond)
+
+
 def _fake(x: Tensor, v: Tensor, x_next: Tensor, coef: Tensor, *_: object) -> tuple[Tensor, ...]:
     rows = x.shape[0]
     return coef.new_empty(()), coef.new_empty((rows, 5)), coef.new_empty((rows, 2))
@@ -156,10 +179,14 @@ def _fake_backward(
     return v.new_empty(v.shape), second
 
 
+def _fake_backward_in_place(*_: object) -> None:
+    return None
+
+
 _op = define(
     "policy_loss(Tensor x, Tensor v, Tensor x_next, Tensor coef, Tensor logp_old,"
     " Tensor advantages, Tensor? v_uncond, float guidance, Tensor? v_ref, float clip_low,"
-    " float clip_high, float kl_weight, Tensor? kl_scale, Tensor? weights)"
+    " float clip_high, float kl_weight, Tensor? kl_scale, Tensor? weights, bool reuse_v)"
     " -> (Tensor, Tensor, Tensor)",
     policy_loss_reference,
     _fake,
@@ -172,19 +199,32 @@ _op_backward = define(
 )
 
 
+_op_backward_in_place = define_in_place(
+    "policy_loss_backward_(Tensor grad_loss, Tensor x, Tensor(a!) v, Tensor x_next, Tensor coef,"
+    " Tensor back, Tensor(b!)? v_uncond, float guidance, Tensor? v_ref) -> ()",
+    policy_loss_backward__reference,
+    _fake_backward_in_place,
+)
+vectorise("policy_loss", one_by_one(_op))
+vectorise("policy_loss_backward", one_by_one(_op_backward))
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, v, x_next, coef, _, _, v_uncond, guidance, v_ref = inputs[:9]
+    x, v, x_next, coef, _, _, v_uncond, ctx.guidance, v_ref = inputs[:9]
+    ctx.reuse_v = inputs[-1]
     ctx.save_for_backward(x, v, x_next, coef, output[2], v_uncond, v_ref)
-    ctx.guidance = guidance
 
 
 def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     x, v, x_next, coef, back, v_uncond, v_ref = ctx.saved_tensors
-    grad_v, grad_v_uncond = _op_backward(
-        grad_loss, x, v, x_next, coef, back, v_uncond, ctx.guidance, v_ref
-    )
-    second = None if v_uncond is None else grad_v_uncond
-    return None, grad_v, None, None, None, None, second, *(None,) * 7
+    operands = (grad_loss, x, v, x_next, coef, back, v_uncond, ctx.guidance, v_ref)
+    if ctx.reuse_v:
+        _op_backward_in_place(*operands)
+        grad_v, second = v.detach(), None if v_uncond is None else v_uncond.detach()
+    else:
+        grad_v, grad_v_uncond = _op_backward(*operands)
+        second = None if v_uncond is None else grad_v_uncond
+    return None, grad_v, None, None, None, None, second, *(None,) * 8
 
 
 differentiate("policy_loss", _backward, _setup_context)
@@ -210,8 +250,12 @@ def policy_loss(
     kl_weight: float = 0.0,
     kl_scale: Tensor | None = None,
     weights: Tensor | None = None,
+    reuse_v: bool = False,
 ) -> PolicyLoss:
-    """Policy-gradient loss of B transitions, differentiable in ``v`` and ``v_uncond``.
+    """Policy-gradient loss of B transitions, differentiable, once, in ``v`` and ``v_uncond``.
+
+    Traffic per element (fp32): 16 bytes: reads x, v, x_next, v_ref.
+    Traffic per element (fp32), backward: 20 bytes: reads x, v, x_next, v_ref; writes grad_v.
 
     Args:
         x, v, x_next: ``[B, ...]``, dtypes as in ``sde_logprob``.
@@ -224,6 +268,9 @@ def policy_loss(
         kl_weight: beta; with 0 the KL is still reported when ``v_ref`` is given.
         kl_scale: ``[B]``, replaces b^2 / (2 n^2) for other conventions of the KL.
         weights: ``[B]``; default one over the number of rows with n > 0.
+        reuse_v: let backward write the gradients over ``v`` and ``v_uncond`` instead of allocating
+            as much again: for velocities that nobody reads afterwards.  Whatever else had saved
+            them for its own backward raises PyTorch's error of a modified tensor.
 
     Returns:
         The scalar loss and the rows' statistics.  Rows with n = 0 take no part.
@@ -264,5 +311,6 @@ def policy_loss(
         _checks.number("kl_weight", kl_weight, 0.0),
         kl_scale,
         weights,
+        reuse_v,
     )
     return PolicyLoss(loss, PolicyStats(*stats.detach().unbind(1)))

@@ -7,18 +7,22 @@ times that, the true log-density.  The gradient is closed form, with residual r 
 and k = 1 (sum) or 1 / D (mean):
 
     dlogp/dx_next = -k r / n^2,   dlogp/dx = a k r / n^2,   dlogp/dv = b k r / n^2
+
+The mean a x + b v itself comes from the same pass if asked for, and its gradient flows back in the
+same backward pass.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from sfgrpo.ops import _checks
-from sfgrpo.ops._library import define, differentiate
+from sfgrpo.ops._library import define, differentiate, vectorise
 from sfgrpo.ops._rows import columns, compute_dtype, gaussian_logp, guided, to_rows
+from sfgrpo.ops._vmap import fold_into_rows
 
 Reduction = Literal["mean", "sum"]
 
@@ -31,8 +35,9 @@ def sde_logprob_reference(
     v_uncond: Tensor | None,
     guidance: float,
     mean_reduction: bool,
-) -> Tensor:
-    """The specification of ``sde_logprob``; PyTorch's autograd can differentiate it."""
+    with_mean: bool,
+) -> tuple[Tensor, Tensor]:
+    """The specification: (logp, mean or empty); PyTorch's autograd can differentiate it."""
     dtype = compute_dtype(x)
     a, b, n, _ = columns(coef, dtype)
     velocity = guided(
@@ -40,11 +45,14 @@ def sde_logprob_reference(
     )
     mean = a * to_rows(x, dtype) + b * velocity
     logp = gaussian_logp(to_rows(x_next, dtype), mean, n)
-    return logp if mean_reduction else logp * mean.shape[1]
+    if not mean_reduction:
+        logp = logp * mean.shape[1]
+    return logp, mean.reshape(x.shape) if with_mean else coef.new_empty(0)
 
 
 def sde_logprob_backward_reference(
     grad: Tensor,
+    grad_mean: Tensor | None,
     x: Tensor,
     v: Tensor,
     x_next: Tensor,
@@ -57,7 +65,10 @@ def sde_logprob_backward_reference(
     need_x_next: bool,
     need_v_uncond: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of ``sum(grad * logp)`` in (x, v, x_next, v_uncond); empty where not needed."""
+    """Gradients of ``sum(grad * logp) + sum(grad_mean * mean)``; empty where not needed.
+
+    In the order (x, v, x_next, v_uncond); the mean does not depend on x_next.
+    """
     dtype = compute_dtype(x)
     a, b, n, _ = columns(coef, dtype)
     velocity = guided(
@@ -67,28 +78,30 @@ def sde_logprob_backward_reference(
     scale = grad.unsqueeze(1) / (n * n)
     if mean_reduction:
         scale = scale / max(residual.shape[1], 1)
-    dmean = torch.where(n > 0, residual * scale, 0.0)
+    dlogp = torch.where(n > 0, residual * scale, 0.0)
+    dmean = dlogp if grad_mean is None else dlogp + to_rows(grad_mean, dtype)
 
-    def emit(needed: bool, tensor: Tensor | None, factor: Tensor | float) -> Tensor:
-        if not needed or tensor is None:
+    def emit(needed: bool, like: Tensor | None, grad_rows: Tensor) -> Tensor:
+        if not needed or like is None:
             return x.new_empty(0)
-        return (dmean * factor).to(tensor.dtype).reshape(tensor.shape)
+        return grad_rows.to(like.dtype).reshape(like.shape)
 
     share = 1.0 if v_uncond is None else guidance
     return (
-        emit(need_x, x, a),
-        emit(need_v, v, b * share),
-        emit(need_x_next, x_next, -1.0),
-        emit(need_v_uncond, v_uncond, b * (1.0 - guidance)),
+        emit(need_x, x, dmean * a),
+        emit(need_v, v, dmean * (b * share)),
+        emit(need_x_next, x_next, -dlogp),
+        emit(need_v_uncond, v_uncond, dmean * (b * (1.0 - guidance))),
     )
 
 
-def _fake(x: Tensor, v: Tensor, x_next: Tensor, coef: Tensor, *_: object) -> Tensor:
-    return coef.new_empty(x.shape[0])
+def _fake(x: Tensor, v: Tensor, x_next: Tensor, coef: Tensor, *rest: object) -> tuple[Tensor, ...]:
+    return coef.new_empty(x.shape[0]), coef.new_empty(x.shape if rest[-1] else 0)
 
 
 def _fake_backward(
     grad: Tensor,
+    grad_mean: Tensor | None,
     x: Tensor,
     v: Tensor,
     x_next: Tensor,
@@ -114,39 +127,71 @@ def _fake_backward(
 
 _op = define(
     "sde_logprob(Tensor x, Tensor v, Tensor x_next, Tensor coef, Tensor? v_uncond, float guidance,"
-    " bool mean_reduction) -> Tensor",
+    " bool mean_reduction, bool with_mean) -> (Tensor, Tensor)",
     sde_logprob_reference,
     _fake,
 )
 _op_backward = define(
-    "sde_logprob_backward(Tensor grad, Tensor x, Tensor v, Tensor x_next, Tensor coef,"
-    " Tensor? v_uncond, float guidance, bool mean_reduction, bool need_x, bool need_v,"
+    "sde_logprob_backward(Tensor grad, Tensor? grad_mean, Tensor x, Tensor v, Tensor x_next,"
+    " Tensor coef, Tensor? v_uncond, float guidance, bool mean_reduction, bool need_x, bool need_v,"
     " bool need_x_next, bool need_v_uncond) -> (Tensor, Tensor, Tensor, Tensor)",
     sde_logprob_backward_reference,
     _fake_backward,
 )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, v, x_next, coef, v_uncond, guidance, mean_reduction = inputs
+vectorise("sde_logprob", fold_into_rows(_op))
+vectorise("sde_logprob_backward", fold_into_rows(_op_backward))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, v, x_next, coef, v_uncond, ctx.guidance, ctx.mean_reduction, ctx.with_mean = inputs
     ctx.save_for_backward(x, v, x_next, coef, v_uncond)
-    ctx.guidance, ctx.mean_reduction = guidance, mean_reduction
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor, grad_mean: Tensor) -> tuple[Tensor | None, ...]:
     x, v, x_next, coef, v_uncond = ctx.saved_tensors
     wanted = ctx.needs_input_grad
     needs = (wanted[0], wanted[1], wanted[2], wanted[4])
     grads = _op_backward(
-        grad, x, v, x_next, coef, v_uncond, ctx.guidance, ctx.mean_reduction, *needs
-    )
+        grad, grad_mean if ctx.with_mean else None,
+        x, v, x_next, coef, v_uncond, ctx.guidance, ctx.mean_reduction, *needs,
+    )  # fmt: skip
     dx, dv, dx_next, dv_uncond = (
         g if needed else None for g, needed in zip(grads, needs, strict=True)
     )
-    return dx, dv, dx_next, None, dv_uncond, None, None
+    return dx, dv, dx_next, None, dv_uncond, None, None, None
 
 
 differentiate("sde_logprob", _backward, _setup_context)
+
+
+@overload
+def sde_logprob(
+    x: Tensor,
+    v: Tensor,
+    x_next: Tensor,
+    coef: Tensor,
+    *,
+    v_uncond: Tensor | None = ...,
+    guidance: float = ...,
+    reduction: Reduction = ...,
+    return_mean: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def sde_logprob(
+    x: Tensor,
+    v: Tensor,
+    x_next: Tensor,
+    coef: Tensor,
+    *,
+    v_uncond: Tensor | None = ...,
+    guidance: float = ...,
+    reduction: Reduction = ...,
+    return_mean: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
 
 
 def sde_logprob(
@@ -158,10 +203,15 @@ def sde_logprob(
     v_uncond: Tensor | None = None,
     guidance: float = 1.0,
     reduction: Reduction = "mean",
-) -> Tensor:
+    return_mean: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Log-density ``[B]`` (nats) of ``x_next`` under ``N(a x + b v, n^2)``.
 
     Differentiable, once, in ``x``, ``v``, ``x_next`` and ``v_uncond``.
+
+    Traffic per element (fp32): 12 bytes: reads x, v, x_next.
+    Traffic per element (fp32), backward: 16 bytes: reads x, v, x_next; writes grad_v.
+    ``return_mean`` adds the tensor it writes, and backward the gradient it reads.
 
     Args:
         x, v, x_next: ``[B, ...]``, one shape; float32, bfloat16 and float16 may be mixed
@@ -170,9 +220,11 @@ def sde_logprob(
         v_uncond: velocity without the prompt; ``v`` is then the one with it.
         guidance: scale w of ``v_uncond + w (v - v_uncond)``.
         reduction: "mean" per element, or "sum" over them.
+        return_mean: also give the transition's mean a x + b v, from the same pass.
 
     Returns:
-        ``[B]`` in the dtype of ``coef``; 0 without gradient for rows with n = 0.
+        ``[B]`` in the dtype of ``coef``; 0 without gradient for rows with n = 0.  With
+        ``return_mean``, beside it the mean ``[B, ...]``, also in the dtype of ``coef``.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
@@ -188,6 +240,6 @@ def sde_logprob(
         _checks.like("v_uncond", v_uncond, x)
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'sum'")
-    return _op(
-        x, v, x_next, coef, v_uncond, _checks.number("guidance", guidance), reduction == "mean"
-    )
+    scale = _checks.number("guidance", guidance)
+    logp, mean = _op(x, v, x_next, coef, v_uncond, scale, reduction == "mean", return_mean)
+    return (logp, mean) if return_mean else logp

@@ -18,14 +18,10 @@ import torch
 from torch import Tensor
 
 from sfgrpo.ops import _checks
-from sfgrpo.ops._library import define
+from sfgrpo.ops._library import define, define_in_place, vectorise
 from sfgrpo.ops._rows import columns, compute_dtype, gaussian_logp, guided, to_rows
+from sfgrpo.ops._vmap import fold_into_rows
 from sfgrpo.ops.philox import philox_normal_reference
-
-_ARGUMENTS = (
-    "(Tensor x, Tensor v, Tensor coef, int seed, Tensor? sample_ids, Tensor? step_ids,"
-    " Tensor? v_uncond, float guidance, Tensor? noise)"
-)
 
 
 def sde_step_reference(
@@ -34,29 +30,18 @@ def sde_step_reference(
     coef: Tensor,
     seed: int,
     sample_ids: Tensor | None,
+    step: int,
     step_ids: Tensor | None,
     v_uncond: Tensor | None,
     guidance: float,
     noise: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """The specification of ``sde_step``, in the schema's argument order."""
-    return sde_step_x0_reference(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise)[
-        :2
-    ]
+    with_x0: bool,
+    with_mean: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The specification: (x_next, logp, x0_hat, mean); empty ``[0]`` where not asked for.
 
-
-def sde_step_x0_reference(
-    x: Tensor,
-    v: Tensor,
-    coef: Tensor,
-    seed: int,
-    sample_ids: Tensor | None,
-    step_ids: Tensor | None,
-    v_uncond: Tensor | None,
-    guidance: float,
-    noise: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The specification of ``sde_step_x0``, in the schema's argument order."""
+    The mean a x + b v is kept in the precision of the arithmetic, everything else in x's dtype.
+    """
     dtype = compute_dtype(x)
     a, b, n, t = columns(coef, dtype)
     start = to_rows(x, dtype)
@@ -66,38 +51,74 @@ def sde_step_x0_reference(
     mean = a * start + b * velocity
     if noise is not None:
         eps = to_rows(noise, dtype)
-    elif sample_ids is not None and step_ids is not None:
-        eps = philox_normal_reference(mean.shape[1], seed, sample_ids, step_ids, dtype)
+    elif sample_ids is not None:
+        eps = philox_normal_reference(mean.shape[1], seed, sample_ids, step, step_ids, dtype)
     else:
-        raise RuntimeError("sde_step: without noise, sample_ids and step_ids are needed")
+        raise RuntimeError("sde_step: without noise, sample_ids are needed")
     stored = (mean + n * eps).to(x.dtype)
     logp = gaussian_logp(stored.to(dtype), mean, n)
-    x0_hat = (start - t * velocity).to(x.dtype)
-    return stored.reshape(x.shape), logp, x0_hat.reshape(x.shape)
+    x0_hat = (start - t * velocity).to(x.dtype).reshape(x.shape) if with_x0 else x.new_empty(0)
+    mean = mean.reshape(x.shape) if with_mean else coef.new_empty(0)
+    return stored.reshape(x.shape), logp, x0_hat, mean
 
 
-def _fake_step(x: Tensor, v: Tensor, coef: Tensor, *_: object) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape), coef.new_empty(x.shape[0])
+def sde_step__reference(
+    x: Tensor,
+    v: Tensor,
+    coef: Tensor,
+    seed: int,
+    sample_ids: Tensor | None,
+    step: int,
+    step_ids: Tensor | None,
+    v_uncond: Tensor | None,
+    guidance: float,
+    noise: Tensor | None,
+    with_x0: bool,
+) -> tuple[Tensor, Tensor]:
+    """The specification of the op that writes x_next over ``x``: (logp, x0_hat or empty)."""
+    x_next, logp, x0_hat, _ = sde_step_reference(
+        x, v, coef, seed, sample_ids, step, step_ids, v_uncond, guidance, noise, with_x0, False
+    )
+    x.copy_(x_next)
+    return logp, x0_hat
 
 
-def _fake_step_x0(x: Tensor, v: Tensor, coef: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), coef.new_empty(x.shape[0]), x.new_empty(x.shape)
+def _fake_in_place(x: Tensor, v: Tensor, coef: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    with_x0 = rest[7]
+    return coef.new_empty(x.shape[0]), x.new_empty(x.shape if with_x0 else 0)
 
 
-_step = define(f"sde_step{_ARGUMENTS} -> (Tensor, Tensor)", sde_step_reference, _fake_step)
-_step_x0 = define(
-    f"sde_step_x0{_ARGUMENTS} -> (Tensor, Tensor, Tensor)", sde_step_x0_reference, _fake_step_x0
+def _fake(x: Tensor, v: Tensor, coef: Tensor, *rest: object) -> tuple[Tensor, ...]:
+    logp, x0_hat = _fake_in_place(x, v, coef, *rest[:-1])
+    return x.new_empty(x.shape), logp, x0_hat, coef.new_empty(x.shape if rest[-1] else 0)
+
+
+_OPERANDS = (
+    "Tensor v, Tensor coef, SymInt seed, Tensor? sample_ids, SymInt step, Tensor? step_ids,"
+    " Tensor? v_uncond, float guidance, Tensor? noise, bool with_x0"
 )
+_op = define(
+    f"sde_step(Tensor x, {_OPERANDS}, bool with_mean) -> (Tensor, Tensor, Tensor, Tensor)",
+    sde_step_reference,
+    _fake,
+)
+_op_in_place = define_in_place(
+    f"sde_step_(Tensor(a!) x, {_OPERANDS}) -> (Tensor, Tensor)",
+    sde_step__reference,
+    _fake_in_place,
+)
+vectorise("sde_step", fold_into_rows(_op))
 
 
 class _Arguments(NamedTuple):
-    """The operands of a step, checked and in the schema's order."""
+    """The operands of a step, checked and in the schemas' order."""
 
     x: Tensor
     v: Tensor
     coef: Tensor
     seed: int
     sample_ids: Tensor | None
+    step: int
     step_ids: Tensor | None
     v_uncond: Tensor | None
     guidance: float
@@ -120,7 +141,7 @@ def _checked(
     _checks.coefficients(coef, x)
     if v_uncond is not None:
         _checks.like("v_uncond", v_uncond, x)
-    steps = None
+    step, steps = 0, None
     if noise is not None:
         _checks.like("noise", noise, x)
         seed, sample_ids = 0, None
@@ -129,18 +150,9 @@ def _checked(
             raise ValueError("noise: got None, expected noise or all of seed, sample_ids, step_ids")
         seed = _checks.seed(seed)
         sample_ids = _checks.sample_ids(sample_ids, x.shape[0], x.device)
-        steps = _checks.step_ids(step_ids, sample_ids)
-    return _Arguments(
-        x,
-        v,
-        coef,
-        seed,
-        sample_ids,
-        steps,
-        v_uncond,
-        _checks.number("guidance", guidance),
-        noise,
-    )
+        step, steps = _checks.step_ids(step_ids, sample_ids)
+    scale = _checks.number("guidance", guidance)
+    return _Arguments(x, v, coef, seed, sample_ids, step, steps, v_uncond, scale, noise)
 
 
 @torch.no_grad()
@@ -157,6 +169,9 @@ def sde_step(
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Sample ``x_next = a x + b v + n eps`` and score it.  Not differentiable: ``sde_logprob`` is.
+
+    Traffic per element (fp32): 12 bytes: reads x, v; writes x_next.  Guidance and given noise add
+    the tensor they read.
 
     Args:
         x: latents ``[B, ...]``; float32, bfloat16, float16 (arithmetic in float32) or, with
@@ -177,7 +192,9 @@ def sde_step(
         ValueError: an argument has the wrong shape or device, or the noise is not determined.
         RuntimeError: on the CPU, a coefficient is not finite, n < 0 or t outside [0, 1].
     """
-    return _step(*_checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise))
+    arguments = _checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise)
+    x_next, logp, _, _ = _op(*arguments, False, False)
+    return x_next, logp
 
 
 @torch.no_grad()
@@ -195,9 +212,41 @@ def sde_step_x0(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``sde_step`` and, from the same pass, the clean estimate ``x0_hat = x - t v``.
 
+    Traffic per element (fp32): 16 bytes: reads x, v; writes x_next, x0_hat.
+
     Arguments and errors as in ``sde_step``.
 
     Returns:
         ``(x_next, logp, x0_hat)``, ``x0_hat`` in the shape and dtype of ``x``.
     """
-    return _step_x0(*_checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise))
+    arguments = _checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise)
+    x_next, logp, x0_hat, _ = _op(*arguments, True, False)
+    return x_next, logp, x0_hat
+
+
+def sde_step_(
+    x: Tensor,
+    v: Tensor,
+    coef: Tensor,
+    *,
+    seed: int | None = None,
+    sample_ids: Tensor | None = None,
+    step_ids: int | Tensor | None = None,
+    v_uncond: Tensor | None = None,
+    guidance: float = 1.0,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``sde_step`` that writes ``x_next`` over ``x``: nothing of the latents' size is allocated.
+
+    Traffic per element (fp32): 12 bytes: reads x, v; writes x.
+
+    Arguments and errors as in ``sde_step``; ``x`` may share no memory with the other operands.
+    Should an argument require grad while gradients are recorded, that is a RuntimeError.
+
+    Returns:
+        ``x`` itself, which now holds ``x_next``, and ``logp [B]``.
+    """
+    arguments = _checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise)
+    _checks.writable("x", x)
+    logp, _ = _op_in_place(*arguments, False)
+    return x, logp
