@@ -8,6 +8,7 @@ business: C++ on the CPU, Triton on GPUs, the reference everywhere else.
 from __future__ import annotations
 
 from sfgrpo.ops._backends import load_cpp, register_triton
+from sfgrpo.ops.drop_in import sde_step_with_logprob
 from sfgrpo.ops.gain_advantages import (
     NORMALIZATIONS,
     Normalization,
@@ -33,6 +34,7 @@ __all__ = [
     "sde_logprob",
     "sde_step",
     "sde_step_",
+    "sde_step_with_logprob",
     "sde_step_x0",
     "tweedie",
     "tweedie_",

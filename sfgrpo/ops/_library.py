@@ -71,11 +71,35 @@ def define_in_place(schema: str, reference: Callable[..., Any], fake: Callable[.
 
 def differentiate(
     name: str, backward: Callable[..., Any], setup_context: Callable[..., None]
-) -> None:
-    """Attach an autograd formula to an op defined here."""
+) -> Callable[..., Any]:
+    """Attach an autograd formula to an op defined here and return what is to be called.
+
+    That is the op, except under ``torch.func``'s transforms: these look for an autograd.Function
+    in the caller's hands and do not find one behind the dispatcher (PyTorch 2.13).
+    """
+    op = getattr(torch.ops.sfgrpo, name).default
     torch.library.register_autograd(
         f"sfgrpo::{name}", backward, setup_context=setup_context, lib=_LIBRARY
     )
+
+    def forward(*args: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
+
+    members = {
+        "forward": staticmethod(forward),
+        "setup_context": staticmethod(setup_context),
+        "backward": staticmethod(backward),
+        "generate_vmap_rule": True,
+    }
+    function: Any = type(f"sfgrpo_{name}", (torch.autograd.Function,), members)
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+            return op(*args)
+        return function.apply(*args)
+
+    return call
 
 
 def vectorise(name: str, rule: Callable[..., Any]) -> None:

@@ -227,7 +227,7 @@ def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, .
     return None, grad_v, None, None, None, None, second, *(None,) * 8
 
 
-differentiate("policy_loss", _backward, _setup_context)
+_call = differentiate("policy_loss", _backward, _setup_context)
 
 
 def _clip_bounds(clip_range: float | tuple[float, float]) -> tuple[float, float]:
@@ -296,7 +296,7 @@ def policy_loss(
         x=x, x_next=x_next, coef=coef, v_ref=v_ref, kl_scale=kl_scale, weights=weights, **rows
     )
     low, high = _clip_bounds(clip_range)
-    loss, stats, _ = _op(
+    loss, stats, _ = _call(
         x,
         v,
         x_next,

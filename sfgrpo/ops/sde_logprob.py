@@ -163,7 +163,7 @@ def _backward(ctx: Any, grad: Tensor, grad_mean: Tensor) -> tuple[Tensor | None,
     return dx, dv, dx_next, None, dv_uncond, None, None, None
 
 
-differentiate("sde_logprob", _backward, _setup_context)
+_call = differentiate("sde_logprob", _backward, _setup_context)
 
 
 @overload
@@ -241,5 +241,5 @@ def sde_logprob(
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'sum'")
     scale = _checks.number("guidance", guidance)
-    logp, mean = _op(x, v, x_next, coef, v_uncond, scale, reduction == "mean", return_mean)
+    logp, mean = _call(x, v, x_next, coef, v_uncond, scale, reduction == "mean", return_mean)
     return (logp, mean) if return_mean else logp

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sfgrpo.ops import _checks
@@ -77,7 +76,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return grad if need_x else None, grad_v, None, None
 
 
-differentiate("tweedie", _backward, _setup_context)
+_call = differentiate("tweedie", _backward, _setup_context)
 
 
 def _times(x: Tensor, v: Tensor, t: float | Tensor) -> tuple[Tensor | None, float]:
@@ -111,7 +110,7 @@ def tweedie(x: Tensor, v: Tensor, t: float | Tensor) -> Tensor:
         ValueError: wrong shape or device, a number outside [0, 1], or ``t`` requires grad.
         RuntimeError: on the CPU, a time of a tensor is outside [0, 1].
     """
-    return _op(x, v, *_times(x, v, t))
+    return _call(x, v, *_times(x, v, t))
 
 
 def tweedie_(x: Tensor, v: Tensor, t: float | Tensor) -> Tensor:
