@@ -139,7 +139,8 @@ def gain_advantages(
         ValueError: an argument has the wrong shape, device or value.
         RuntimeError: on the CPU, a reward is not finite.
     """
-    return _op(rewards.detach(), *_options(rewards, normalize, mask, clamp))
+    options = _options(rewards, normalize, mask, clamp)
+    return _op(rewards.detach(), *options)
 
 
 def gain_advantages_(

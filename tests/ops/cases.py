@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfgrpo.ops._backends import LAUNCHERS
+from sfgrpo.ops._library import REFERENCES
 
 SHAPES = [(1,), (3,), (4,), (5,), (63,), (64,), (65,), (2, 3, 5), (1023,), (1025,), (4, 33, 31)]
 """Of one row: around the group of 4, the vector of 16, the round of 64 and the block of 1024."""
@@ -96,44 +95,63 @@ def arguments(r: Rows, full: bool) -> dict[str, tuple[Any, ...]]:
     guidance = 3.5 if full else 1.0
     v_uncond, v_ref = (r.v_uncond, r.v_ref) if full else (None, None)
     optional = (r.kl_scale, r.weights) if full else (None, None)
-    step = (r.x, r.v, r.coef, 12345678901234, r.sample_ids, r.step_ids, v_uncond, guidance, None)
+    ids = (r.sample_ids, 0, r.step_ids) if full else (r.sample_ids, 2**31 + 9, None)
+    step = (r.x, r.v, r.coef, 12345678901234, *ids, v_uncond, guidance)
     score = (r.x, r.v, r.x_next, r.coef)
     back = torch.stack((r.grad, r.advantages), dim=1)
+    grad_mean = r.x_next.to(r.coef.dtype) if full else None
+    times = (r.coef[:, 3].contiguous(), 0.0) if full else (None, 0.3)
+    credit = (r.rewards, 2, r.mask, 1.5) if full else (r.rewards, 0, None, None)
+    loss_backward = (r.coef.new_full((), 0.7), *score, back, v_uncond, guidance, v_ref)
     return {
-        "philox_normal": (r.x[:1].numel(), 7, r.sample_ids, r.step_ids, r.x.dtype),
-        "sde_step": (*step[:-1], r.noise) if full else step,
-        "sde_step_x0": step,
-        "sde_logprob": (*score, v_uncond, guidance, not full),
-        "sde_logprob_backward": (r.grad, *score, v_uncond, guidance, not full)
+        "philox_normal": (r.x[:1].numel(), 7, *ids, r.x.dtype),
+        "sde_step": (*step, r.noise if full else None, full, full),
+        "sde_step_": (*step, None, full),
+        "sde_logprob": (*score, v_uncond, guidance, not full, full),
+        "sde_logprob_backward": (r.grad, grad_mean, *score, v_uncond, guidance, not full)
         + ((True, True, True, True) if full else (False, True, False, False)),
-        "tweedie": (r.x, r.v, r.coef[:, 3].contiguous()),
-        "gain_advantages": (r.rewards, 2, r.mask, 1.5) if full else (r.rewards, 0, None, None),
+        "tweedie": (r.x, r.v, *times),
+        "tweedie_": (r.x, r.v, *times),
+        "gain_advantages": credit,
+        "gain_advantages_": credit,
         "policy_loss": (*score, r.logp_old, r.advantages, v_uncond, guidance, v_ref)
-        + (0.1, 0.2, 0.04, *optional),
-        "policy_loss_backward": (r.coef.new_full((), 0.7), *score, back, v_uncond, guidance, v_ref),
+        + (0.1, 0.2, 0.04, *optional, False),
+        "policy_loss_backward": loss_backward,
+        "policy_loss_backward_": loss_backward,
     }
 
+
+WRITTEN = {
+    "sde_step_": (0,),
+    "tweedie_": (1,),
+    "gain_advantages_": (0,),
+    "policy_loss_backward_": (2, 6),
+}
+"""Op that works in place -> positions of the arguments it overwrites."""
 
 OPS = sorted(arguments(rows(), full=True))
 
 
+def results_of(
+    function: Callable[..., Any], name: str, args: tuple[Any, ...]
+) -> tuple[Tensor, ...]:
+    """What the op returns, then what it overwrote; works on copies of the latter."""
+    written = [i for i in WRITTEN.get(name, ()) if args[i] is not None]
+    args = tuple(a.clone() if i in written else a for i, a in enumerate(args))
+    result = function(*args)
+    if not isinstance(result, tuple):
+        result = () if result is None else (result,)
+    return (*result, *(args[i] for i in written))
+
+
 def call(name: str, args: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """The op through the dispatcher; always a tuple."""
-    result = getattr(torch.ops.sfgrpo, name)(*args)
-    return result if isinstance(result, tuple) else (result,)
+    return results_of(getattr(torch.ops.sfgrpo, name), name, args)
 
 
 def reference(name: str) -> Callable[..., tuple[Tensor, ...]]:
     """The op's specification, always returning a tuple."""
-    # Not `from sfgrpo.ops import ...`: there the functions carry the names of their modules.
-    module = importlib.import_module(f"sfgrpo.ops.{LAUNCHERS[name]}")
-    function = getattr(module, f"{name}_reference")
-
-    def specification(*args: Any) -> tuple[Tensor, ...]:
-        result = function(*args)
-        return result if isinstance(result, tuple) else (result,)
-
-    return specification
+    return lambda *args: results_of(REFERENCES[name], name, args)
 
 
 def same_bits(one: Tensor, other: Tensor) -> bool:

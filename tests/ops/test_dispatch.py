@@ -20,6 +20,7 @@ from tests.ops.cases import (
     F32,
     F64,
     OPS,
+    WRITTEN,
     arguments,
     call,
     poisoned,
@@ -72,8 +73,9 @@ def test_strided_inputs(name: str, full: bool) -> None:
         for a in args
     )
     expected = call(name, args)
+    written = len(WRITTEN.get(name, ()))  # these stand last and keep their strides
     for got in (call(name, strided), reference(name)(*strided)):
-        assert all(tensor.is_contiguous() for tensor in got)
+        assert all(tensor.is_contiguous() for tensor in got[: len(got) - written])
     for one, other in zip(call(name, strided), expected, strict=True):
         assert same_bits(one, other)
 
@@ -90,7 +92,7 @@ def test_threads_do_not_change_a_bit(name: str, full: bool, dtype: torch.dtype) 
     assert all(same_bits(a, b) for a, b in zip(alone, together, strict=True))
 
 
-@pytest.mark.parametrize("name", sorted({*OPS} - {"gain_advantages"}))
+@pytest.mark.parametrize("name", sorted({*OPS} - {"gain_advantages", "gain_advantages_"}))
 def test_batch_splits_do_not_change_a_bit(name: str) -> None:
     """A row's results are the same alone as among others; its weight, too, is given."""
     args = arguments(rows(4, (3, 700)), full=True)[name]

@@ -140,7 +140,7 @@ def test_coefficients_are_checked_where_they_are_read(column: int, value: float)
         lambda: _step(coef=coef),
         lambda: _score(coef=coef),
         lambda: _loss(coef=coef),
-        lambda: reference("sde_logprob")(*plain, None, 1.0, True),
+        lambda: reference("sde_logprob")(*plain, None, 1.0, True, False),
     ):
         with pytest.raises(RuntimeError, match=pattern):
             call()
@@ -153,7 +153,7 @@ def test_data_are_checked_where_they_are_read() -> None:
         with pytest.raises(RuntimeError, match="rewards: got a value that is not finite"):
             call()
     times = torch.tensor([0.5, 2.0, 0.5])
-    for call in (lambda: ops.tweedie(X, V, times), lambda: reference("tweedie")(X, V, times)):
+    for call in (lambda: ops.tweedie(X, V, times), lambda: reference("tweedie")(X, V, times, 0.0)):
         with pytest.raises(RuntimeError, match=r"t of row 1 is 2.*expected 0 <= t <= 1"):
             call()
 
@@ -161,12 +161,12 @@ def test_data_are_checked_where_they_are_read() -> None:
 @pytest.mark.parametrize(
     "args",
     [
-        (X, V[:2], COEF, 0, IDS, IDS, None, 1.0, None),
-        (X, V, COEF[:2], 0, IDS, IDS, None, 1.0, None),
-        (X, V, COEF, 0, IDS[:2], IDS, None, 1.0, None),
-        (X, V, COEF, 0, IDS, IDS.to(F32), None, 1.0, None),
-        (X, V, COEF, 0, None, None, None, 1.0, None),
-        (X, DOUBLE.v, COEF, 0, IDS, IDS, None, 1.0, None),
+        (X, V[:2], COEF, 0, IDS, 0, IDS, None, 1.0, None, False, False),
+        (X, V, COEF[:2], 0, IDS, 0, IDS, None, 1.0, None, False, False),
+        (X, V, COEF, 0, IDS[:2], 0, IDS, None, 1.0, None, False, False),
+        (X, V, COEF, 0, IDS, 0, IDS.to(F32), None, 1.0, None, False, False),
+        (X, V, COEF, 0, None, 0, None, None, 1.0, None, False, False),
+        (X, DOUBLE.v, COEF, 0, IDS, 0, IDS, None, 1.0, None, False, False),
     ],
 )
 def test_raw_ops_do_not_read_out_of_bounds(args: tuple[Any, ...]) -> None:

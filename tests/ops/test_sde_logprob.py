@@ -10,7 +10,7 @@ from torch.distributions import Normal
 from sfgrpo import ops
 from sfgrpo.ops.sde_logprob import Reduction, sde_logprob_reference
 from tests.ops import budget
-from tests.ops.cases import DTYPES, F64, SHAPES, Rows, poisoned, reference, rows
+from tests.ops.cases import DTYPES, F64, SHAPES, Rows, poisoned, reference, rows, same_bits
 
 NAMES = ("x", "v", "x_next", "v_uncond")
 
@@ -43,7 +43,8 @@ def test_against_the_reference(
     r = rows(3, shape, x_dtype, v_dtype)
 
     def arguments(s: Rows) -> tuple[object, ...]:
-        return s.x, s.v, s.x_next, s.coef, s.v_uncond if full else None, 3.0 if full else 1.0, full
+        guidance = (s.v_uncond, 3.0) if full else (None, 1.0)
+        return s.x, s.v, s.x_next, s.coef, *guidance, full, False
 
     with poisoned():
         got = ops.sde_logprob(
@@ -68,7 +69,7 @@ def test_gradients_against_autograd(
             with poisoned():
                 logp = ops.sde_logprob(x, v, x_next, s.coef, v_uncond=v_uncond, guidance=3.0)
                 return torch.autograd.grad(logp, leaves, s.grad)
-        logp = sde_logprob_reference(x, v, x_next, s.coef, v_uncond, 3.0, True)
+        logp, _ = sde_logprob_reference(x, v, x_next, s.coef, v_uncond, 3.0, True, False)
         return torch.autograd.grad(logp, leaves, s.grad)
 
     got, eager, exact = gradients(r, True), gradients(r, False), gradients(_wide(r), False)
@@ -107,3 +108,35 @@ def test_gradient_of_an_expanded_sum() -> None:
     assert one.grad is not None
     assert other.grad is not None
     assert torch.equal(one.grad, other.grad)
+
+
+def test_the_mean_and_its_gradient_come_along() -> None:
+    """KL terms of published code start at the mean: value and both gradients in one pass each."""
+    r = rows(3, (7,), F64, F64)
+    leaves = [getattr(r, name).requires_grad_() for name in NAMES]
+    x, v, x_next, v_uncond = leaves
+
+    def both(*leaf: Tensor) -> tuple[Tensor, Tensor]:
+        x, v, x_next, v_uncond = leaf
+        return ops.sde_logprob(
+            x, v, x_next, r.coef, v_uncond=v_uncond, guidance=2.5, return_mean=True
+        )
+
+    logp, mean = both(*leaves)
+    a, b = r.coef[:, 0:1], r.coef[:, 1:2]
+    torch.testing.assert_close(mean, a * x + b * (v_uncond + 2.5 * (v - v_uncond)))
+    assert same_bits(logp, ops.sde_logprob(x, v, x_next, r.coef, v_uncond=v_uncond, guidance=2.5))
+    assert torch.autograd.gradcheck(both, leaves)
+
+
+@pytest.mark.parametrize(("x_dtype", "v_dtype"), DTYPES)
+def test_the_mean_keeps_the_precision_of_the_arithmetic(
+    x_dtype: torch.dtype, v_dtype: torch.dtype
+) -> None:
+    r = rows(3, (1025,), x_dtype, v_dtype)
+    with poisoned():
+        _, mean = ops.sde_logprob(r.x, r.v, r.x_next, r.coef, return_mean=True)
+    plain = [reference("sde_logprob")(s.x, s.v, s.x_next, s.coef, None, 1.0, True, True)[1]
+             for s in (r, _wide(r))]  # fmt: skip
+    assert mean.dtype == r.coef.dtype
+    budget.check(mean, *plain, "mean")

@@ -18,6 +18,7 @@ from tests.ops.cases import (
     F32,
     SHAPES,
     Rows,
+    call,
     poisoned,
     reference,
     rows,
@@ -31,14 +32,17 @@ def _arguments(r: Rows, *, guided: bool, given: bool) -> tuple[Any, ...]:
     """In the schema's order."""
     uncond, guidance = (r.v_uncond, 4.5) if guided else (None, 1.0)
     noise = r.noise if given else None
-    return r.x, r.v, r.coef, SEED, r.sample_ids, r.step_ids, uncond, guidance, noise
+    ids = (SEED, r.sample_ids, 0, r.step_ids)
+    return r.x, r.v, r.coef, *ids, uncond, guidance, noise, True, True
 
 
 def _step(r: Rows, *, guided: bool, given: bool) -> tuple[Tensor, Tensor, Tensor]:
-    x, v, coef, *rest = _arguments(r, guided=guided, given=given)
-    names = ("seed", "sample_ids", "step_ids", "v_uncond", "guidance", "noise")
     with poisoned():
-        return ops.sde_step_x0(x, v, coef, **dict(zip(names, rest, strict=True)))
+        return ops.sde_step_x0(
+            r.x, r.v, r.coef, seed=SEED, sample_ids=r.sample_ids, step_ids=r.step_ids,
+            v_uncond=r.v_uncond if guided else None, guidance=4.5 if guided else 1.0,
+            noise=r.noise if given else None,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -50,17 +54,19 @@ def test_against_the_reference(
 ) -> None:
     r = rows(3, shape, x_dtype, v_dtype)
     got = _step(r, guided=guided, given=given)
-    eager = reference("sde_step_x0")(*_arguments(r, guided=guided, given=given))
+    eager = reference("sde_step")(*_arguments(r, guided=guided, given=given))
     wide = r.replace(lambda t: t.double() if t.is_floating_point() else t)
-    exact = reference("sde_step_x0")(*_arguments(wide, guided=guided, given=given))
+    exact = reference("sde_step")(*_arguments(wide, guided=guided, given=given))
     budget.check(got[0], eager[0], exact[0], "x_next")
     budget.check(got[2], eager[2], exact[2], "x0_hat")
+    *_, mean = call("sde_step", _arguments(r, guided=guided, given=given))
+    budget.check(mean, eager[3], exact[3], "mean")
 
     # The log-density belongs to the x_next that was stored, so each has its own exact value.
     uncond, guidance = (wide.v_uncond, 4.5) if guided else (None, 1.0)
 
     def exact_logp(x_next: Tensor) -> Tensor:
-        arguments = (wide.x, wide.v, x_next.double(), wide.coef, uncond, guidance, True)
+        arguments = (wide.x, wide.v, x_next.double(), wide.coef, uncond, guidance, True, False)
         return reference("sde_logprob")(*arguments)[0]
 
     allowed = 2 * budget.error(eager[1], exact_logp(eager[0]))
