@@ -30,7 +30,7 @@ def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any])
     """
     name = schema.partition("(")[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, _announced(reference), "CompositeExplicitAutograd")
+    _LIBRARY.impl(name, announced(reference), "CompositeExplicitAutograd")
     torch.library.register_fake(f"sfgrpo::{name}", fake, lib=_LIBRARY)
     REFERENCES[name] = reference
     return getattr(torch.ops.sfgrpo, name).default
@@ -112,7 +112,7 @@ def implement(name: str, kernel: Callable[..., Any], key: str) -> None:
     _LIBRARY.impl(name, kernel, key)
 
 
-def _announced(reference: Callable[..., Any]) -> Callable[..., Any]:
+def announced(reference: Callable[..., Any]) -> Callable[..., Any]:
     """The reference as a backend of its own: it says once that it serves a device."""
 
     @functools.wraps(reference)

@@ -164,17 +164,8 @@ def _fake(x: Tensor, v: Tensor, x_next: Tensor, coef: Tensor, *_: object) -> tup
     return coef.new_empty(()), coef.new_empty((rows, 5)), coef.new_empty((rows, 2))
 
 
-def _fake_backward(
-    grad_loss: Tensor,
-    x: Tensor,
-    v: Tensor,
-    x_next: Tensor,
-    coef: Tensor,
-    back: Tensor,
-    v_uncond: Tensor | None,
-    guidance: float,
-    v_ref: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def _fake_backward(grad_loss: Tensor, x: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    v_uncond = rest[3]
     second = v.new_empty(0) if v_uncond is None else v_uncond.new_empty(v_uncond.shape)
     return v.new_empty(v.shape), second
 
@@ -296,21 +287,10 @@ def policy_loss(
         x=x, x_next=x_next, coef=coef, v_ref=v_ref, kl_scale=kl_scale, weights=weights, **rows
     )
     low, high = _clip_bounds(clip_range)
+    scale = _checks.number("guidance", guidance)
+    beta = _checks.number("kl_weight", kl_weight, 0.0)
     loss, stats, _ = _call(
-        x,
-        v,
-        x_next,
-        coef,
-        logp_old,
-        advantages,
-        v_uncond,
-        _checks.number("guidance", guidance),
-        v_ref,
-        low,
-        high,
-        _checks.number("kl_weight", kl_weight, 0.0),
-        kl_scale,
-        weights,
-        reuse_v,
-    )
+        x, v, x_next, coef, logp_old, advantages, v_uncond, scale, v_ref, low, high, beta,
+        kl_scale, weights, reuse_v,
+    )  # fmt: skip
     return PolicyLoss(loss, PolicyStats(*stats.detach().unbind(1)))

@@ -6,15 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from sfgrpo import ops
+from sfgrpo.ops._library import announce, announced
 from tests.ops.cases import (
     BF16,
     F32,
@@ -183,3 +185,14 @@ def test_without_a_compiler_the_reference_serves_with_one_warning(tmp_path: Path
     assert total == "2.0"
     assert warned.count("plain PyTorch serves") == 1
     assert "compiler" in warned
+
+
+def test_a_device_without_kernels_is_announced_once() -> None:
+    announce.cache_clear()
+    with FakeTensorMode() as mode:
+        x = FakeTensor(mode, torch.empty(1, device="meta"), torch.device("mps"))
+        with pytest.warns(RuntimeWarning, match="no fused kernels for device 'mps': plain PyTorch"):
+            announced(ops.tweedie)(x, x, 0.5)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            announced(ops.tweedie)(x, x, 0.5)
