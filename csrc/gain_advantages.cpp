@@ -100,8 +100,18 @@ Tensor gain_advantages(const Tensor& rewards, int64_t normalize, const std::opti
   return advantages;
 }
 
+// The advantage of step k over the reward of state k; the final rewards stay.
+void gain_advantages_(const Tensor& rewards, int64_t normalize, const std::optional<Tensor>& mask,
+                      std::optional<double> clamp) {
+  const Tensor advantages = gain_advantages(rewards, normalize, mask, clamp);
+  Tensor all = rewards;
+  Tensor overwritten = torch::stable::narrow(all, 2, 0, rewards.size(2) - 1);
+  torch::stable::copy_(overwritten, advantages);
+}
+
 }  // namespace sfgrpo
 
 STABLE_TORCH_LIBRARY_IMPL(sfgrpo, CPU, library) {
   library.impl("gain_advantages", TORCH_BOX(&sfgrpo::gain_advantages));
+  library.impl("gain_advantages_", TORCH_BOX(&sfgrpo::gain_advantages_));
 }

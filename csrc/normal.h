@@ -11,8 +11,11 @@ struct NoiseRow {
   uint64_t first_c2;                       // round 1: c2 = hi(M0 element) ^ this
   uint64_t second_c0, second_c2, second_c3;  // round 2: c0 = hi(M1 c2) ^ , c2 = lo(M0 element) ^
 
-  NoiseRow(uint64_t seed, uint64_t sample, uint32_t step) {
-    uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  NoiseRow(const NoiseIds& ids, int64_t row) {
+    const uint64_t sample = static_cast<uint64_t>(ids.sample_ids[row]);
+    const uint32_t step =
+        ids.step_ids == nullptr ? ids.step : static_cast<uint32_t>(ids.step_ids[row]);
+    uint32_t k0 = static_cast<uint32_t>(ids.seed), k1 = static_cast<uint32_t>(ids.seed >> 32);
     for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
       key0[round] = k0;
       key1[round] = k1;

@@ -8,8 +8,7 @@ namespace sfgrpo {
 struct NormalArgs {
   Shape shape;
   Array out;
-  uint64_t seed;
-  const int64_t *sample_ids, *step_ids;
+  const NoiseIds& ids;
 };
 }  // namespace sfgrpo
 
@@ -18,15 +17,12 @@ struct NormalArgs {
 
 namespace sfgrpo {
 
-Tensor philox_normal(int64_t numel, int64_t seed, const Tensor& sample_ids, const Tensor& step_ids,
-                     ScalarType dtype) {
+Tensor philox_normal(int64_t numel, int64_t seed, const Tensor& sample_ids, int64_t step,
+                     const std::optional<Tensor>& step_ids, ScalarType dtype) {
   const Shape shape(sample_ids.numel(), numel);
-  const Tensor samples = int64_rows("sample_ids", sample_ids, shape.rows);
-  const Tensor steps = int64_rows("step_ids", step_ids, shape.rows);
+  const NoiseIds ids(seed, sample_ids, step, step_ids, shape.rows);
   const Tensor out = torch::stable::new_empty(sample_ids, {shape.rows, numel}, dtype);
-  const NormalArgs args{shape, Operand("dtype", out).array, static_cast<uint64_t>(seed),
-                        static_cast<const int64_t*>(samples.data_ptr()),
-                        static_cast<const int64_t*>(steps.data_ptr())};
+  const NormalArgs args{shape, Operand("dtype", out).array, ids};
   for_blocks(shape, SFGRPO_SELECT(philox_normal), args);
   return out;
 }
@@ -49,8 +45,7 @@ void philox_normal(const NormalArgs& args, int64_t first, int64_t last) {
   alignas(64) float normals[kBlock];
   for (int64_t task = first; task < last; ++task) {
     const Block block(args.shape, task);
-    const NoiseRow row(args.seed, static_cast<uint64_t>(args.sample_ids[block.row]),
-                       static_cast<uint32_t>(args.step_ids[block.row]));
+    const NoiseRow row(args.ids, block.row);
     fill_normals(row, block.offset, block.count, normals);
     if (args.out.type == Type::f64) {
       double* __restrict out = static_cast<double*>(args.out.data) + block.begin;

@@ -88,7 +88,7 @@ std::tuple<Tensor, Tensor, Tensor> policy_loss(
     const Tensor& x, const Tensor& v, const Tensor& x_next, const Tensor& coef,
     const Tensor& logp_old, const Tensor& advantages, const Optional& v_uncond, double guidance,
     const Optional& v_ref, double clip_low, double clip_high, double kl_weight,
-    const Optional& kl_scale, const Optional& weights) {
+    const Optional& kl_scale, const Optional& weights, bool /* reuse_v: for backward */) {
   const PolicyOperands operands(x, v, x_next, coef, v_uncond, v_ref);
   const Shape& shape = operands.shape;
   const int64_t rows = shape.rows;
@@ -136,26 +136,44 @@ std::tuple<Tensor, Tensor, Tensor> policy_loss(
   return {loss, stats, back};
 }
 
+// Fills in the gradients, which may take the place of v and v_uncond.
+void run_backward(const Tensor& grad_loss, const PolicyOperands& operands, const Tensor& back,
+                  double guidance, const Array& grad_v, const Array& grad_v_uncond) {
+  const double grad = numbers("grad_loss", grad_loss, 1)[0];
+  std::vector<double> factors = numbers("back", back, 2 * operands.shape.rows);
+  for (double& factor : factors) factor *= grad;
+  PolicyArgs args = operands.args(guidance);
+  args.back = factors.data();
+  args.grad_v = grad_v;
+  args.grad_v_uncond = grad_v_uncond;
+  for_blocks(operands.shape,
+             operands.f64 ? SFGRPO_SELECT(policy_loss_backward<double>)
+                          : SFGRPO_SELECT(policy_loss_backward<float>),
+             args);
+}
+
 std::tuple<Tensor, Tensor> policy_loss_backward(const Tensor& grad_loss, const Tensor& x,
                                                 const Tensor& v, const Tensor& x_next,
                                                 const Tensor& coef, const Tensor& back,
                                                 const Optional& v_uncond, double guidance,
                                                 const Optional& v_ref) {
   const PolicyOperands operands(x, v, x_next, coef, v_uncond, v_ref);
-  const double grad = numbers("grad_loss", grad_loss, 1)[0];
-  std::vector<double> factors = numbers("back", back, 2 * operands.shape.rows);
-  for (double& factor : factors) factor *= grad;
-  PolicyArgs args = operands.args(guidance);
-  args.back = factors.data();
-  const Tensor grad_v = empty_as(v);
-  const Tensor grad_v_uncond = v_uncond ? empty_as(*v_uncond) : torch::stable::new_empty(v, {0});
-  args.grad_v = Operand("grad_v", grad_v).array;
-  if (v_uncond) args.grad_v_uncond = Operand("grad_v_uncond", grad_v_uncond).array;
-  for_blocks(operands.shape,
-             operands.f64 ? SFGRPO_SELECT(policy_loss_backward<double>)
-                          : SFGRPO_SELECT(policy_loss_backward<float>),
-             args);
+  Array first, second;
+  const Tensor like_uncond = v_uncond ? *v_uncond : v;
+  const Tensor grad_v = optional_result(true, v, v.scalar_type(), first);
+  const Tensor grad_v_uncond =
+      optional_result(v_uncond.has_value(), like_uncond, like_uncond.scalar_type(), second);
+  run_backward(grad_loss, operands, back, guidance, first, second);
   return {grad_v, grad_v_uncond};
+}
+
+void policy_loss_backward_(const Tensor& grad_loss, const Tensor& x, const Tensor& v,
+                           const Tensor& x_next, const Tensor& coef, const Tensor& back,
+                           const Optional& v_uncond, double guidance, const Optional& v_ref) {
+  const PolicyOperands operands(x, v, x_next, coef, v_uncond, v_ref);
+  run_backward(grad_loss, operands, back, guidance, operands.v.array, operands.v_uncond.array);
+  operands.v.write_back(v);
+  if (v_uncond) operands.v_uncond.write_back(*v_uncond);
 }
 
 }  // namespace sfgrpo
@@ -163,6 +181,7 @@ std::tuple<Tensor, Tensor> policy_loss_backward(const Tensor& grad_loss, const T
 STABLE_TORCH_LIBRARY_IMPL(sfgrpo, CPU, library) {
   library.impl("policy_loss", TORCH_BOX(&sfgrpo::policy_loss));
   library.impl("policy_loss_backward", TORCH_BOX(&sfgrpo::policy_loss_backward));
+  library.impl("policy_loss_backward_", TORCH_BOX(&sfgrpo::policy_loss_backward_));
 }
 
 #else  // once per instruction set

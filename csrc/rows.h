@@ -68,12 +68,25 @@ struct Operand {
         array{tensor.data_ptr(), type_of(name, source)} {}
   Operand(const char* name, const std::optional<Tensor>& source)
       : Operand(source ? Operand(name, *source) : Operand()) {}
+
+  // After the operand was overwritten: back into the tensor it was copied from, if it was.
+  void write_back(Tensor source) const {
+    if (tensor.data_ptr() != source.data_ptr()) torch::stable::copy_(source, tensor);
+  }
 };
 
 inline Tensor empty_as(const Tensor& like, ScalarType type) {
   return torch::stable::new_empty(like, like.sizes(), type);
 }
 inline Tensor empty_as(const Tensor& like) { return empty_as(like, like.scalar_type()); }
+
+// A result that is there only if asked for, [0] otherwise; `array` points at its data.
+inline Tensor optional_result(bool wanted, const Tensor& like, ScalarType type, Array& array) {
+  if (!wanted) return torch::stable::new_empty(like, {0}, type);
+  const Tensor result = empty_as(like, type);
+  array = Operand("result", result).array;
+  return result;
+}
 
 // [rows, elements], and each row in blocks.
 struct Shape {
@@ -133,6 +146,26 @@ inline Tensor int64_rows(const char* name, const Tensor& tensor, int64_t rows) {
     fail(std::string(name) + ": expected int64, one per row");
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
+
+// Which noise the rows draw; owns the ids.  One step for all rows unless there are step_ids.
+struct NoiseIds {
+  Tensor samples, steps;
+  uint64_t seed = 0;
+  uint32_t step = 0;
+  const int64_t *sample_ids = nullptr, *step_ids = nullptr;
+
+  NoiseIds() = default;
+  NoiseIds(int64_t seed_, const Tensor& sample_ids_, int64_t step_,
+           const std::optional<Tensor>& step_ids_, int64_t rows)
+      : samples(int64_rows("sample_ids", sample_ids_, rows)),
+        seed(static_cast<uint64_t>(seed_)),
+        step(static_cast<uint32_t>(step_)),
+        sample_ids(static_cast<const int64_t*>(samples.data_ptr())) {
+    if (!step_ids_) return;
+    steps = int64_rows("step_ids", *step_ids_, rows);
+    step_ids = static_cast<const int64_t*>(steps.data_ptr());
+  }
+};
 
 inline void store_number(const Array& array, int64_t index, double value) {
   if (array.type == Type::f64) static_cast<double*>(array.data)[index] = value;

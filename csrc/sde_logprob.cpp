@@ -11,7 +11,9 @@ struct LogprobArgs {
   const Coefficients* coef;
   double guidance;
   double* square_sums;  // forward
+  Array mean;           // likewise; null where it is not asked for
   const double* scale;  // backward: dlogp/dmean of a row is scale (x_next - mean)
+  Array grad_mean;      // null where there is none
   Array grad_x, grad_v, grad_x_next, grad_v_uncond;
 };
 }  // namespace sfgrpo
@@ -41,18 +43,20 @@ struct LogprobOperands {
     coef = coefficients(coef_, shape.rows);
   }
   LogprobArgs args(double guidance) const {
-    return {shape,       x.array,  v.array, x_next.array, v_uncond.array,
-            coef.data(), guidance, nullptr, nullptr,      {}, {}, {}, {}};
+    return {shape,   x.array, v.array, x_next.array, v_uncond.array, coef.data(), guidance,
+            nullptr, {},      nullptr, {},           {},             {},          {}, {}};
   }
 };
 
-Tensor sde_logprob(const Tensor& x, const Tensor& v, const Tensor& x_next, const Tensor& coef,
-                   const std::optional<Tensor>& v_uncond, double guidance, bool mean_reduction) {
+std::tuple<Tensor, Tensor> sde_logprob(const Tensor& x, const Tensor& v, const Tensor& x_next,
+                                       const Tensor& coef, const std::optional<Tensor>& v_uncond,
+                                       double guidance, bool mean_reduction, bool with_mean) {
   const LogprobOperands operands(x, v, x_next, coef, v_uncond);
   const Shape& shape = operands.shape;
   LogprobArgs args = operands.args(guidance);
   RowSums sums(shape);
   args.square_sums = sums.partial.get();
+  const Tensor mean = optional_result(with_mean, x, coef.scalar_type(), args.mean);
   for_blocks(shape,
              operands.f64 ? SFGRPO_SELECT(sde_logprob<double>) : SFGRPO_SELECT(sde_logprob<float>),
              args);
@@ -61,16 +65,17 @@ Tensor sde_logprob(const Tensor& x, const Tensor& v, const Tensor& x_next, const
   for (int64_t row = 0; row < shape.rows; ++row) {
     const double n = operands.coef[row].n;
     const bool scored = n > 0 && shape.elements > 0;
-    const double mean = scored ? gaussian_logp(sums.total(row) / shape.elements, n) : 0.0;
-    store_number(out, row, mean_reduction ? mean : mean * shape.elements);
+    const double each = scored ? gaussian_logp(sums.total(row) / shape.elements, n) : 0.0;
+    store_number(out, row, mean_reduction ? each : each * shape.elements);
   }
-  return logp;
+  return {logp, mean};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> sde_logprob_backward(
-    const Tensor& grad, const Tensor& x, const Tensor& v, const Tensor& x_next, const Tensor& coef,
-    const std::optional<Tensor>& v_uncond, double guidance, bool mean_reduction, bool need_x,
-    bool need_v, bool need_x_next, bool need_v_uncond) {
+    const Tensor& grad, const std::optional<Tensor>& grad_mean, const Tensor& x, const Tensor& v,
+    const Tensor& x_next, const Tensor& coef, const std::optional<Tensor>& v_uncond,
+    double guidance, bool mean_reduction, bool need_x, bool need_v, bool need_x_next,
+    bool need_v_uncond) {
   const LogprobOperands operands(x, v, x_next, coef, v_uncond);
   const Shape& shape = operands.shape;
   std::vector<double> scale = numbers("grad", grad, shape.rows);
@@ -81,10 +86,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sde_logprob_backward(
   }
   LogprobArgs args = operands.args(guidance);
   args.scale = scale.data();
+  shape.check("grad_mean", grad_mean, operands.f64);
+  const Operand grad_means("grad_mean", grad_mean);
+  args.grad_mean = grad_means.array;
   const auto wanted = [&](bool needed, const Tensor& like, Array& array) {
-    const Tensor out = needed ? empty_as(like) : torch::stable::new_empty(x, {0});
-    if (needed) array = Operand("gradient", out).array;
-    return out;
+    return optional_result(needed, like, needed ? like.scalar_type() : x.scalar_type(), array);
   };
   const Tensor grad_x = wanted(need_x, x, args.grad_x);
   const Tensor grad_v = wanted(need_v, v, args.grad_v);
@@ -114,12 +120,15 @@ namespace {
 
 template <class T>
 void sde_logprob(const LogprobArgs& args, int64_t first, int64_t last) {
-  alignas(64) T x_buffer[kBlock], v_buffer[kBlock], uncond_buffer[kBlock], mean[kBlock];
+  alignas(64) T x_buffer[kBlock], v_buffer[kBlock], uncond_buffer[kBlock];
+  alignas(64) T mean_buffer[kBlock];
   for (int64_t task = first; task < last; ++task) {
     const Block block(args.shape, task);
     const T* v = velocity(args.v, args.v_uncond, args.guidance, block.begin, block.count, v_buffer,
                           uncond_buffer);
     const T* x = load(args.x, block.begin, block.count, x_buffer);
+    T* mean =
+        args.mean.data == nullptr ? mean_buffer : target(args.mean, block.begin, mean_buffer);
     transition_mean(args.coef[block.row], x, v, block.count, mean);
     const T* x_next = load(args.x_next, block.begin, block.count, x_buffer);
     args.square_sums[task] = square_distance(x_next, mean, block.count);
@@ -142,9 +151,13 @@ void sde_logprob_backward(const LogprobArgs& args, int64_t first, int64_t last) 
     const T scale = static_cast<T>(args.scale[block.row]);
     for (int i = 0; i < count; ++i) grad[i] = scale * (x_next[i] - grad[i]);
     const double w = args.v_uncond.data == nullptr ? 1.0 : args.guidance;
+    store_scaled(args.grad_x_next, begin, count, -1.0, grad, x_buffer);
+    if (args.grad_mean.data != nullptr) {
+      const T* grad_mean = load(args.grad_mean, begin, count, x_buffer);
+      for (int i = 0; i < count; ++i) grad[i] += grad_mean[i];
+    }
     store_scaled(args.grad_x, begin, count, coef.a, grad, x_buffer);
     store_scaled(args.grad_v, begin, count, coef.b * w, grad, x_buffer);
-    store_scaled(args.grad_x_next, begin, count, -1.0, grad, x_buffer);
     store_scaled(args.grad_v_uncond, begin, count, coef.b * (1.0 - w), grad, x_buffer);
   }
 }

@@ -7,11 +7,10 @@
 namespace sfgrpo {
 struct StepArgs {
   Shape shape;
-  Array x, v, v_uncond, noise, x_next, x0_hat;
+  Array x, v, v_uncond, noise, x_next, x0_hat, mean;
   const Coefficients* coef;
   double guidance;
-  uint64_t seed;
-  const int64_t *sample_ids, *step_ids;
+  const NoiseIds& ids;  // where there is no noise
   double* square_sums;
 };
 }  // namespace sfgrpo
@@ -21,44 +20,32 @@ struct StepArgs {
 
 namespace sfgrpo {
 
-using Ids = std::optional<Tensor>;
+using Optional = std::optional<Tensor>;
 
-// x0_hat only if asked for.
-std::tuple<Tensor, Tensor, std::optional<Tensor>> step(
-    const Tensor& x, const Tensor& v, const Tensor& coef, int64_t seed, const Ids& sample_ids,
-    const Ids& step_ids, const std::optional<Tensor>& v_uncond, double guidance,
-    const std::optional<Tensor>& noise, bool with_x0) {
-  const Shape shape(x);
-  const bool f64 = x.scalar_type() == ScalarType::Double;
+struct StepResults {
+  Array x_next, x0_hat, mean;
+};
+
+// Fills in the results, of which x_next may be x itself, and returns logp.
+Tensor run_step(const Operand& x, const Tensor& v, const Tensor& coef, int64_t seed,
+                const Optional& sample_ids, int64_t step, const Optional& step_ids,
+                const Optional& v_uncond, double guidance, const Optional& noise,
+                const StepResults& results) {
+  const Shape shape(x.tensor);
+  const bool f64 = x.array.type == Type::f64;
   shape.check("v", v, f64);
   shape.check("v_uncond", v_uncond, f64);
   shape.check("noise", noise, f64);
   const std::vector<Coefficients> rows = coefficients(coef, shape.rows);
-  Tensor samples, steps;
-  if (!noise) {
-    if (!sample_ids || !step_ids) fail("sde_step: without noise, sample_ids and step_ids are needed");
-    samples = int64_rows("sample_ids", *sample_ids, shape.rows);
-    steps = int64_rows("step_ids", *step_ids, shape.rows);
-  }
-  const Operand xs("x", x), vs("v", v), us("v_uncond", v_uncond), es("noise", noise);
-  const Tensor x_next = empty_as(x);
-  std::optional<Tensor> x0_hat;
-  if (with_x0) x0_hat = empty_as(x);
+  if (!noise && !sample_ids) fail("sde_step: without noise, sample_ids are needed");
+  const NoiseIds ids =
+      noise ? NoiseIds() : NoiseIds(seed, *sample_ids, step, step_ids, shape.rows);
+  const Operand vs("v", v), us("v_uncond", v_uncond), es("noise", noise);
   const Tensor logp = torch::stable::new_empty(coef, {shape.rows}, coef.scalar_type());
   RowSums sums(shape);
-  const StepArgs args{shape,
-                      xs.array,
-                      vs.array,
-                      us.array,
-                      es.array,
-                      Operand("x_next", x_next).array,
-                      Operand("x0_hat", x0_hat).array,
-                      rows.data(),
-                      guidance,
-                      static_cast<uint64_t>(seed),
-                      noise ? nullptr : static_cast<const int64_t*>(samples.data_ptr()),
-                      noise ? nullptr : static_cast<const int64_t*>(steps.data_ptr()),
-                      sums.partial.get()};
+  const StepArgs args{shape,          x.array,        vs.array,     us.array,
+                      es.array,       results.x_next, results.x0_hat, results.mean,
+                      rows.data(),    guidance,       ids,          sums.partial.get()};
   for_blocks(shape, f64 ? SFGRPO_SELECT(sde_step<double>) : SFGRPO_SELECT(sde_step<float>), args);
   const Array out = Operand("logp", logp).array;
   for (int64_t row = 0; row < shape.rows; ++row) {
@@ -66,34 +53,42 @@ std::tuple<Tensor, Tensor, std::optional<Tensor>> step(
     const bool scored = n > 0 && shape.elements > 0;
     store_number(out, row, scored ? gaussian_logp(sums.total(row) / shape.elements, n) : 0.0);
   }
-  return {x_next, logp, x0_hat};
+  return logp;
 }
 
-std::tuple<Tensor, Tensor> sde_step(const Tensor& x, const Tensor& v, const Tensor& coef,
-                                    int64_t seed, const Ids& sample_ids, const Ids& step_ids,
-                                    const std::optional<Tensor>& v_uncond, double guidance,
-                                    const std::optional<Tensor>& noise) {
-  auto [x_next, logp, x0_hat] =
-      step(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise, false);
-  return {x_next, logp};
+std::tuple<Tensor, Tensor, Tensor, Tensor> sde_step(
+    const Tensor& x, const Tensor& v, const Tensor& coef, int64_t seed, const Optional& sample_ids,
+    int64_t step, const Optional& step_ids, const Optional& v_uncond, double guidance,
+    const Optional& noise, bool with_x0, bool with_mean) {
+  StepResults results;
+  const Tensor x_next = empty_as(x);
+  results.x_next = Operand("x_next", x_next).array;
+  const Tensor x0_hat = optional_result(with_x0, x, x.scalar_type(), results.x0_hat);
+  const Tensor mean = optional_result(with_mean, x, coef.scalar_type(), results.mean);
+  const Tensor logp = run_step(Operand("x", x), v, coef, seed, sample_ids, step, step_ids, v_uncond,
+                               guidance, noise, results);
+  return {x_next, logp, x0_hat, mean};
 }
 
-std::tuple<Tensor, Tensor, Tensor> sde_step_x0(const Tensor& x, const Tensor& v, const Tensor& coef,
-                                               int64_t seed, const Ids& sample_ids,
-                                               const Ids& step_ids,
-                                               const std::optional<Tensor>& v_uncond,
-                                               double guidance,
-                                               const std::optional<Tensor>& noise) {
-  auto [x_next, logp, x0_hat] =
-      step(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise, true);
-  return {x_next, logp, *x0_hat};
+std::tuple<Tensor, Tensor> sde_step_(const Tensor& x, const Tensor& v, const Tensor& coef,
+                                     int64_t seed, const Optional& sample_ids, int64_t step,
+                                     const Optional& step_ids, const Optional& v_uncond,
+                                     double guidance, const Optional& noise, bool with_x0) {
+  const Operand xs("x", x);
+  StepResults results;
+  results.x_next = xs.array;
+  const Tensor x0_hat = optional_result(with_x0, x, x.scalar_type(), results.x0_hat);
+  const Tensor logp = run_step(xs, v, coef, seed, sample_ids, step, step_ids, v_uncond, guidance,
+                               noise, results);
+  xs.write_back(x);
+  return {logp, x0_hat};
 }
 
 }  // namespace sfgrpo
 
 STABLE_TORCH_LIBRARY_IMPL(sfgrpo, CPU, library) {
   library.impl("sde_step", TORCH_BOX(&sfgrpo::sde_step));
-  library.impl("sde_step_x0", TORCH_BOX(&sfgrpo::sde_step_x0));
+  library.impl("sde_step_", TORCH_BOX(&sfgrpo::sde_step_));
 }
 
 #else  // once per instruction set
@@ -130,17 +125,9 @@ double move(const T* x, const T* v, const T* eps, int count, const Coefficients&
 }
 
 template <class T>
-void clean(const T* __restrict x, const T* __restrict v, int count, double time,
-           T* __restrict x0_hat) {
-  const T t = static_cast<T>(time);
-  for (int i = 0; i < count; ++i) x0_hat[i] = x[i] - t * v[i];
-}
-
-template <class T>
 const T* noise_block(const StepArgs& args, const Block& block, float* normals, T* scratch) {
   if (args.noise.data != nullptr) return load(args.noise, block.begin, block.count, scratch);
-  const NoiseRow row(args.seed, static_cast<uint64_t>(args.sample_ids[block.row]),
-                     static_cast<uint32_t>(args.step_ids[block.row]));
+  const NoiseRow row(args.ids, block.row);
   Lookahead ahead;
   ahead.add(args.x, block.begin);
   ahead.add(args.v, block.begin);
@@ -154,29 +141,32 @@ template <class T>
 void sde_step(const StepArgs& args, int64_t first, int64_t last) {
   alignas(64) float normals[kBlock];
   alignas(64) T x_buffer[kBlock], v_buffer[kBlock], uncond_buffer[kBlock], noise_buffer[kBlock];
-  alignas(64) T mean[kBlock], next_buffer[kBlock];
+  alignas(64) T mean_buffer[kBlock], next_buffer[kBlock];
   for (int64_t task = first; task < last; ++task) {
     const Block block(args.shape, task);
     const int64_t begin = block.begin;
     const int count = block.count;
     const Coefficients& coef = args.coef[block.row];
-    const T* eps = noise_block(args, block, normals, noise_buffer);
+    const bool noisy = coef.n > 0, rounded = args.x_next.type != kType<T>;
+    const T* eps = noisy ? noise_block(args, block, normals, noise_buffer) : nullptr;
     const T* x = load(args.x, begin, count, x_buffer);
     const T* v =
         velocity(args.v, args.v_uncond, args.guidance, begin, count, v_buffer, uncond_buffer);
-    T* x_next = target(args.x_next, begin, next_buffer);
-    args.square_sums[task] = move(x, v, eps, count, coef, x_next);
-    if (args.x_next.type != kType<T>) {  // what was stored is what is scored
-      store(args.x_next, begin, count, x_next);
-      transition_mean(coef, x, v, count, mean);
-      const T* stored = load(args.x_next, begin, count, next_buffer);
-      args.square_sums[task] = square_distance(stored, mean, count);
-    }
-    if (args.x0_hat.data != nullptr) {
+    if (args.x0_hat.data != nullptr) {  // first: x_next may take the place of x
       T* x0_hat = target(args.x0_hat, begin, next_buffer);
       clean(x, v, count, coef.t, x0_hat);
       store(args.x0_hat, begin, count, x0_hat);
     }
+    T* mean = args.mean.data == nullptr ? mean_buffer : target(args.mean, begin, mean_buffer);
+    if (args.mean.data != nullptr || (noisy && rounded)) transition_mean(coef, x, v, count, mean);
+    T* x_next = target(args.x_next, begin, next_buffer);
+    args.square_sums[task] = 0;
+    if (noisy) args.square_sums[task] = move(x, v, eps, count, coef, x_next);
+    else transition_mean(coef, x, v, count, x_next);
+    store(args.x_next, begin, count, x_next);
+    if (noisy && rounded)  // what was stored is what is scored
+      args.square_sums[task] =
+          square_distance(load(args.x_next, begin, count, next_buffer), mean, count);
   }
 }
 

@@ -7,7 +7,8 @@ namespace sfgrpo {
 struct TweedieArgs {
   Shape shape;
   Array x, v, x0_hat;
-  const double* t;
+  double time;
+  const double* times;  // one per row instead of `time`, or null
 };
 }  // namespace sfgrpo
 
@@ -16,26 +17,42 @@ struct TweedieArgs {
 
 namespace sfgrpo {
 
-Tensor tweedie(const Tensor& x, const Tensor& v, const Tensor& t) {
+void check_time(double time, int64_t row) {
+  if (!(time >= 0 && time <= 1))
+    fail("t: t of row " + std::to_string(row) + " is " + std::to_string(time) +
+         "; expected 0 <= t <= 1");
+}
+
+void run_tweedie(const Tensor& x, const Operand& v, const std::optional<Tensor>& t, double time,
+                 const Array& x0_hat) {
   const Shape shape(x);
   const bool f64 = x.scalar_type() == ScalarType::Double;
-  shape.check("v", v, f64);
-  const std::vector<double> times = numbers("t", t, shape.rows);
-  for (int64_t row = 0; row < shape.rows; ++row)
-    if (!(times[row] >= 0 && times[row] <= 1))
-      fail("t: t of row " + std::to_string(row) + " is " + std::to_string(times[row]) +
-           "; expected 0 <= t <= 1");
-  const Tensor x0_hat = empty_as(x);
-  const Operand xs("x", x), vs("v", v);
-  const TweedieArgs args{shape, xs.array, vs.array, Operand("x0_hat", x0_hat).array, times.data()};
+  shape.check("v", v.tensor, f64);
+  std::vector<double> times;
+  if (t) times = numbers("t", *t, shape.rows);
+  for (int64_t row = 0; row < shape.rows; ++row) check_time(t ? times[row] : time, row);
+  const Operand xs("x", x);
+  const TweedieArgs args{shape, xs.array, v.array, x0_hat, time, t ? times.data() : nullptr};
   for_blocks(shape, f64 ? SFGRPO_SELECT(tweedie<double>) : SFGRPO_SELECT(tweedie<float>), args);
+}
+
+Tensor tweedie(const Tensor& x, const Tensor& v, const std::optional<Tensor>& t, double time) {
+  const Tensor x0_hat = empty_as(x);
+  run_tweedie(x, Operand("v", v), t, time, Operand("x0_hat", x0_hat).array);
   return x0_hat;
+}
+
+void tweedie_(const Tensor& x, const Tensor& v, const std::optional<Tensor>& t, double time) {
+  const Operand vs("v", v);
+  run_tweedie(x, vs, t, time, vs.array);
+  vs.write_back(v);
 }
 
 }  // namespace sfgrpo
 
 STABLE_TORCH_LIBRARY_IMPL(sfgrpo, CPU, library) {
   library.impl("tweedie", TORCH_BOX(&sfgrpo::tweedie));
+  library.impl("tweedie_", TORCH_BOX(&sfgrpo::tweedie_));
 }
 
 #else  // once per instruction set
@@ -52,9 +69,8 @@ void tweedie(const TweedieArgs& args, int64_t first, int64_t last) {
     const Block block(args.shape, task);
     const T* x = load(args.x, block.begin, block.count, x_buffer);
     const T* v = load(args.v, block.begin, block.count, v_buffer);
-    T* __restrict out = target(args.x0_hat, block.begin, out_buffer);
-    const T t = static_cast<T>(args.t[block.row]);
-    for (int i = 0; i < block.count; ++i) out[i] = x[i] - t * v[i];
+    T* out = target(args.x0_hat, block.begin, out_buffer);
+    clean(x, v, block.count, args.times == nullptr ? args.time : args.times[block.row], out);
     store(args.x0_hat, block.begin, block.count, out);
   }
 }

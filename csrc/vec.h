@@ -39,6 +39,13 @@ SFGRPO_INLINE VecF sqrt(VecF a) {
 SFGRPO_INLINE VecW multiply(VecW a, VecW b) { return (a & 0xFFFFFFFFu) * (b & 0xFFFFFFFFu); }
 #endif
 
+// Before a loop whose results may take the place of its operands, element by element.
+#if defined(__clang__)
+#define SFGRPO_IN_PLACE _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define SFGRPO_IN_PLACE _Pragma("GCC ivdep")
+#endif
+
 template <class To, class From>
 SFGRPO_INLINE To bit_cast(From from) {
   To to;
@@ -207,12 +214,18 @@ inline const T* velocity(const Array& v, const Array& v_uncond, double guidance,
   return scratch;
 }
 
-// Mean of the transition, a x + b v.
+// Mean of the transition, a x + b v; may take the place of either.
 template <class T>
-inline void transition_mean(const Coefficients& coef, const T* __restrict x, const T* __restrict v,
-                            int count, T* __restrict mean) {
+inline void transition_mean(const Coefficients& coef, const T* x, const T* v, int count, T* mean) {
   const T a = static_cast<T>(coef.a), b = static_cast<T>(coef.b);
-  for (int i = 0; i < count; ++i) mean[i] = a * x[i] + b * v[i];
+  SFGRPO_IN_PLACE for (int i = 0; i < count; ++i) mean[i] = a * x[i] + b * v[i];
+}
+
+// Clean estimate x - t v; may take the place of either.
+template <class T>
+inline void clean(const T* x, const T* v, int count, double time, T* x0_hat) {
+  const T t = static_cast<T>(time);
+  SFGRPO_IN_PLACE for (int i = 0; i < count; ++i) x0_hat[i] = x[i] - t * v[i];
 }
 
 // factor * values into a tensor, where the tensor is wanted.
