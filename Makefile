@@ -39,10 +39,9 @@ test: lint
 demo: setup
 	$(BIN)/sfgrpo train embedded --run.output_dir runs/demo --fresh
 
-# Only benchmarks/: the tests' settings run Triton in its interpreter. Waiting threads may spin here,
-# which is what a machine of one's own does.
+# Waiting threads may spin here, which is what a machine of one's own does.
 bench: setup
-	env -u OMP_WAIT_POLICY $(BIN)/python -m pytest benchmarks --benchmark-only
+	env -u OMP_WAIT_POLICY $(BIN)/python -m pytest --benchmark-only
 
 compare: setup
 	for seed in 0 1 2; do for rule in stepwise uniform; do \

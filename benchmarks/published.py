@@ -3,16 +3,18 @@
 Transcribed from the formulas and the order of operations of Flow-GRPO's repository
 (``sde_step_with_logprob``, its training loss and its per-prompt statistics; arXiv 2505.05470):
 latents and velocities upcast to float32 first, coefficients as tensors that broadcast over the
-latents, noise by ``torch.randn``, one PyTorch operation per arithmetic operation.
+latents, noise by ``torch.randn``, one PyTorch operation per arithmetic operation, gradients by
+autograd (``table.py`` asks for them).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from benchmarks.operands import Rewards, Transition
 
 
 def _transition(
@@ -34,47 +36,44 @@ def _log_prob(x_next: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return log_prob.mean(dim=tuple(range(1, log_prob.ndim)))
 
 
-def sde_step(o: dict[str, Any], noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    x, v = o["x"].float(), o["v"].float()
-    mean, std = _transition(x, v, o["sigma"], o["sigma_next"], o["eta"])
-    eps = torch.randn(v.shape, device=v.device, dtype=v.dtype) if noise is None else noise
+def sde_step(o: Transition) -> tuple[Tensor, Tensor]:
+    x, v = o.x.float(), o.v.float()
+    mean, std = _transition(x, v, o.sigma, o.sigma_next, o.eta)
+    eps = torch.randn(v.shape, device=v.device, dtype=v.dtype) if o.noise is None else o.noise
     x_next = mean + std * eps
     return x_next, _log_prob(x_next, mean, std)
 
 
-def sde_logprob(o: dict[str, Any], noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    v = o["v"].detach().requires_grad_()
-    mean, std = _transition(o["x"].float(), v.float(), o["sigma"], o["sigma_next"], o["eta"])
-    log_prob = _log_prob(o["x_next"].float(), mean, std)
-    (grad,) = torch.autograd.grad(log_prob.sum(), v)
-    return log_prob.detach(), grad
+def sde_step_x0(o: Transition) -> tuple[Tensor, Tensor, Tensor]:
+    return *sde_step(o), *tweedie(o)
 
 
-def policy_loss(o: dict[str, Any], noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    v = o["v"].detach().requires_grad_()
-    x, clip = o["x"].float(), o["clip"]
-    mean, std = _transition(x, v.float(), o["sigma"], o["sigma_next"], o["eta"])
+def sde_logprob(o: Transition) -> tuple[Tensor]:
+    mean, std = _transition(o.x.float(), o.v.float(), o.sigma, o.sigma_next, o.eta)
+    return (_log_prob(o.x_next.float(), mean, std),)
+
+
+def policy_loss(o: Transition) -> tuple[Tensor]:
+    x = o.x.float()
+    mean, std = _transition(x, o.v.float(), o.sigma, o.sigma_next, o.eta)
     with torch.no_grad():
-        mean_ref, _ = _transition(x, o["v_ref"].float(), o["sigma"], o["sigma_next"], o["eta"])
-    log_prob = _log_prob(o["x_next"].float(), mean, std)
-    advantages = torch.clamp(o["advantages"], -5.0, 5.0)
-    ratio = torch.exp(log_prob - o["logp_old"])
+        mean_ref, _ = _transition(x, o.v_ref.float(), o.sigma, o.sigma_next, o.eta)
+    log_prob = _log_prob(o.x_next.float(), mean, std)
+    advantages = torch.clamp(o.advantages, -5.0, 5.0)
+    ratio = torch.exp(log_prob - o.logp_old)
     unclipped = -advantages * ratio
-    clipped = -advantages * torch.clamp(ratio, 1.0 - clip, 1.0 + clip)
+    clipped = -advantages * torch.clamp(ratio, 1.0 - o.clip, 1.0 + o.clip)
     policy = torch.mean(torch.maximum(unclipped, clipped))
     kl = ((mean - mean_ref) ** 2).mean(dim=tuple(range(1, mean.ndim)), keepdim=True)
-    loss = policy + o["beta"] * torch.mean(kl / (2 * std**2))
-    (grad,) = torch.autograd.grad(loss, v)
-    return loss.detach(), grad
+    return (policy + o.beta * torch.mean(kl / (2 * std**2)),)
 
 
-def tweedie(o: dict[str, Any], noise: Tensor | None) -> tuple[Tensor]:
-    return (o["x"].float() - o["sigma"] * o["v"].float(),)
+def tweedie(o: Transition) -> tuple[Tensor]:
+    return (o.x.float() - o.sigma * o.v.float(),)
 
 
-def gain_advantages(o: dict[str, Any], noise: Tensor | None) -> tuple[Tensor]:
-    rewards = o["rewards"]
-    gains = rewards[:, :, 1:] - rewards[:, :, :-1]
+def gain_advantages(o: Rewards) -> tuple[Tensor]:
+    gains = o.rewards[:, :, 1:] - o.rewards[:, :, :-1]
     advantages = torch.empty_like(gains)
     for prompt in range(gains.shape[0]):
         group = gains[prompt]
@@ -82,5 +81,5 @@ def gain_advantages(o: dict[str, Any], noise: Tensor | None) -> tuple[Tensor]:
     return (torch.clamp(advantages, -5.0, 5.0),)
 
 
-def philox_normal(o: dict[str, Any], noise: Tensor | None) -> tuple[Tensor]:
-    return (torch.randn(o["x"].shape, device=o["x"].device),)
+def philox_normal(o: Transition) -> tuple[Tensor]:
+    return (torch.randn(o.x.shape, device=o.x.device),)

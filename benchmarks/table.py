@@ -1,200 +1,260 @@
-"""The benchmark table: one row per op, its contenders, its operands and the bytes it must move.
+"""The benchmark table: op x direction x shape x dtype x implementation, from one registry.
 
-Adding an op is adding a row to ``TABLE`` (and its published form to ``published.py``).  Latents
-are 16 x (16, 64, 64), a batch of Stable Diffusion 3.5's at 512 pixels: 2^20 elements.
+Adding an op is adding a ``Row`` to ``ROWS`` (and its published form to ``published.py``).
+
+Left out, because it would add time and no knowledge:
+
+- bf16 velocities for the action head and the embedded model, which train in fp32, and for
+  ``philox_normal`` and ``gain_advantages``, which read no velocity;
+- ``torch.compile`` of ``philox_normal``, whose published form is one call of the generator;
+- the backward of ``tweedie``: one multiplication of the incoming gradient, eager in every form.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks import published
-from sfgrpo import ops, sde
+from benchmarks import by_hand, ours, published
+from benchmarks.operands import rewards, transition
+from benchmarks.shapes import BF16, FP32, LATENTS, REWARDS, Precision, Shape
 
-BATCH, LATENT = 16, (16, 64, 64)
-SIGMAS = (1.0, 0.9601, 0.9133, 0.8577, 0.7904, 0.7073, 0.6022, 0.4649, 0.2780, 0.0089, 0.0)
-STEP, ETA, CLIP, BETA = 4, 0.7, 1e-4, 0.04
+Call = Callable[[Any], tuple[Tensor, ...]]
+"""Operands -> results; draws noise of its own where the operands' is None."""
 
-Operands = dict[str, Any]
-Contender = Callable[[Operands, Tensor | None], tuple[Tensor, ...]]
-"""Runs on the operands; with the given noise, or with noise of its own where that is None."""
+PEERS = "peers' eager"
+HAND = "eager by hand"
+COMPILE = "torch.compile"
+OURS = "sfgrpo"
+IN_PLACE = "sfgrpo, in place"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One op of the table."""
+    """One op in one direction."""
 
-    contenders: dict[str, Contender]
-    """"published" is the baseline; "sfgrpo" is ours; "compiled" is torch.compile of "affine"."""
+    name: str
+    op: str
+    """The public function of ``sfgrpo.ops``."""
 
-    traffic: Callable[[Operands], int]
-    """Bytes read and written at least."""
+    calls: dict[str, Call]
+    """Implementation -> how it is called.  The published one also says what is right.  In a row
+    with a backward, a call returns what is differentiated in ``v`` (see ``closed_form``)."""
 
-    tolerance: float = 1e-4
-    """Largest difference of the contenders' results, relative to the largest value."""
+    moves: tuple[str, ...]
+    """Operands and results that must be read or written at least, by name; a name may repeat.
+    What is per row (coefficients, log-densities) is not counted."""
 
-    random: bool = False
-    """Whether results are noise and nothing can be compared."""
+    backward: bool = False
+    closed_form: tuple[str, ...] = ()
+    """Implementations that return their gradient themselves, after what is differentiated."""
 
+    draws: Callable[[Any, tuple[Tensor, ...]], Tensor] | None = None
+    """For rows that draw noise: the noise in the results, so that it can be judged."""
 
-def operands(device: torch.device, v_dtype: torch.dtype = torch.float32) -> Operands:
-    """One Flow-SDE step of a batch, in Flow-GRPO's terms and in ours."""
-    generator = torch.Generator().manual_seed(0)
+    shapes: tuple[Shape, ...] = LATENTS
+    operands: Callable[[Shape, Precision, torch.device], Any] = transition
 
-    def normal(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator)
+    @property
+    def direction(self) -> str:
+        return "forward+backward" if self.backward else "forward"
 
-    x, noise = normal(BATCH, *LATENT), normal(BATCH, *LATENT)
-    v, v_ref = (normal(BATCH, *LATENT).to(v_dtype) for _ in range(2))
-    coef = sde.coefficients(SIGMAS, "flow", ETA)[STEP].repeat(BATCH, 1)
-    x_next, logp_old = ops.sde_step(x, v, coef, noise=noise)
-    sigma = torch.full((BATCH, 1, 1, 1), SIGMAS[STEP])
-    tensors = {
-        "x": x,
-        "v": v,
-        "v_ref": v_ref,
-        "coef": coef,
-        "noise": noise,
-        "x_next": x_next,
-        "logp_old": logp_old,
-        "advantages": normal(BATCH),
-        "sample_ids": torch.arange(BATCH),
-        "times": sigma.reshape(-1),
-        "sigma": sigma,
-        "sigma_next": torch.full_like(sigma, SIGMAS[STEP + 1]),
-        "rewards": normal(48, 24, 11),
-    }
-    moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-    return {**moved, "eta": ETA, "clip": CLIP, "beta": BETA}
+    @property
+    def title(self) -> str:
+        return self.name + ("+backward" if self.backward else "")
+
+    def bytes_per_element(self, precision: Precision) -> int:
+        """Bytes that must be moved for each element of a latent."""
+        return sum(_item_size(name, precision) for name in self.moves)
+
+    def bytes(self, shape: Shape, precision: Precision) -> int:
+        """Bytes that must be moved for a batch."""
+        return sum(_item_size(name, precision) * _elements(name, shape) for name in self.moves)
 
 
-def _affine_step(o: Operands, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Eager PyTorch given our coefficient table: fewer operations than published code."""
-    a, b, n, _ = o["coef"].reshape(-1, 4, 1, 1, 1).unbind(1)
-    mean = a * o["x"] + b * o["v"].float()
-    x_next = mean + n * (torch.randn_like(mean) if noise is None else noise)
-    square = (x_next - mean).square().mean(dim=(1, 2, 3))
-    n = n.reshape(-1)
-    return x_next, -square / (2 * n * n) - n.log() - 0.9189385332
+def _item_size(name: str, precision: Precision) -> int:
+    return precision.v.itemsize if name in ("v", "v_ref", "grad_v") else 4
 
 
-def _step(o: Operands, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    return ops.sde_step(
-        o["x"], o["v"], o["coef"], seed=1, sample_ids=o["sample_ids"], step_ids=2, noise=noise
-    )
+def _elements(name: str, shape: Shape) -> int:
+    if name == "advantages":  # of T steps, where rewards are of T + 1 states
+        return shape.elements * (shape.sample[-1] - 1) // shape.sample[-1]
+    return shape.elements
 
 
-def _logprob(o: Operands, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    v = o["v"].detach().requires_grad_()
-    logp = ops.sde_logprob(o["x"], v, o["x_next"], o["coef"])
-    (grad,) = torch.autograd.grad(logp.sum(), v)
-    return logp.detach(), grad
+def _noise_of_step(o: Any, results: tuple[Tensor, ...]) -> Tensor:
+    a, b, n, _ = o.coef.reshape(-1, 4, *(1,) * (o.x.ndim - 1)).unbind(1)
+    return (results[0] - a * o.x - b * o.v.float()) / n
 
 
-def _policy(o: Operands, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-    v = o["v"].detach().requires_grad_()
-    loss = ops.policy_loss(
-        o["x"], v, o["x_next"], o["coef"], o["logp_old"], o["advantages"], v_ref=o["v_ref"],
-        clip_range=o["clip"], kl_weight=o["beta"],
-    ).loss  # fmt: skip
-    (grad,) = torch.autograd.grad(loss, v)
-    return loss.detach(), grad
-
-
-def _normals(o: Operands, noise: Tensor | None) -> tuple[Tensor]:
-    return (ops.philox_normal(LATENT, seed=1, sample_ids=o["sample_ids"], step_ids=2),)
-
-
-def _bytes(*names: str) -> Callable[[Operands], int]:
-    return lambda o: sum(o[name].numel() * o[name].element_size() for name in names)
-
-
-TABLE = {
-    "sde_step": Row(
-        contenders={
-            "published": published.sde_step,
-            "affine": _affine_step,
-            "compiled": _affine_step,
-            "sfgrpo": _step,
-        },
-        traffic=_bytes("x", "v", "x_next"),
-    ),
-    "sde_logprob with gradient": Row(
-        contenders={"published": published.sde_logprob, "sfgrpo": _logprob},
-        traffic=_bytes("x", "v", "x_next", "x", "v", "x_next", "v"),
-    ),
-    "policy_loss with gradient": Row(
-        contenders={"published": published.policy_loss, "sfgrpo": _policy},
-        traffic=_bytes("x", "v", "x_next", "v_ref", "x", "v", "x_next", "v_ref", "v"),
-    ),
-    "tweedie": Row(
-        contenders={
-            "published": published.tweedie,
-            "sfgrpo": lambda o, noise: (ops.tweedie(o["x"], o["v"], o["times"]),),
-        },
-        traffic=_bytes("x", "v", "x"),
-    ),
-    "gain_advantages": Row(
-        contenders={
-            "published": published.gain_advantages,
-            "sfgrpo": lambda o, noise: (ops.gain_advantages(o["rewards"]),),
-        },
-        traffic=_bytes("rewards", "rewards"),
-    ),
-    "philox_normal": Row(
-        contenders={"published": published.philox_normal, "sfgrpo": _normals},
-        traffic=_bytes("x"),
-        random=True,
-    ),
+_STEP: dict[str, Call] = {
+    PEERS: published.sde_step,
+    HAND: by_hand.sde_step,
+    COMPILE: by_hand.sde_step,
+    OURS: ours.sde_step,
+    IN_PLACE: ours.sde_step_,
 }
 
+ROWS = (
+    Row(
+        name="sde_step",
+        op="sde_step",
+        calls=_STEP,
+        moves=("x", "v", "x_next"),
+        draws=_noise_of_step,
+    ),
+    Row(
+        name="sde_step, noise given",
+        op="sde_step",
+        calls=_STEP,
+        moves=("x", "v", "noise", "x_next"),
+    ),
+    Row(
+        name="sde_step_x0",
+        op="sde_step_x0",
+        calls={
+            PEERS: published.sde_step_x0,
+            HAND: by_hand.sde_step_x0,
+            COMPILE: by_hand.sde_step_x0,
+            OURS: ours.sde_step_x0,
+        },
+        moves=("x", "v", "x_next", "x0_hat"),
+        draws=_noise_of_step,
+    ),
+    Row(
+        name="sde_logprob",
+        op="sde_logprob",
+        calls={
+            PEERS: published.sde_logprob,
+            HAND: by_hand.sde_logprob,
+            COMPILE: by_hand.sde_logprob,
+            OURS: ours.sde_logprob,
+        },
+        moves=("x", "v", "x_next"),
+    ),
+    Row(
+        name="sde_logprob",
+        op="sde_logprob",
+        calls={
+            PEERS: published.sde_logprob,
+            HAND: by_hand.sde_logprob_with_gradient,
+            COMPILE: by_hand.sde_logprob,
+            OURS: ours.sde_logprob,
+        },
+        moves=("x", "v", "x_next", "x", "v", "x_next", "grad_v"),
+        backward=True,
+        closed_form=(HAND,),
+    ),
+    Row(
+        name="policy_loss",
+        op="policy_loss",
+        calls={
+            PEERS: published.policy_loss,
+            HAND: by_hand.policy_loss,
+            COMPILE: by_hand.policy_loss,
+            OURS: ours.policy_loss,
+        },
+        moves=("x", "v", "x_next", "v_ref"),
+    ),
+    Row(
+        name="policy_loss",
+        op="policy_loss",
+        calls={
+            PEERS: published.policy_loss,
+            HAND: by_hand.policy_loss_with_gradient,
+            COMPILE: by_hand.policy_loss,
+            OURS: ours.policy_loss,
+            IN_PLACE: ours.policy_loss_reusing_v,
+        },
+        moves=("x", "v", "x_next", "v_ref", "x", "v", "x_next", "v_ref", "grad_v"),
+        backward=True,
+        closed_form=(HAND,),
+    ),
+    Row(
+        name="tweedie",
+        op="tweedie",
+        calls={
+            PEERS: published.tweedie,
+            HAND: by_hand.tweedie,
+            COMPILE: by_hand.tweedie,
+            OURS: ours.tweedie,
+            IN_PLACE: ours.tweedie_,
+        },
+        moves=("x", "v", "x0_hat"),
+    ),
+    Row(
+        name="gain_advantages",
+        op="gain_advantages",
+        calls={
+            PEERS: published.gain_advantages,
+            HAND: by_hand.gain_advantages,
+            COMPILE: by_hand.gain_advantages,
+            OURS: ours.gain_advantages,
+            IN_PLACE: ours.gain_advantages_,
+        },
+        moves=("rewards", "advantages"),
+        shapes=REWARDS,
+        operands=rewards,
+    ),
+    Row(
+        name="philox_normal",
+        op="philox_normal",
+        calls={PEERS: published.philox_normal, OURS: ours.philox_normal},
+        moves=("noise",),
+        draws=lambda o, results: results[0],
+    ),
+)
 
-def device() -> torch.device:
-    """This machine's accelerator, or its CPU."""
-    if torch.accelerator.is_available():
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
-    return torch.device("cpu")
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of the table."""
+
+    row: Row
+    shape: Shape
+    precision: Precision
+    implementation: str
+
+    @property
+    def bytes(self) -> int:
+        return self.row.bytes(self.shape, self.precision)
+
+    @property
+    def group(self) -> str:
+        """What is compared with each other."""
+        return " | ".join(self._where)
+
+    @property
+    def _where(self) -> tuple[str, ...]:
+        return self.row.name, self.row.direction, self.shape.name, self.precision.name
+
+    def __str__(self) -> str:
+        return "-".join(
+            re.sub(r"[^\w.+]+", "_", part) for part in (*self._where, self.implementation)
+        )
 
 
-def runner(row: Row, name: str, o: Operands) -> Callable[[], tuple[Tensor, ...]]:
-    """A contender that is checked against the published form, compiled if it is to be, warm."""
-    contender = row.contenders[name]
-    if name == "compiled":
-        torch._dynamo.reset()  # generated code fixes the number of threads
-        contender = torch.compile(contender, fullgraph=True)
-    if not row.random:
-        expected = row.contenders["published"](o, o["noise"])
-        for got, want in zip(contender(o, o["noise"]), expected, strict=True):
-            difference = float((got.float() - want.float()).abs().max())
-            scale = float(want.float().abs().max())
-            if not difference <= row.tolerance * scale:
-                raise AssertionError(f"{name}: differs by {difference:.3g} (scale {scale:.3g})")
-
-    def run() -> tuple[Tensor, ...]:
-        results = contender(o, None)
-        if o["x"].device.type != "cpu":
-            torch.accelerator.synchronize()
-        return results
-
-    run()
-    return run
+def _precisions(row: Row, shape: Shape) -> tuple[Precision, ...]:
+    reads_v = "v" in row.moves and shape.name not in ("action head", "embedded")
+    return (FP32, BF16) if reads_v else (FP32,)
 
 
-def copy_seconds(number_of_bytes: int, where: torch.device, rounds: int = 30) -> float:
-    """Fastest plain copy that moves so many bytes: reads half of them and writes half."""
-    source = torch.zeros(max(number_of_bytes // 8, 1), device=where)
-    target = torch.empty_like(source)
-    best = float("inf")
-    for _ in range(rounds):
-        start = time.perf_counter()
-        target.copy_(source)
-        if where.type != "cpu":
-            torch.accelerator.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
+def entries() -> Iterator[Entry]:
+    """All entries, those of one shape and dtype in turn: they share operands."""
+    for shape in (*LATENTS, *REWARDS):
+        for precision in (FP32, BF16):
+            for row in ROWS:
+                if shape not in row.shapes or precision not in _precisions(row, shape):
+                    continue
+                for name in row.calls:
+                    yield Entry(row=row, shape=shape, precision=precision, implementation=name)
+
+
+ENTRIES = tuple(entries())
+
+BY_TITLE = {row.title: row for row in ROWS}

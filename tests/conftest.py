@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"  # Triton kernels run on CPU tensors
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
 import json
+import os
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest reads this file at the root even if only benchmarks/ is wanted, and there kernels
+    # must be compiled, not interpreted, and waiting threads may spin.
+    if config.getoption("benchmark_only", False):
+        return
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton kernels run on CPU tensors
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    """With ``--benchmark-only`` nothing of tests/ is imported; None leaves it to others."""
+    return True if config.getoption("benchmark_only", False) else None
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,185 @@
+"""Predicted times on GPUs, beside an empty column for measured ones.
+
+``python -m benchmarks.predictions`` writes ``benchmarks/results/gpu_predictions.md``;
+``--measured benchmarks/results/ops_<device>.json`` fills the column.  The prediction of ours is
+
+    time     = launches x gap + max(memory, issue, multiply)
+    memory   = bytes that must be moved / copy bandwidth
+    issue    = elements x instructions per element / (processors x 128 x clock)
+    multiply = elements x integer multiplications per element / (processors x 32 x clock)
+
+all kernels but those that draw noise being bound by memory.  A row of the table above its
+prediction by much says where to look; one below it says that a number here is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.record import RESULTS
+from benchmarks.shapes import Precision, Shape
+from benchmarks.table import ENTRIES, OURS, Row
+
+LANES = 128
+"""Instructions a processor issues per clock: four warps of 32 threads."""
+
+MULTIPLIES = 32
+"""32-bit integer multiplications per processor and clock.  CUDA's programming guide gives 64 for
+compute capability 9.0; the high half of a product is assumed to take twice as long, and half of
+Philox's are of that kind, so this is on the safe side."""
+
+GAP = 2e-6
+"""Seconds a kernel takes beyond its traffic, when the host is ahead: start, first access, end."""
+
+TILE = 1024
+"""Elements of a row per program (``kernels/common.py``); longer rows need a second launch."""
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Figures of a GPU; bandwidth is what a copy reaches, about nine tenths of the data sheet."""
+
+    name: str
+    copy_bandwidth: float
+    processors: int = 132
+    clock: float = 1.755e9
+    """Hz, sustained; the data sheet's boost is 1.98e9."""
+
+
+CHIPS = (Chip("H100", 3.0e12), Chip("H200", 4.3e12))
+"""The SXM modules: 3.35 and 4.8 TB/s by the data sheet."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a row costs besides its bytes."""
+
+    launches: int
+    """Kernels, with those of PyTorch that fill, count and sum what is per row."""
+
+    finishes: int = 0
+    """Further launches where a row is longer than a tile."""
+
+    instructions: float = 0.0
+    """Per element, where arithmetic may matter: in the kernel's machine code for sm_90, all
+    instructions of a thread (taken or not, there are no loops) over its 8 elements."""
+
+    multiplications: float = 0.0
+    """Integer ones per element.  Philox4x32-10: ten rounds of two 32 x 32 -> 64 bit products, each
+    a low and a high half, for four numbers: 10 x 2 x 2 / 4."""
+
+
+COSTS = {
+    "sde_step": Cost(3, 1, instructions=103, multiplications=10),
+    "sde_step, noise given": Cost(2, 1),
+    "sde_step_x0": Cost(3, 1, instructions=107, multiplications=10),
+    "sde_logprob": Cost(2, 1),
+    "sde_logprob+backward": Cost(6, 1),
+    "policy_loss": Cost(6),
+    "policy_loss+backward": Cost(9),
+    "tweedie": Cost(1),
+    "gain_advantages": Cost(1),
+    "philox_normal": Cost(2, instructions=73, multiplications=10),
+}
+"""By the title of a row."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds, on one chip."""
+
+    memory: float
+    arithmetic: float
+    launches: int
+
+    @property
+    def total(self) -> float:
+        return self.launches * GAP + max(self.memory, self.arithmetic)
+
+
+def predict(row: Row, shape: Shape, precision: Precision, chip: Chip) -> Prediction:
+    cost = COSTS[row.title]
+    long = shape.elements // shape.batch > TILE
+    per_second = chip.processors * chip.clock
+    issue = cost.instructions / (LANES * per_second)
+    multiply = cost.multiplications / (MULTIPLIES * per_second)
+    return Prediction(
+        memory=row.bytes(shape, precision) / chip.copy_bandwidth,
+        arithmetic=shape.elements * max(issue, multiply),
+        launches=cost.launches + cost.finishes * long,
+    )
+
+
+def _lines(measured: dict[tuple[str, ...], float]) -> Iterator[str]:
+    for entry in ENTRIES:
+        if entry.implementation != OURS:
+            continue
+        row, shape, precision = entry.row, entry.shape, entry.precision
+        h100, h200 = (predict(row, shape, precision, chip) for chip in CHIPS)
+        time = measured.get((row.name, row.direction, shape.name, precision.name))
+        cells = (
+            row.title,
+            shape.name,
+            precision.name,
+            f"{entry.bytes / 1e6:.2f}",
+            f"{1e6 * h100.memory:.1f}",
+            f"{1e6 * h100.arithmetic:.1f}" if h100.arithmetic else "",
+            str(h100.launches),
+            f"{1e6 * h100.total:.1f}",
+            f"{1e6 * h200.total:.1f}",
+            "" if time is None else f"{time:.1f}",
+        )
+        yield f"| {' | '.join(cells)} |"
+
+
+def markdown(results: dict[str, object] | None) -> str:
+    """The page; ``results`` is the content of a file that a run of the table wrote."""
+    measured: dict[tuple[str, ...], float] = {}
+    column = "measured"
+    if results is not None:
+        entries, machine = results["entries"], results["machine"]
+        assert isinstance(entries, list)
+        assert isinstance(machine, dict)
+        column += f" ({machine['device']})"
+        for e in entries:
+            if e["implementation"] == OURS:
+                measured[e["op"], e["direction"], e["shape"], e["dtype"]] = e["p50_us"]
+    head = (
+        "op", "shape", "dtype", "MB", "memory", "arithmetic", "launches", "H100", "H200", column
+    )  # fmt: skip
+    chips = "; ".join(
+        f"{c.name}: {c.copy_bandwidth / 1e12:.1f} TB/s, {c.processors} x {c.clock / 1e9:.3f} GHz"
+        for c in CHIPS
+    )
+    return "\n".join(
+        (
+            "# The ops on GPUs: predicted, and measured where it has been",
+            "",
+            "Written by `python -m benchmarks.predictions`, whose text gives the formula and where",
+            "its numbers come from. Microseconds; memory, arithmetic and launches are those of the",
+            f"H100; a launch adds {1e6 * GAP:.0f} us. {chips}.",
+            "",
+            f"| {' | '.join(head)} |",
+            f"|{'---|' * 3}{'---:|' * (len(head) - 3)}",
+            *_lines(measured),
+            "",
+        )
+    )
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.predictions", description=__doc__)
+    parser.add_argument("--measured", type=Path, help="JSON of a run of the table on a GPU")
+    parser.add_argument("--out", type=Path, default=RESULTS / "gpu_predictions.md")
+    options = parser.parse_args(arguments)
+    results = json.loads(options.measured.read_text()) if options.measured else None
+    options.out.write_text(markdown(results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

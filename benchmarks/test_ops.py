@@ -1,0 +1,34 @@
+"""Times every entry of the table: ``pytest --benchmark-only`` at the root, or ``make bench``.
+
+pytest-benchmark compares the implementations of one op, direction, shape and dtype.  Each entry's
+results are checked before it is timed, and its copy is timed beside it, so that a machine that
+slows down slows down both.  All threads of the process are used; ``python -m benchmarks.ratios``
+compares one thread with two.  A complete run writes ``benchmarks/results/ops_<device>.json``.
+"""
+
+from __future__ import annotations
+
+import pytest
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from benchmarks import measure
+from benchmarks.record import Record, measurements
+from benchmarks.table import ENTRIES, Entry
+from benchmarks.verify import runner
+
+
+@pytest.mark.benchmark(timer=measure.now)
+@pytest.mark.parametrize("entry", ENTRIES, ids=str)
+def test_ops(benchmark: BenchmarkFixture, record: Record, entry: Entry) -> None:
+    run = runner(entry, measure.device())
+    peak = measure.peak_memory(run)
+    copy = measure.copy_seconds(entry.bytes)
+    benchmark.group, benchmark.name = entry.group, entry.implementation
+    benchmark.pedantic(
+        run, setup=measure.flush, rounds=measure.rounds_for(run), warmup_rounds=2, iterations=1
+    )
+    if benchmark.stats is None:  # --benchmark-disable: called once, not timed
+        return
+    measured = measurements(entry, benchmark.stats.stats.data, copy, peak)
+    benchmark.extra_info.update(measured)
+    record.add(entry, measured)
