@@ -1,8 +1,11 @@
-"""What the kernels share: how rows are cut into tiles, row sums in a fixed order, launching.
+"""What the kernels share: how rows are cut into tiles, what they load, how they are launched.
 
 A kernel sees `B` rows of `D` contiguous elements. A program works on a tile of `rows` x `cols`;
 the shape of the tile depends on `D` alone, so the bits of a row's result depend neither on how
 many rows stand beside it nor on the device's number of processors.
+
+Every op is one launch and never makes the host wait. Only operands whose elements are not
+contiguous cost more: they are copied first, and copied back if the op writes over them.
 """
 
 from __future__ import annotations
@@ -35,13 +38,6 @@ class LaunchParameters:
 
     num_warps: int = 4
     """128 threads: with 8 elements each, Philox and Box-Muller stay clear of register spills."""
-
-    finish_rows: int = 4
-    """Rows per program of a second launch, which adds up what the programs of a row left. Few, so
-    that a batch of long rows keeps several processors busy; more than one for many short rows."""
-
-    finish_cols: int = 256
-    """Partial sums of a row it adds at a time; most latents have fewer."""
 
 
 LAUNCH = LaunchParameters()
@@ -83,11 +79,11 @@ def launch(kernel: Any, grid: tuple[int], *arguments: object, **constants: objec
     Multiply-adds are never fused: the noise must have the reference's bits, and elsewhere the
     kernels wait for memory anyway.
     """
-    with _on_device_of(next(a for a in arguments if isinstance(a, Tensor))):
+    with on_device_of(next(a for a in arguments if isinstance(a, Tensor))):
         kernel[grid](*arguments, **constants, num_warps=LAUNCH.num_warps, enable_fp_fusion=False)
 
 
-def _on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     # Triton launches on the current device, which need not be the tensor's.
     if tensor.device.type in ("cpu", "meta"):
         return nullcontext()
@@ -109,14 +105,26 @@ def contiguous(*tensors: Tensor | None) -> tuple[Any, ...]:
     return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
 
 
+def coefficient_table(coef: Tensor) -> tuple[Tensor, int]:
+    """`coef [B, 4]` and the distance of its rows: 0 for one row that serves all (`expand`)."""
+    (table,) = contiguous(coef) if coef.stride(1) != 1 else (coef,)
+    return table, table.stride(0)
+
+
+def copy_back(target: Tensor | None, written: Tensor | None) -> None:
+    """Finish an op in place whose operand had to be made contiguous."""
+    if target is not None and written is not None and written is not target:
+        target.copy_(written)
+
+
 def rows_like(row_elements: int, dtype: torch.dtype = torch.float32, batch: int = 16) -> Tensor:
     """Rows without storage: what the launches listed for `sfgrpo.kernels.aot` are made of."""
     return torch.empty(batch, row_elements, dtype=dtype, device="meta")
 
 
-def split_seed(seed: int) -> tuple[int, int]:
-    """A 64-bit seed as two signed 32-bit halves (low, high), the form of a kernel argument."""
-    halves = (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)
+def split_int64(number: int) -> tuple[int, int]:
+    """64 bits as two signed 32-bit halves (low, high), the form of a kernel argument."""
+    halves = (number & 0xFFFFFFFF, (number >> 32) & 0xFFFFFFFF)
     low, high = (half - (1 << 32) if half >= 1 << 31 else half for half in halves)
     return low, high
 
@@ -145,13 +153,29 @@ def load_float(pointer, offsets, mask):
 
 
 @device_function
-def load_coefficients(coef_ptr, rows, exists):
+def load_coefficients(coef_ptr, coef_stride, rows, exists):
     """Columns (a, b, n, t) of the coefficient table; `n = 0` for rows that do not exist."""
-    a = tl.load(coef_ptr + rows * 4, mask=exists, other=0.0)
-    b = tl.load(coef_ptr + rows * 4 + 1, mask=exists, other=0.0)
-    n = tl.load(coef_ptr + rows * 4 + 2, mask=exists, other=0.0)
-    t = tl.load(coef_ptr + rows * 4 + 3, mask=exists, other=0.0)
+    coef_ptr += rows * coef_stride
+    a = tl.load(coef_ptr, mask=exists, other=0.0)
+    b = tl.load(coef_ptr + 1, mask=exists, other=0.0)
+    n = tl.load(coef_ptr + 2, mask=exists, other=0.0)
+    t = tl.load(coef_ptr + 3, mask=exists, other=0.0)
     return a, b, n, t
+
+
+@device_function
+def store_tile(pointer, in_place_ptr, offsets, mask, tile):
+    """Store a tile in the dtype behind `pointer`, or over an operand if `pointer` is None.
+
+    Then no thread may store before every thread of the program has loaded: the compiler is free to
+    spread a tile over the threads in one way for loads and in another for stores.
+    """
+    if pointer is None:
+        tl.debug_barrier()
+        pointer = in_place_ptr
+    stored = tile.to(pointer.dtype.element_ty)
+    tl.store(pointer + offsets, stored, mask=mask)
+    return stored
 
 
 @device_function
@@ -172,66 +196,3 @@ def gaussian_logp(square_sum, n, row_elements, scale):
     mean_square = square_sum / tl.maximum(row_elements, 1)
     logp = -mean_square / (2.0 * safe_n * safe_n) - tl.log(safe_n) - LOG_SQRT_2PI
     return tl.where(noisy, logp * scale, 0.0)
-
-
-@device_function
-def sum_partials(
-    pointer, rows, exists, count, STRIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
-):
-    """Sums `[ROWS]` of `count` numbers each, `STRIDE` apart, in an order set by `count` alone."""
-    total = tl.zeros([ROWS, COLS], tl.float32)
-    first = (rows * count * STRIDE)[:, None]
-    for start in range(0, count, COLS):
-        index = (start + tl.arange(0, COLS))[None, :]
-        mask = exists[:, None] & (index < count)
-        total += tl.load(pointer + first + index * STRIDE, mask=mask, other=0.0)
-    return tl.sum(total, axis=1)
-
-
-@triton.jit(do_not_specialize=["batch"])
-def finish_logp_kernel(
-    sums_ptr,
-    coef_ptr,
-    logp_ptr,
-    scale,
-    batch,
-    row_elements,
-    chunks,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-):
-    """Second launch of a log-density whose rows span several programs."""
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    exists = rows < batch
-    square_sum = sum_partials(sums_ptr, rows, exists, chunks, 1, ROWS, COLS)
-    n = tl.load(coef_ptr + rows * 4 + 2, mask=exists, other=0.0)
-    logp = gaussian_logp(square_sum, n, row_elements, scale)
-    tl.store(logp_ptr + rows, logp, mask=exists)
-
-
-def sums_buffer(per_row: Tensor, cut: Tiling) -> Tensor:
-    """Where a kernel puts one number per row and chunk: the result itself if a row is one chunk."""
-    if cut.chunks == 1:
-        return per_row
-    return per_row.new_empty(per_row.shape[0], cut.chunks)
-
-
-def finish_logp(
-    sums: Tensor, coef: Tensor, logp: Tensor, row_elements: int, cut: Tiling, scale: float
-) -> None:
-    """Log-densities from the sums of squares of all chunks of a row, where there are several."""
-    batch = logp.shape[0]
-    if cut.chunks > 1:
-        launch(
-            finish_logp_kernel,
-            (ceil_div(batch, LAUNCH.finish_rows),),
-            sums,
-            coef,
-            logp,
-            scale,
-            batch,
-            row_elements,
-            cut.chunks,
-            ROWS=LAUNCH.finish_rows,
-            COLS=LAUNCH.finish_cols,
-        )

@@ -1,7 +1,8 @@
-"""GPU kernel of `sfgrpo::gain_advantages`: one program standardises the gains of one prompt.
+"""GPU kernel of `sfgrpo::gain_advantages` and `gain_advantages_`: a program for each prompt.
 
 Statistics take two passes in fp32, mean first. "uniform" is "per_step" on the final reward, which
-is the same at every step, so the two share their code.
+is the same at every step, so the two share their code. The rewards are read from memory once and
+again from cache: they are few.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from sfgrpo.kernels.common import LAUNCH, device_function, launch, rows_like
+from sfgrpo.kernels.common import LAUNCH, copy_back, device_function, launch, rows_like, store_tile
 
 JOINT = tl.constexpr(0)
 PER_STEP = tl.constexpr(1)
@@ -25,8 +26,17 @@ MAX_COLS = 64
 
 
 @device_function
+def unmasked(mask, row, col, exists):
+    """Which of the gains that exist count; `mask`: pointer or None, strides of rows and columns."""
+    counts = exists
+    if mask[0] is not None:
+        counts = tl.load(mask[0] + row * mask[1] + col * mask[2], mask=exists, other=0) != 0
+    return counts
+
+
+@device_function
 def load_values(
-    rewards_ptr, mask_ptr, first_row, first_col, trajectories, steps, NORMALIZE: tl.constexpr,
+    rewards_ptr, mask, first_row, first_col, trajectories, steps, NORMALIZE: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Values to standardise, whether they enter the statistics, whether they exist."""
@@ -43,14 +53,13 @@ def load_values(
     else:
         after = tl.load(rewards_ptr + start + col + 1, mask=exists, other=0.0)
         difference = after - tl.load(rewards_ptr + start + col, mask=exists, other=0.0)
-        if mask_ptr is not None:
-            counts = tl.load(mask_ptr + row * steps + col, mask=exists, other=0) != 0
+        counts = unmasked(mask, row, col, exists)
     return difference.to(tl.float32), counts, exists
 
 
 @device_function
 def column_statistics(
-    rewards_ptr, mask_ptr, first_col, centre, trajectories, steps, NORMALIZE: tl.constexpr,
+    rewards_ptr, mask, first_col, centre, trajectories, steps, NORMALIZE: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Per step, over the trajectories: sum and sum of squares about `centre [COLS]`, count."""
@@ -59,7 +68,7 @@ def column_statistics(
     count = tl.zeros([COLS], tl.float32)
     for first_row in range(0, trajectories, ROWS):
         values, counts, _ = load_values(
-            rewards_ptr, mask_ptr, first_row, first_col, trajectories, steps, NORMALIZE, ROWS, COLS
+            rewards_ptr, mask, first_row, first_col, trajectories, steps, NORMALIZE, ROWS, COLS
         )
         deviation = tl.where(counts, values - centre[None, :], 0.0)
         sums += tl.sum(deviation, axis=0)
@@ -80,7 +89,7 @@ def largest_reward(rewards_ptr, count, BLOCK: tl.constexpr):
 
 @device_function
 def group_statistics(
-    rewards_ptr, mask_ptr, trajectories, steps, NORMALIZE: tl.constexpr, ROWS: tl.constexpr,
+    rewards_ptr, mask, trajectories, steps, NORMALIZE: tl.constexpr, ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):  # fmt: skip
     """Mean of all gains, and their std about it ("joint") or about their step's ("centered")."""
@@ -88,7 +97,7 @@ def group_statistics(
     sums, squares, count = zero, zero, zero
     for first_col in range(0, steps, COLS):
         column_sums, _, column_count = column_statistics(
-            rewards_ptr, mask_ptr, first_col, zero, trajectories, steps, NORMALIZE, ROWS, COLS
+            rewards_ptr, mask, first_col, zero, trajectories, steps, NORMALIZE, ROWS, COLS
         )
         sums += column_sums
         count += column_count
@@ -98,20 +107,23 @@ def group_statistics(
         centre = zero + mean
         if NORMALIZE == CENTERED:
             column_sums, _, column_count = column_statistics(
-                rewards_ptr, mask_ptr, first_col, zero, trajectories, steps, NORMALIZE, ROWS, COLS
+                rewards_ptr, mask, first_col, zero, trajectories, steps, NORMALIZE, ROWS, COLS
             )
             centre = column_sums / tl.maximum(column_count, 1.0)
         _, column_squares, _ = column_statistics(
-            rewards_ptr, mask_ptr, first_col, centre, trajectories, steps, NORMALIZE, ROWS, COLS
+            rewards_ptr, mask, first_col, centre, trajectories, steps, NORMALIZE, ROWS, COLS
         )
         squares += column_squares
     return mean, tl.sqrt_rn(tl.sum(squares, axis=0) / total)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["mask_prompt", "mask_row", "mask_col"])
 def gain_advantages_kernel(
     rewards_ptr,
     mask_ptr,
+    mask_prompt,
+    mask_row,
+    mask_col,
     out_ptr,
     clamp,
     trajectories,
@@ -120,11 +132,14 @@ def gain_advantages_kernel(
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
+    """`out_ptr` None: the advantage of step k over the reward of state k."""
     prompt = tl.program_id(0).to(tl.int64)
     rewards_ptr += prompt * trajectories * (steps + 1)
-    out_ptr += prompt * trajectories * steps
+    if out_ptr is not None:
+        out_ptr += prompt * trajectories * steps
     if mask_ptr is not None:
-        mask_ptr += prompt * trajectories * steps
+        mask_ptr += prompt * mask_prompt
+    mask = (mask_ptr, mask_row, mask_col)
     zero = tl.zeros([COLS], tl.float32)
     floor = RELATIVE_STD_FLOOR * largest_reward(
         rewards_ptr, trajectories * (steps + 1), ROWS * COLS
@@ -132,48 +147,50 @@ def gain_advantages_kernel(
     mean, std = zero, zero
     if (NORMALIZE == JOINT) | (NORMALIZE == CENTERED):
         group_mean, group_std = group_statistics(
-            rewards_ptr, mask_ptr, trajectories, steps, NORMALIZE, ROWS, COLS
+            rewards_ptr, mask, trajectories, steps, NORMALIZE, ROWS, COLS
         )
         mean, std = zero + group_mean, zero + group_std
+    # In place, a tile of columns has left alone all that later tiles read, statistics included.
     for first_col in range(0, steps, COLS):
         if NORMALIZE != JOINT:
             sums, _, count = column_statistics(
-                rewards_ptr, mask_ptr, first_col, zero, trajectories, steps, NORMALIZE, ROWS, COLS
+                rewards_ptr, mask, first_col, zero, trajectories, steps, NORMALIZE, ROWS, COLS
             )
             mean = sums / tl.maximum(count, 1.0)
             if NORMALIZE != CENTERED:
                 _, squares, _ = column_statistics(
-                    rewards_ptr, mask_ptr, first_col, mean, trajectories, steps, NORMALIZE, ROWS,
-                    COLS,
-                )  # fmt: skip
+                    rewards_ptr, mask, first_col, mean, trajectories, steps, NORMALIZE, ROWS, COLS
+                )
                 std = tl.sqrt_rn(squares / tl.maximum(count, 1.0))
         write_advantages(
-            rewards_ptr, mask_ptr, out_ptr, first_col, mean, std, floor, clamp, trajectories,
-            steps, NORMALIZE, ROWS, COLS,
+            rewards_ptr, mask, out_ptr, first_col, mean, std, floor, clamp, trajectories, steps,
+            NORMALIZE, ROWS, COLS,
         )  # fmt: skip
 
 
 @device_function
 def write_advantages(
-    rewards_ptr, mask_ptr, out_ptr, first_col, mean, std, floor, clamp, trajectories, steps,
+    rewards_ptr, mask, out_ptr, first_col, mean, std, floor, clamp, trajectories, steps,
     NORMALIZE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Standardised values of all trajectories; 0 where masked or where the std carries nothing."""
     alive = std > floor
     safe_std = tl.where(alive, std, 1.0)[None, :]
+    width = steps
+    if out_ptr is None:
+        width = steps + 1
     for first_row in range(0, trajectories, ROWS):
-        values, counts, exists = load_values(
-            rewards_ptr, mask_ptr, first_row, first_col, trajectories, steps, NORMALIZE, ROWS, COLS
+        values, _, exists = load_values(
+            rewards_ptr, mask, first_row, first_col, trajectories, steps, NORMALIZE, ROWS, COLS
         )
         row = (first_row + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-        offsets = row * steps + (first_col + tl.arange(0, COLS))[None, :]
-        if mask_ptr is not None:
-            # "uniform" keeps masked steps in its statistics, not in its result.
-            counts = tl.load(mask_ptr + offsets, mask=exists, other=0) != 0
+        col = (first_col + tl.arange(0, COLS))[None, :]
         advantage = (values - mean[None, :]) / safe_std
         advantage = tl.minimum(tl.maximum(advantage, -clamp), clamp)
-        kept = counts & alive[None, :]
-        tl.store(out_ptr + offsets, tl.where(kept, advantage, 0.0), mask=exists)
+        # "uniform" keeps masked steps in its statistics, not in its result.
+        kept = unmasked(mask, row, col, exists) & alive[None, :]
+        # Its barrier matters here: r_k is wanted by two threads, those of the steps k - 1 and k.
+        store_tile(out_ptr, rewards_ptr, row * width + col, exists, tl.where(kept, advantage, 0.0))
 
 
 def gain_advantages(
@@ -181,16 +198,35 @@ def gain_advantages(
 ) -> Tensor:
     """Advantages `[P, N, T]` in fp32 of rewards `[P, N, T + 1]` in fp32 or fp64."""
     prompts, trajectories, states = rewards.shape
+    shape = (prompts, trajectories, states - 1)
+    out = torch.empty(shape, dtype=torch.float32, device=rewards.device)
+    _launch(rewards.contiguous(), normalize, mask, clamp, out)
+    return out
+
+
+def gain_advantages_(
+    rewards: Tensor, normalize: int, mask: Tensor | None, clamp: float | None
+) -> None:
+    """Write the advantage of step k over the reward of state k; the final rewards stay."""
+    written = rewards.contiguous()
+    _launch(written, normalize, mask, clamp, None)
+    copy_back(rewards, written)
+
+
+def _launch(
+    rewards: Tensor, normalize: int, mask: Tensor | None, clamp: float | None, out: Tensor | None
+) -> None:
+    prompts, trajectories, states = rewards.shape
     steps = states - 1
-    out = torch.empty(prompts, trajectories, steps, dtype=torch.float32, device=rewards.device)
-    if out.numel() == 0:
-        return out
+    if prompts * trajectories * steps == 0:
+        return
     cols = min(1 << (steps - 1).bit_length(), MAX_COLS)
     launch(
         gain_advantages_kernel,
         (prompts,),
-        rewards.contiguous(),
-        None if mask is None else mask.contiguous(),
+        rewards,
+        mask,
+        *((0, 0, 0) if mask is None else mask.stride()),
         out,
         math.inf if clamp is None else clamp,
         trajectories,
@@ -199,18 +235,17 @@ def gain_advantages(
         ROWS=LAUNCH.tile_elements // cols,
         COLS=cols,
     )
-    return out
 
 
-def _example(normalize: int, *, masked: bool = False) -> Tensor:
+def _example(normalize: int, *, masked: bool = False, in_place: bool = False) -> object:
     rewards = rows_like(24 * 11).reshape(-1, 24, 11)
     mask = torch.empty(16, 24, 10, dtype=torch.bool, device="meta") if masked else None
-    return gain_advantages(rewards, normalize, mask, 5.0)
+    return (gain_advantages_ if in_place else gain_advantages)(rewards, normalize, mask, 5.0)
 
 
 EXAMPLES = {
     "joint, masked": lambda: _example(JOINT.value, masked=True),
-    "per_step": lambda: _example(PER_STEP.value),
+    "per_step, in place": lambda: _example(PER_STEP.value, in_place=True),
     "centered, masked": lambda: _example(CENTERED.value, masked=True),
-    "uniform, masked": lambda: _example(UNIFORM.value, masked=True),
+    "uniform, masked, in place": lambda: _example(UNIFORM.value, masked=True, in_place=True),
 }

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.random import philox_impl
 
-from sfgrpo.kernels.common import device_function, launch, split_seed, tile_at, tiling
+from sfgrpo.kernels.common import device_function, launch, split_int64, tile_at, tiling
 
 # Triton types its device functions as not callable.
 philox_rounds: Any = philox_impl
@@ -84,8 +84,8 @@ def box_muller(word0, word1):
 def normal_tile(counter, step_id, sample_id, seed_lo, seed_hi):
     """Standard normals `[R, 4 C]` of the elements `4 counter + (0, 1, 2, 3)`.
 
-    `counter [1, C]` is the element index divided by four, `step_id [R, 1]` and `sample_id [R, 1]`
-    are int64, the seed comes as two int32 halves.
+    `counter [1, C]` is the element index divided by four, `sample_id [R, 1]` is int64, `step_id
+    [R, 1]` int64 or int32, of which the low 32 bits count; the seed comes as two int32 halves.
     """
     c0 = counter.to(tl.uint32)
     c1 = step_id.to(tl.uint32)
@@ -102,19 +102,26 @@ def normal_tile(counter, step_id, sample_id, seed_lo, seed_hi):
 
 @device_function
 def row_noise(
-    sample_ids_ptr, step_ids_ptr, rows, exists, start, seed_lo, seed_hi, COLS: tl.constexpr
+    sample_ids_ptr, step, step_ids_ptr, rows, exists, start, seed_lo, seed_hi, COLS: tl.constexpr
 ):
-    """Noise `[ROWS, COLS]` of the columns from `start` on of rows with the given ids."""
+    """Noise `[ROWS, COLS]` of the columns from `start` on of rows with the given ids.
+
+    Every row's step is `step` unless `step_ids_ptr` is given.
+    """
     sample = tl.load(sample_ids_ptr + rows, mask=exists, other=0)
-    step = tl.load(step_ids_ptr + rows, mask=exists, other=0)
+    if step_ids_ptr is not None:
+        step = tl.load(step_ids_ptr + rows, mask=exists, other=0)
+    else:
+        step = tl.zeros_like(sample) + step
     counter = start // 4 + tl.arange(0, COLS // 4)
     return normal_tile(counter[None, :], step[:, None], sample[:, None], seed_lo, seed_hi)
 
 
-@triton.jit(do_not_specialize=["batch", "seed_lo", "seed_hi"])
+@triton.jit(do_not_specialize=["batch", "step", "seed_lo", "seed_hi"])
 def philox_normal_kernel(
     out_ptr,
     sample_ids_ptr,
+    step,
     step_ids_ptr,
     batch,
     row_elements,
@@ -125,14 +132,21 @@ def philox_normal_kernel(
     COLS: tl.constexpr,
 ):
     rows, exists, _, start, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS)
-    noise = row_noise(sample_ids_ptr, step_ids_ptr, rows, exists, start, seed_lo, seed_hi, COLS)
+    noise = row_noise(
+        sample_ids_ptr, step, step_ids_ptr, rows, exists, start, seed_lo, seed_hi, COLS
+    )
     tl.store(out_ptr + offsets, noise.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def philox_normal(
-    numel: int, seed: int, sample_ids: Tensor, step_ids: Tensor, dtype: torch.dtype
+    numel: int,
+    seed: int,
+    sample_ids: Tensor,
+    step: int,
+    step_ids: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
-    """Normals `[B, numel]` in `dtype`; int64 `sample_ids [B]` and `step_ids [B]`."""
+    """Normals `[B, numel]` in `dtype`; int64 `sample_ids [B]`, one step or int64 `step_ids [B]`."""
     batch = sample_ids.shape[0]
     out = torch.empty(batch, numel, dtype=dtype, device=sample_ids.device)
     if out.numel() == 0:
@@ -143,23 +157,24 @@ def philox_normal(
         cut.programs(batch),
         out,
         sample_ids.contiguous(),
-        step_ids.contiguous(),
+        split_int64(step)[0],
+        None if step_ids is None else step_ids.contiguous(),
         batch,
         numel,
         cut.chunks,
-        *split_seed(seed),
+        *split_int64(seed),
         ROWS=cut.rows,
         COLS=cut.cols,
     )
     return out
 
 
-def _example(numel: int, dtype: torch.dtype) -> Tensor:
+def _example(numel: int, dtype: torch.dtype, *, steps: bool) -> Tensor:
     ids = torch.empty(16, dtype=torch.int64, device="meta")
-    return philox_normal(numel, 0, ids, ids, dtype)
+    return philox_normal(numel, 0, ids, 3, ids if steps else None, dtype)
 
 
 EXAMPLES = {
-    "16x64x64 fp32": lambda: _example(65536, torch.float32),
-    "56 bf16": lambda: _example(56, torch.bfloat16),
+    "16x64x64 fp32": lambda: _example(65536, torch.float32, steps=False),
+    "56 bf16, steps of rows": lambda: _example(56, torch.bfloat16, steps=True),
 }

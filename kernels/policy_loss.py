@@ -1,7 +1,7 @@
 """GPU kernels of `sfgrpo::policy_loss` and its backward.
 
-Forward: one pass over the latents leaves two sums per row and chunk; from these follow the rows'
-statistics and their shares of the loss, which a last program adds in a fixed order.
+Forward: one pass over the latents. The last program of a row turns the row's two sums into its
+statistics and its share of the loss; the last of these programs adds the shares in a fixed order.
 Backward: one pass, affine in the latents with two numbers per row.
 """
 
@@ -13,81 +13,114 @@ import triton.language as tl
 from torch import Tensor
 
 from sfgrpo.kernels.common import (
-    LAUNCH,
     ceil_div,
+    coefficient_table,
     contiguous,
+    copy_back,
+    device_function,
     gaussian_logp,
     launch,
     load_coefficients,
     load_float,
     load_velocity,
     rows_like,
-    sum_partials,
+    store_tile,
     tile_at,
     tiling,
 )
+from sfgrpo.kernels.finish import is_last, sum_shares, zeroed_counters
+
+MOST_COUNTED_ROWS = 8192
+"""Without weights every program that finishes rows counts the noisy rows of the whole batch. Beyond
+this many that would cost more than PyTorch's launches, which then make the weights first."""
 
 
-@triton.jit(do_not_specialize=["batch"])
-def policy_loss_tiles_kernel(
+@triton.jit(do_not_specialize=["batch", "coef_stride", "groups"])
+def policy_loss_kernel(
     x_ptr,
     v_ptr,
     x_next_ptr,
     coef_ptr,
-    v_uncond_ptr,
-    v_ref_ptr,
-    sums_ptr,
-    guidance,
-    batch,
-    row_elements,
-    chunks,
-    ROWS: tl.constexpr,
-    COLS: tl.constexpr,
-):
-    rows, exists, chunk, _, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS)
-    a, b, _, _ = load_coefficients(coef_ptr, rows, exists)
-    v = load_velocity(v_ptr, v_uncond_ptr, guidance, offsets, mask)
-    mean = a[:, None] * load_float(x_ptr, offsets, mask) + b[:, None] * v
-    residual = load_float(x_next_ptr, offsets, mask) - mean
-    at = (rows * chunks + chunk) * 2
-    tl.store(sums_ptr + at, tl.sum(residual * residual, axis=1), mask=exists)
-    if v_ref_ptr is not None:
-        difference = v - load_float(v_ref_ptr, offsets, mask)
-        tl.store(sums_ptr + at + 1, tl.sum(difference * difference, axis=1), mask=exists)
-
-
-@triton.jit(do_not_specialize=["batch"])
-def policy_loss_rows_kernel(
-    sums_ptr,
-    coef_ptr,
+    coef_stride,
     logp_old_ptr,
     advantages_ptr,
-    kl_scale_ptr,
-    weights_ptr,
-    noisy_rows_ptr,
-    stats_ptr,
-    back_ptr,
-    losses_ptr,
+    v_uncond_ptr,
+    guidance,
+    v_ref_ptr,
     clip_low,
     clip_high,
     kl_weight,
+    kl_scale_ptr,
+    weights_ptr,
+    loss_ptr,
+    stats_ptr,
+    back_ptr,
+    shares_ptr,
+    counters_ptr,
+    groups,
     batch,
     row_elements,
     chunks,
-    HAS_REFERENCE: tl.constexpr,
+    SPLIT: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    exists = rows < batch
-    _, b, n, _ = load_coefficients(coef_ptr, rows, exists)
+    """`groups` of `ROWS` rows each have a share of the loss and, if a row is `SPLIT` over several
+    programs, two shares and a counter per row; the first counter is the loss's."""
+    rows, exists, chunk, _, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS)
+    a, b, n, _ = load_coefficients(coef_ptr, coef_stride, rows, exists)
+    v = load_velocity(v_ptr, v_uncond_ptr, guidance, offsets, mask)
+    mean = a[:, None] * load_float(x_ptr, offsets, mask) + b[:, None] * v
+    residual = load_float(x_next_ptr, offsets, mask) - mean
+    square = tl.sum(residual * residual, axis=1)
+    gap = tl.zeros([ROWS], tl.float32)
+    if v_ref_ptr is not None:
+        difference = v - load_float(v_ref_ptr, offsets, mask)
+        gap = tl.sum(difference * difference, axis=1)
+
+    group = tl.program_id(0) // chunks
+    row_shares_ptr = shares_ptr + groups + group.to(tl.int64) * chunks * 2
+    finishes = True
+    if SPLIT:
+        tl.store(row_shares_ptr + chunk, tl.sum(square, axis=0))
+        tl.store(row_shares_ptr + chunks + chunk, tl.sum(gap, axis=0))
+        finishes = is_last(counters_ptr + 1 + group, chunks)
+    if finishes:
+        if SPLIT:
+            square = tl.zeros([ROWS], tl.float32) + sum_shares(row_shares_ptr, chunks, COLS)
+            if v_ref_ptr is not None:
+                gap = tl.zeros([ROWS], tl.float32) + sum_shares(
+                    row_shares_ptr + chunks, chunks, COLS
+                )
+        losses = finish_rows(
+            square, gap, b, n, rows, exists, coef_ptr, coef_stride, logp_old_ptr, advantages_ptr,
+            v_ref_ptr is not None, clip_low, clip_high, kl_weight, kl_scale_ptr, weights_ptr,
+            stats_ptr, back_ptr, batch, row_elements, ROWS, COLS,
+        )  # fmt: skip
+        tl.store(shares_ptr + group, tl.sum(losses, axis=0))
+        if is_last(counters_ptr, groups):
+            tl.store(loss_ptr, sum_shares(shares_ptr, groups, ROWS * COLS))
+
+
+@device_function
+def finish_rows(
+    square, gap, b, n, rows, exists, coef_ptr, coef_stride, logp_old_ptr, advantages_ptr,
+    HAS_REFERENCE: tl.constexpr, clip_low, clip_high, kl_weight, kl_scale_ptr, weights_ptr,
+    stats_ptr, back_ptr, batch, row_elements, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """Store statistics and backward factors of `ROWS` rows; their weighted losses."""
     noisy = n > 0.0
     variance = tl.where(noisy, n * n, 1.0)
     elements = tl.maximum(row_elements, 1)
     logp_old = tl.load(logp_old_ptr + rows, mask=exists, other=0.0)
     advantage = tl.load(advantages_ptr + rows, mask=exists, other=0.0)
+    if weights_ptr is not None:
+        weight = tl.load(weights_ptr + rows, mask=exists, other=0.0)
+    else:
+        noisy_rows = count_noisy(coef_ptr, coef_stride, batch, ROWS * COLS)
+        weight = tl.full([ROWS], 1.0, tl.float32) / tl.maximum(noisy_rows, 1)
+    weight = tl.where(noisy, weight, 0.0)
 
-    square = sum_partials(sums_ptr, rows, exists, chunks, 2, ROWS, COLS)
     logp = gaussian_logp(square, n, row_elements, 1.0)
     ratio = tl.where(noisy, tl.exp(logp - logp_old), 1.0)
     unclipped = advantage * ratio
@@ -98,62 +131,63 @@ def policy_loss_rows_kernel(
     surrogate = tl.where(noisy, surrogate, 0.0)
     clipped = noisy & (limited < unclipped)
 
-    kl_scale = b * b / (2.0 * variance)
-    if kl_scale_ptr is not None:
-        kl_scale = tl.load(kl_scale_ptr + rows, mask=exists, other=0.0)
-    kl = tl.zeros([ROWS], tl.float32)
+    kl, g2 = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
     if HAS_REFERENCE:
+        if kl_scale_ptr is not None:
+            kl_scale = tl.load(kl_scale_ptr + rows, mask=exists, other=0.0)
+        else:
+            kl_scale = b * b / (2.0 * variance)
         kl_scale = tl.where(noisy, kl_scale, 0.0)
-        kl = kl_scale * sum_partials(sums_ptr + 1, rows, exists, chunks, 2, ROWS, COLS) / elements
-    if weights_ptr is not None:
-        weight = tl.load(weights_ptr + rows, mask=exists, other=0.0)
-    else:
-        weight = tl.full([ROWS], 1.0, tl.float32) / tl.maximum(tl.load(noisy_rows_ptr), 1)
-    weight = tl.where(noisy, weight, 0.0)
+        kl = kl_scale * gap / elements
+        g2 = 2.0 * kl_weight * weight * kl_scale / elements
+    # `noisy` once more, lest an advantage of nan on a row that takes no part reaches the gradient.
+    g1 = tl.where(noisy, -weight * unclipped * b / variance / elements, 0.0)
+    g1 = tl.where(clipped, 0.0, g1)
 
     tl.store(stats_ptr + rows * 5, logp, mask=exists)
     tl.store(stats_ptr + rows * 5 + 1, ratio, mask=exists)
     tl.store(stats_ptr + rows * 5 + 2, clipped.to(tl.float32), mask=exists)
     tl.store(stats_ptr + rows * 5 + 3, kl, mask=exists)
     tl.store(stats_ptr + rows * 5 + 4, surrogate, mask=exists)
-    # `noisy` once more, lest an advantage of nan on a row that takes no part reaches the gradient.
-    g1 = tl.where(noisy, -weight * unclipped * b / variance / elements, 0.0)
-    g1 = tl.where(clipped, 0.0, g1)
-    g2 = tl.zeros([ROWS], tl.float32)
-    if HAS_REFERENCE:
-        g2 = 2.0 * kl_weight * weight * kl_scale / elements
     tl.store(back_ptr + rows * 2, g1, mask=exists)
     tl.store(back_ptr + rows * 2 + 1, g2, mask=exists)
-    tl.store(losses_ptr + rows, weight * (surrogate + kl_weight * kl), mask=exists)
+    return weight * (surrogate + kl_weight * kl)
 
 
-@triton.jit(do_not_specialize=["batch"])
-def policy_loss_sum_kernel(losses_ptr, loss_ptr, batch, COLS: tl.constexpr):
-    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    tl.store(loss_ptr + row, sum_partials(losses_ptr, row, row >= 0, batch, 1, 1, COLS))
+@device_function
+def count_noisy(coef_ptr, coef_stride, batch, BLOCK: tl.constexpr):
+    """The number of rows with n > 0."""
+    count = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, batch, BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        at = row.to(tl.int64) * coef_stride + 2
+        count += (tl.load(coef_ptr + at, mask=row < batch, other=0.0) > 0.0).to(tl.int32)
+    return tl.sum(count, axis=0)
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "coef_stride"])
 def policy_loss_backward_kernel(
     grad_loss_ptr,
     x_ptr,
     v_ptr,
     x_next_ptr,
     coef_ptr,
+    coef_stride,
     back_ptr,
     v_uncond_ptr,
+    guidance,
     v_ref_ptr,
     grad_v_ptr,
     grad_v_uncond_ptr,
-    guidance,
     batch,
     row_elements,
     chunks,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
+    """Gradients in `v` and `v_uncond`; over them where the pointer of the gradient is None."""
     rows, exists, _, _, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS)
-    a, b, _, _ = load_coefficients(coef_ptr, rows, exists)
+    a, b, _, _ = load_coefficients(coef_ptr, coef_stride, rows, exists)
     grad_loss = tl.load(grad_loss_ptr)
     g1 = grad_loss * tl.load(back_ptr + rows * 2, mask=exists, other=0.0)
     g2 = grad_loss * tl.load(back_ptr + rows * 2 + 1, mask=exists, other=0.0)
@@ -163,10 +197,9 @@ def policy_loss_backward_kernel(
     if v_ref_ptr is not None:
         grad += g2[:, None] * (v - load_float(v_ref_ptr, offsets, mask))
     if v_uncond_ptr is not None:
-        grad_v_uncond = ((1.0 - guidance) * grad).to(grad_v_uncond_ptr.dtype.element_ty)
-        tl.store(grad_v_uncond_ptr + offsets, grad_v_uncond, mask=mask)
+        store_tile(grad_v_uncond_ptr, v_uncond_ptr, offsets, mask, (1.0 - guidance) * grad)
         grad = guidance * grad
-    tl.store(grad_v_ptr + offsets, grad.to(grad_v_ptr.dtype.element_ty), mask=mask)
+    store_tile(grad_v_ptr, v_ptr, offsets, mask, grad)
 
 
 def policy_loss(
@@ -184,56 +217,56 @@ def policy_loss(
     kl_weight: float,
     kl_scale: Tensor | None,
     weights: Tensor | None,
+    reuse_v: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scalar loss, statistics `[B, 5]` and backward factors `[B, 2]`, all fp32."""
-    x, v, x_next, coef, v_uncond, v_ref = contiguous(x, v, x_next, coef, v_uncond, v_ref)
+    """Scalar loss, statistics `[B, 5]` and backward factors `[B, 2]`, all fp32.
+
+    `reuse_v` speaks to the backward pass only.
+    """
+    x, v, x_next, v_uncond, v_ref = contiguous(x, v, x_next, v_uncond, v_ref)
     batch = x.shape[0]
-    loss = coef.new_zeros(())
-    stats, back = coef.new_empty(batch, 5), coef.new_empty(batch, 2)
-    if batch == 0:
-        return loss, stats, back
-    row_elements = x.numel() // batch
+    if weights is None and batch > MOST_COUNTED_ROWS:
+        noisy = coef[:, 2] > 0
+        weights = noisy / noisy.sum().clamp(min=1)
+    row_elements = x.numel() // max(batch, 1)
     cut = tiling(row_elements)
-    sums, losses = coef.new_empty(batch, cut.chunks, 2), coef.new_empty(batch)
-    launch(
-        policy_loss_tiles_kernel,
-        cut.programs(batch),
-        x,
-        v,
-        x_next,
-        coef,
-        v_uncond,
-        v_ref,
-        sums,
-        guidance,
-        batch,
-        row_elements,
-        cut.chunks,
-        ROWS=cut.rows,
-        COLS=cut.cols,
-    )
-    launch(
-        policy_loss_rows_kernel,
-        (ceil_div(batch, LAUNCH.finish_rows),),
-        sums,
-        coef,
-        *contiguous(logp_old, advantages, kl_scale, weights),
-        # Counted on the device: a number on the host would make it wait.
-        None if weights is not None else torch.count_nonzero(coef[:, 2]),
-        stats,
-        back,
-        losses,
-        clip_low,
-        clip_high,
-        kl_weight,
-        batch,
-        row_elements,
-        cut.chunks,
-        HAS_REFERENCE=v_ref is not None,
-        ROWS=LAUNCH.finish_rows,
-        COLS=LAUNCH.finish_cols,
-    )
-    launch(policy_loss_sum_kernel, (1,), losses, loss, batch, COLS=LAUNCH.tile_elements)
+    # Without rows one program still says that the loss is 0.
+    groups = max(ceil_div(batch, cut.rows), 1)
+    split = cut.chunks > 1
+    loss, stats, back = coef.new_empty(()), coef.new_empty(batch, 5), coef.new_empty(batch, 2)
+    shares = coef.new_empty(groups + (2 * batch * cut.chunks if split else 0))
+    logp_old, advantages, kl_scale, weights = contiguous(logp_old, advantages, kl_scale, weights)
+    with zeroed_counters(x, 1 + (batch if split else 0)) as counters:
+        launch(
+            policy_loss_kernel,
+            (groups * cut.chunks,),
+            x,
+            v,
+            x_next,
+            *coefficient_table(coef),
+            logp_old,
+            advantages,
+            v_uncond,
+            guidance,
+            v_ref,
+            clip_low,
+            clip_high,
+            kl_weight,
+            kl_scale,
+            weights,
+            loss,
+            stats,
+            back,
+            shares,
+            counters,
+            groups,
+            batch,
+            row_elements,
+            cut.chunks,
+            SPLIT=split,
+            ROWS=cut.rows,
+            COLS=cut.cols,
+        )
     return loss, stats, back
 
 
@@ -249,40 +282,84 @@ def policy_loss_backward(
     v_ref: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Gradients in `v` and `v_uncond`, in their dtypes; the second is empty without `v_uncond`."""
-    latents = contiguous(grad_loss, x, v, x_next, coef, back, v_uncond, v_ref)
-    x, v, v_uncond = latents[1], latents[2], latents[6]
-    grad_v = torch.empty_like(v)
-    grad_v_uncond = None if v_uncond is None else torch.empty_like(v_uncond)
-    if x.numel() > 0:
-        batch = x.shape[0]
-        row_elements = x.numel() // batch
-        cut = tiling(row_elements)
-        launch(
-            policy_loss_backward_kernel,
-            cut.programs(batch),
-            *latents,
-            grad_v,
-            grad_v_uncond,
-            guidance,
-            batch,
-            row_elements,
-            cut.chunks,
-            ROWS=cut.rows,
-            COLS=cut.cols,
-        )
+    grad_v = v.new_empty(v.shape)
+    grad_v_uncond = None if v_uncond is None else v_uncond.new_empty(v_uncond.shape)
+    operands = (grad_loss, x, v, x_next, coef, back, v_uncond, guidance, v_ref)
+    _launch_backward(*operands, grad_v, grad_v_uncond)
     return grad_v, v.new_empty(0) if grad_v_uncond is None else grad_v_uncond
 
 
+def policy_loss_backward_(
+    grad_loss: Tensor,
+    x: Tensor,
+    v: Tensor,
+    x_next: Tensor,
+    coef: Tensor,
+    back: Tensor,
+    v_uncond: Tensor | None,
+    guidance: float,
+    v_ref: Tensor | None,
+) -> None:
+    """Write the gradients over `v` and `v_uncond`."""
+    written, second = contiguous(v, v_uncond)
+    operands = (grad_loss, x, written, x_next, coef, back, second, guidance, v_ref)
+    _launch_backward(*operands, None, None)
+    copy_back(v, written)
+    copy_back(v_uncond, second)
+
+
+def _launch_backward(
+    grad_loss: Tensor,
+    x: Tensor,
+    v: Tensor,
+    x_next: Tensor,
+    coef: Tensor,
+    back: Tensor,
+    v_uncond: Tensor | None,
+    guidance: float,
+    v_ref: Tensor | None,
+    grad_v: Tensor | None,
+    grad_v_uncond: Tensor | None,
+) -> None:
+    if x.numel() == 0:
+        return
+    x, v, x_next, back, v_uncond, v_ref = contiguous(x, v, x_next, back, v_uncond, v_ref)
+    batch = x.shape[0]
+    row_elements = x.numel() // batch
+    cut = tiling(row_elements)
+    launch(
+        policy_loss_backward_kernel,
+        cut.programs(batch),
+        grad_loss,
+        x,
+        v,
+        x_next,
+        *coefficient_table(coef),
+        back,
+        v_uncond,
+        guidance,
+        v_ref,
+        grad_v,
+        grad_v_uncond,
+        batch,
+        row_elements,
+        cut.chunks,
+        ROWS=cut.rows,
+        COLS=cut.cols,
+    )
+
+
 def _example(row_elements: int, *, full: bool = False) -> object:
-    """With `full`, everything optional is given and both directions run."""
+    """With `full`, everything optional is given and the gradients are written in place."""
     x, v, coef = rows_like(row_elements), rows_like(row_elements, torch.bfloat16), rows_like(4)
     row = rows_like(1).squeeze(1)
     extra = v if full else None
     per_row = (row, row) if full else (None, None)
     loss, _, back = policy_loss(
-        x, v, x, coef, row, row, extra, 4.5, extra, 1e-4, 1e-4, 0.04, *per_row
+        x, v, x, coef, row, row, extra, 4.5, extra, 1e-4, 1e-4, 0.04, *per_row, full
     )
-    return policy_loss_backward(loss, x, v, x, coef, back, extra, 4.5, extra)
+    backward = policy_loss_backward_ if full else policy_loss_backward
+    return backward(loss, x, v, x, coef, back, extra, 4.5, extra)
 
 
 EXAMPLES = {

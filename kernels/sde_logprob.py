@@ -8,63 +8,70 @@ import triton.language as tl
 from torch import Tensor
 
 from sfgrpo.kernels.common import (
+    coefficient_table,
     contiguous,
     device_function,
-    finish_logp,
-    gaussian_logp,
     launch,
     load_coefficients,
     load_float,
     load_velocity,
     rows_like,
-    sums_buffer,
     tile_at,
     tiling,
 )
+from sfgrpo.kernels.finish import finish_logp, launch_logp
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "coef_stride"])
 def sde_logprob_kernel(
     x_ptr,
     v_ptr,
     x_next_ptr,
     coef_ptr,
+    coef_stride,
     v_uncond_ptr,
-    sums_ptr,
     guidance,
     scale,
+    mean_ptr,
+    logp_ptr,
+    shares_ptr,
+    counters_ptr,
     batch,
     row_elements,
     chunks,
-    ONE_CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
     rows, exists, chunk, _, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS)
-    a, b, n, _ = load_coefficients(coef_ptr, rows, exists)
+    a, b, n, _ = load_coefficients(coef_ptr, coef_stride, rows, exists)
     v = load_velocity(v_ptr, v_uncond_ptr, guidance, offsets, mask)
     mean = a[:, None] * load_float(x_ptr, offsets, mask) + b[:, None] * v
+    if mean_ptr is not None:
+        tl.store(mean_ptr + offsets, mean, mask=mask)
     residual = load_float(x_next_ptr, offsets, mask) - mean
-    result = tl.sum(residual * residual, axis=1)
-    if ONE_CHUNK:
-        result = gaussian_logp(result, n, row_elements, scale)
-    tl.store(sums_ptr + rows * chunks + chunk, result, mask=exists)
+    finish_logp(
+        tl.sum(residual * residual, axis=1), n, rows, exists, chunk, chunks, logp_ptr, shares_ptr,
+        counters_ptr, row_elements, scale, COLS,
+    )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["batch"])
+@triton.jit(do_not_specialize=["batch", "grad_stride", "coef_stride"])
 def sde_logprob_backward_kernel(
     grad_ptr,
+    grad_stride,
+    grad_mean_ptr,
     x_ptr,
     v_ptr,
     x_next_ptr,
     coef_ptr,
+    coef_stride,
     v_uncond_ptr,
+    guidance,
+    divisor,
     grad_x_ptr,
     grad_v_ptr,
     grad_x_next_ptr,
     grad_v_uncond_ptr,
-    guidance,
-    divisor,
     batch,
     row_elements,
     chunks,
@@ -72,24 +79,25 @@ def sde_logprob_backward_kernel(
     COLS: tl.constexpr,
 ):
     rows, exists, _, _, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS)
-    a, b, n, _ = load_coefficients(coef_ptr, rows, exists)
+    a, b, n, _ = load_coefficients(coef_ptr, coef_stride, rows, exists)
     noisy = n > 0.0
     variance = tl.where(noisy, n * n, 1.0)
-    grad = tl.load(grad_ptr + rows, mask=exists, other=0.0)
-    scale = tl.where(noisy, grad / variance / divisor, 0.0)
+    grad = tl.load(grad_ptr + rows * grad_stride, mask=exists, other=0.0)
+    scale = grad / variance / divisor
     v = load_velocity(v_ptr, v_uncond_ptr, guidance, offsets, mask)
     mean = a[:, None] * load_float(x_ptr, offsets, mask) + b[:, None] * v
-    grad_mean = scale[:, None] * (load_float(x_next_ptr, offsets, mask) - mean)
+    residual = load_float(x_next_ptr, offsets, mask) - mean
+    dlogp = tl.where(noisy[:, None], scale[:, None] * residual, 0.0)
+    dmean = dlogp
+    if grad_mean_ptr is not None:
+        dmean += load_float(grad_mean_ptr, offsets, mask)
     share = 1.0
     if v_uncond_ptr is not None:
         share = guidance
-    store_scaled(grad_x_ptr, offsets, mask, grad_mean, a)
-    store_scaled(grad_v_ptr, offsets, mask, grad_mean, b * share)
-    store_scaled(grad_v_uncond_ptr, offsets, mask, grad_mean, b * (1.0 - guidance))
-    if grad_x_next_ptr is not None:
-        tl.store(
-            grad_x_next_ptr + offsets, (-grad_mean).to(grad_x_next_ptr.dtype.element_ty), mask=mask
-        )
+    store_scaled(grad_x_ptr, offsets, mask, dmean, a)
+    store_scaled(grad_v_ptr, offsets, mask, dmean, b * share)
+    store_scaled(grad_x_next_ptr, offsets, mask, dlogp, tl.zeros_like(a) - 1.0)
+    store_scaled(grad_v_uncond_ptr, offsets, mask, dmean, b * (1.0 - guidance))
 
 
 @device_function
@@ -109,41 +117,31 @@ def sde_logprob(
     v_uncond: Tensor | None,
     guidance: float,
     mean_reduction: bool,
-) -> Tensor:
-    """Log-density `[B]` in fp32 of `x_next` given `x` and `v`, per element or summed over them."""
-    x, v, x_next, coef, v_uncond = contiguous(x, v, x_next, coef, v_uncond)
-    batch = x.shape[0]
-    logp = torch.zeros(batch, dtype=torch.float32, device=x.device)
-    if x.numel() == 0:
-        return logp
-    row_elements = x.numel() // batch
-    scale = 1.0 if mean_reduction else float(row_elements)
-    cut = tiling(row_elements)
-    sums = sums_buffer(logp, cut)
-    launch(
+    with_mean: bool,
+) -> tuple[Tensor, Tensor]:
+    """Log-density `[B]` of `x_next` given `x` and `v`, per element or summed, and the mean.
+
+    Both in fp32; the mean is empty unless `with_mean`.
+    """
+    x, v, x_next, v_uncond = contiguous(x, v, x_next, v_uncond)
+    mean = coef.new_empty(x.shape if with_mean else 0)
+    logp = launch_logp(
         sde_logprob_kernel,
-        cut.programs(batch),
         x,
         v,
         x_next,
-        coef,
+        *coefficient_table(coef),
         v_uncond,
-        sums,
         guidance,
-        scale,
-        batch,
-        row_elements,
-        cut.chunks,
-        ONE_CHUNK=cut.chunks == 1,
-        ROWS=cut.rows,
-        COLS=cut.cols,
+        1.0 if mean_reduction else float(x[:1].numel()),
+        mean if with_mean else None,
     )
-    finish_logp(sums, coef, logp, row_elements, cut, scale)
-    return logp
+    return logp, mean
 
 
 def sde_logprob_backward(
     grad: Tensor,
+    grad_mean: Tensor | None,
     x: Tensor,
     v: Tensor,
     x_next: Tensor,
@@ -157,7 +155,7 @@ def sde_logprob_backward(
     need_v_uncond: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients in (x, v, x_next, v_uncond), in their dtypes; empty where not needed."""
-    grad, x, v, x_next, coef, v_uncond = contiguous(grad, x, v, x_next, coef, v_uncond)
+    grad_mean, x, v, x_next, v_uncond = contiguous(grad_mean, x, v, x_next, v_uncond)
     wanted = ((x, need_x), (v, need_v), (x_next, need_x_next), (v_uncond, need_v_uncond))
     grads = [
         None if tensor is None or not needed else torch.empty_like(tensor)
@@ -171,14 +169,16 @@ def sde_logprob_backward(
             sde_logprob_backward_kernel,
             cut.programs(batch),
             grad,
+            grad.stride(0),
+            grad_mean,
             x,
             v,
             x_next,
-            coef,
+            *coefficient_table(coef),
             v_uncond,
-            *grads,
             guidance,
             float(row_elements) if mean_reduction else 1.0,
+            *grads,
             batch,
             row_elements,
             cut.chunks,
@@ -189,23 +189,25 @@ def sde_logprob_backward(
     return dx, dv, dx_next, dv_uncond
 
 
-def _example(row_elements: int, *, guided: bool = False) -> Tensor:
+def _example(row_elements: int, *, guided: bool = False) -> object:
     x, v = rows_like(row_elements), rows_like(row_elements, torch.bfloat16)
-    return sde_logprob(x, v, x, rows_like(4), v if guided else None, 4.5, mean_reduction=True)
+    v_uncond = v if guided else None
+    return sde_logprob(x, v, x, rows_like(4), v_uncond, 4.5, True, with_mean=guided)
 
 
-def _example_backward(row_elements: int, *, guided: bool = False) -> tuple[Tensor, ...]:
+def _example_backward(row_elements: int, *, guided: bool = False) -> object:
     x, v = rows_like(row_elements), rows_like(row_elements, torch.bfloat16)
     needs = (guided, True, guided, guided)
-    grad = rows_like(1).squeeze(1)
+    grads = (rows_like(1).squeeze(1), x if guided else None)
     return sde_logprob_backward(
-        grad, x, v, x, rows_like(4), v if guided else None, 4.5, True, *needs
+        *grads, x, v, x, rows_like(4), v if guided else None, 4.5, True, *needs
     )
 
 
 EXAMPLES = {
     "16x64x64": lambda: _example(65536),
-    "56, guided": lambda: _example(56, guided=True),
+    "16x64x64 guided, mean": lambda: _example(65536, guided=True),
+    "56, guided, mean": lambda: _example(56, guided=True),
     "backward 16x64x64": lambda: _example_backward(65536),
     "backward 56, guided, all gradients": lambda: _example_backward(56, guided=True),
 }

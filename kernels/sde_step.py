@@ -1,5 +1,5 @@
-"""GPU kernels of `sfgrpo::sde_step` and `sfgrpo::sde_step_x0`: guidance, noise, the affine step,
-its log-density and, if asked for, the clean estimate, in one pass over the latents."""
+"""GPU kernel of `sfgrpo::sde_step` and `sde_step_`: guidance, noise, the affine step, its
+log-density and, if asked for, the clean estimate and the mean, in one pass over the latents."""
 
 from __future__ import annotations
 
@@ -9,64 +9,71 @@ import triton.language as tl
 from torch import Tensor
 
 from sfgrpo.kernels.common import (
+    coefficient_table,
     contiguous,
-    finish_logp,
-    gaussian_logp,
-    launch,
+    copy_back,
     load_coefficients,
     load_float,
     load_velocity,
     rows_like,
-    split_seed,
-    sums_buffer,
+    split_int64,
+    store_tile,
     tile_at,
-    tiling,
 )
+from sfgrpo.kernels.finish import finish_logp, launch_logp
 from sfgrpo.kernels.philox import row_noise
 
 
-@triton.jit(do_not_specialize=["batch", "seed_lo", "seed_hi"])
+@triton.jit(do_not_specialize=["batch", "coef_stride", "step", "seed_lo", "seed_hi"])
 def sde_step_kernel(
     x_ptr,
     v_ptr,
     coef_ptr,
+    coef_stride,
+    seed_lo,
+    seed_hi,
     sample_ids_ptr,
+    step,
     step_ids_ptr,
     v_uncond_ptr,
+    guidance,
     noise_ptr,
     x_next_ptr,
     x0_hat_ptr,
-    sums_ptr,
-    seed_lo,
-    seed_hi,
-    guidance,
+    mean_ptr,
+    logp_ptr,
+    shares_ptr,
+    counters_ptr,
     batch,
     row_elements,
     chunks,
-    ONE_CHUNK: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
 ):
+    """`x_next_ptr` None: over `x`."""
     rows, exists, chunk, start, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS)
-    a, b, n, t = load_coefficients(coef_ptr, rows, exists)
+    a, b, n, t = load_coefficients(coef_ptr, coef_stride, rows, exists)
     x = load_float(x_ptr, offsets, mask)
     v = load_velocity(v_ptr, v_uncond_ptr, guidance, offsets, mask)
     if noise_ptr is not None:
         noise = load_float(noise_ptr, offsets, mask)
     else:
-        noise = row_noise(sample_ids_ptr, step_ids_ptr, rows, exists, start, seed_lo, seed_hi, COLS)
+        noise = row_noise(
+            sample_ids_ptr, step, step_ids_ptr, rows, exists, start, seed_lo, seed_hi, COLS
+        )
     mean = a[:, None] * x + b[:, None] * v
-    stored = (mean + n[:, None] * noise).to(x_next_ptr.dtype.element_ty)
-    tl.store(x_next_ptr + offsets, stored, mask=mask)
+    stored = store_tile(x_next_ptr, x_ptr, offsets, mask, mean + n[:, None] * noise)
     if x0_hat_ptr is not None:
         x0_hat = x - t[:, None] * v
         tl.store(x0_hat_ptr + offsets, x0_hat.to(x0_hat_ptr.dtype.element_ty), mask=mask)
+    if mean_ptr is not None:
+        tl.store(mean_ptr + offsets, mean, mask=mask)
     # The density is that of the rounded value: it is what training will see.
     residual = tl.where(mask, stored.to(tl.float32) - mean, 0.0)
-    result = tl.sum(residual * residual, axis=1)
-    if ONE_CHUNK:
-        result = gaussian_logp(result, n, row_elements, 1.0)
-    tl.store(sums_ptr + rows * chunks + chunk, result, mask=exists)
+    finish_logp(
+        tl.sum(residual * residual, axis=1), n, rows, exists, chunk, chunks, logp_ptr, shares_ptr,
+        counters_ptr, row_elements, 1.0, COLS,
+    )  # fmt: skip
 
 
 def sde_step(
@@ -75,109 +82,95 @@ def sde_step(
     coef: Tensor,
     seed: int,
     sample_ids: Tensor | None,
+    step: int,
     step_ids: Tensor | None,
     v_uncond: Tensor | None,
     guidance: float,
     noise: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """Next state `[B, ...]` in the dtype of `x` and its log-density `[B]` in fp32."""
-    x_next, logp, _ = _step(
-        x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise, with_x0=False
-    )
-    return x_next, logp
-
-
-def sde_step_x0(
-    x: Tensor,
-    v: Tensor,
-    coef: Tensor,
-    seed: int,
-    sample_ids: Tensor | None,
-    step_ids: Tensor | None,
-    v_uncond: Tensor | None,
-    guidance: float,
-    noise: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As `sde_step`, and the clean estimate `x - t v` `[B, ...]` in the dtype of `x`."""
-    x_next, logp, x0_hat = _step(
-        x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise, with_x0=True
-    )
-    assert x0_hat is not None
-    return x_next, logp, x0_hat
-
-
-def _step(
-    x: Tensor,
-    v: Tensor,
-    coef: Tensor,
-    seed: int,
-    sample_ids: Tensor | None,
-    step_ids: Tensor | None,
-    v_uncond: Tensor | None,
-    guidance: float,
-    noise: Tensor | None,
-    *,
     with_x0: bool,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    x, v, coef, sample_ids, step_ids, v_uncond, noise = contiguous(
-        x, v, coef, sample_ids, step_ids, v_uncond, noise
-    )
-    batch = x.shape[0]
+    with_mean: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(x_next, logp `[B]`, x0_hat, mean): the mean in fp32 as logp, the others in x's dtype."""
     x_next = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    x0_hat = torch.empty_like(x_next) if with_x0 else None
-    logp = torch.zeros(batch, dtype=torch.float32, device=x.device)
-    if x.numel() == 0:
-        return x_next, logp, x0_hat
-    row_elements = x.numel() // batch
-    cut = tiling(row_elements)
-    sums = sums_buffer(logp, cut)
-    launch(
+    mean = coef.new_empty(x.shape if with_mean else 0)
+    operands = (x, v, coef, seed, sample_ids, step, step_ids, v_uncond, guidance, noise)
+    logp, x0_hat = _launch(*operands, with_x0, x_next, mean if with_mean else None)
+    return x_next, logp, x0_hat, mean
+
+
+def sde_step_(
+    x: Tensor,
+    v: Tensor,
+    coef: Tensor,
+    seed: int,
+    sample_ids: Tensor | None,
+    step: int,
+    step_ids: Tensor | None,
+    v_uncond: Tensor | None,
+    guidance: float,
+    noise: Tensor | None,
+    with_x0: bool,
+) -> tuple[Tensor, Tensor]:
+    """As `sde_step`, with x_next written over `x`: (logp, x0_hat)."""
+    (written,) = contiguous(x)
+    operands = (written, v, coef, seed, sample_ids, step, step_ids, v_uncond, guidance, noise)
+    logp, x0_hat = _launch(*operands, with_x0, None, None)
+    copy_back(x, written)
+    return logp, x0_hat
+
+
+def _launch(
+    x: Tensor,
+    v: Tensor,
+    coef: Tensor,
+    seed: int,
+    sample_ids: Tensor | None,
+    step: int,
+    step_ids: Tensor | None,
+    v_uncond: Tensor | None,
+    guidance: float,
+    noise: Tensor | None,
+    with_x0: bool,
+    x_next: Tensor | None,
+    mean: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`x_next` None: over `x`. The second result is empty unless `with_x0`."""
+    x, v, sample_ids, step_ids, v_uncond, noise = contiguous(
+        x, v, sample_ids, step_ids, v_uncond, noise
+    )
+    x0_hat = x.new_empty(x.shape if with_x0 else 0)
+    logp = launch_logp(
         sde_step_kernel,
-        cut.programs(batch),
         x,
         v,
-        coef,
+        *coefficient_table(coef),
+        *split_int64(seed),
         sample_ids,
+        split_int64(step)[0],
         step_ids,
         v_uncond,
+        guidance,
         noise,
         x_next,
-        x0_hat,
-        sums,
-        *split_seed(seed),
-        guidance,
-        batch,
-        row_elements,
-        cut.chunks,
-        ONE_CHUNK=cut.chunks == 1,
-        ROWS=cut.rows,
-        COLS=cut.cols,
+        x0_hat if with_x0 else None,
+        mean,
     )
-    finish_logp(sums, coef, logp, row_elements, cut, scale=1.0)
-    return x_next, logp, x0_hat
+    return logp, x0_hat
 
 
 def _example(
-    row_elements: int, *, guided: bool = False, noise: bool = False, with_x0: bool = False
+    row_elements: int, *, guided: bool = False, noise: bool = False, everything: bool = False
 ) -> object:
     x, v = rows_like(row_elements), rows_like(row_elements, torch.bfloat16)
     ids = torch.empty(x.shape[0], dtype=torch.int64, device="meta")
-    return (sde_step_x0 if with_x0 else sde_step)(
-        x,
-        v,
-        rows_like(4),
-        0,
-        None if noise else ids,
-        None if noise else ids,
-        v if guided else None,
-        4.5,
-        x if noise else None,
-    )
+    identity = (0, None, 0, None) if noise else (0, ids, 3, ids if guided else None)
+    operands = (x, v, rows_like(4), *identity, v if guided else None, 4.5, x if noise else None)
+    return sde_step(*operands, everything, everything), sde_step_(*operands, everything)
 
 
 EXAMPLES = {
     "16x64x64": lambda: _example(65536),
-    "16x64x64 guided, x0_hat": lambda: _example(65536, guided=True, with_x0=True),
+    "16x64x64 guided, x0_hat, mean": lambda: _example(65536, guided=True, everything=True),
     "odd rows, noise given": lambda: _example(10007, noise=True),
     "56, guided": lambda: _example(56, guided=True),
     "1 element": lambda: _example(1),
