@@ -1,15 +1,18 @@
 """Compile every kernel ahead of time, without a GPU, and say what each one costs the chip.
 
-`python -m sfgrpo.kernels.aot [target ...]` prints registers per thread, shared memory per program
-and register spills of the launches that the kernel files list as `EXAMPLES`, for each target
-(default: all of `TARGETS`). The launchers themselves run, on tensors without storage, and their
-launches are recorded: what is compiled is what a GPU would be asked to run.
+`python -m sfgrpo.kernels.aot [--json FILE] [target ...]` prints registers per thread, shared memory
+per program and register spills of the launches that the kernel files list as `EXAMPLES`, for each
+target (default: all of `TARGETS`), and saves the table if a file is named. The launchers themselves
+run, on tensors without storage, and their launches are recorded: what is compiled is what a GPU
+would be asked to run.
 """
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import inspect
+import json
 import pkgutil
 import re
 import subprocess
@@ -17,7 +20,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -182,22 +186,36 @@ def compile_all(targets: list[str], workers: int = 2) -> Iterator[Usage]:
             yield from usages
 
 
+def save(usages: list[Usage], path: Path) -> None:
+    """The table as JSON, one line per kernel, without the assembly."""
+    rows = [{k: v for k, v in asdict(usage).items() if k != "assembly"} for usage in usages]
+    lines = ",\n".join(f"    {json.dumps(row)}" for row in rows)
+    versions = f'"triton": "{triton.__version__}", "torch": "{torch.__version__}"'
+    path.write_text(f'{{\n  {versions},\n  "kernels": [\n{lines}\n  ]\n}}\n')
+
+
 def main(argv: list[str]) -> int:
-    unknown = [target for target in argv if target not in TARGETS]
+    parser = argparse.ArgumentParser(prog="python -m sfgrpo.kernels.aot")
+    parser.add_argument("--json", type=Path, help="save the table here as well")
+    parser.add_argument("targets", nargs="*", help=", ".join(TARGETS))
+    options = parser.parse_args(argv)
+    unknown = [target for target in options.targets if target not in TARGETS]
     if unknown:
         print(f"unknown target {unknown[0]}; known: {', '.join(TARGETS)}", file=sys.stderr)
         return 2
     width = max(len(example) for example in examples())
     print(f"{'example':{width}}  {'kernel':28}  {'target':6}  registers  shared  spills")
-    spilled = 0
-    for usage in compile_all(argv or list(TARGETS)):
-        spilled += usage.spilled
+    usages = []
+    for usage in compile_all(options.targets or list(TARGETS)):
+        usages.append(usage)
         print(
             f"{usage.example:{width}}  {usage.kernel:28}  {usage.target:6}  "
             f"{usage.registers:9}  {usage.shared:6}  {usage.spilled:6}",
             flush=True,
         )
-    return 1 if spilled else 0
+    if options.json is not None:
+        save(usages, options.json)
+    return 1 if any(usage.spilled for usage in usages) else 0
 
 
 if __name__ == "__main__":

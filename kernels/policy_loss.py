@@ -17,8 +17,6 @@ from sfgrpo.kernels.common import (
     coefficient_table,
     contiguous,
     copy_back,
-    device_function,
-    gaussian_logp,
     launch,
     load_coefficients,
     load_float,
@@ -29,6 +27,7 @@ from sfgrpo.kernels.common import (
     tiling,
 )
 from sfgrpo.kernels.finish import is_last, sum_shares, zeroed_counters
+from sfgrpo.kernels.policy_rows import finish_rows
 
 MOST_COUNTED_ROWS = 8192
 """Without weights every program that finishes rows counts the noisy rows of the whole batch. Beyond
@@ -100,69 +99,6 @@ def policy_loss_kernel(
         tl.store(shares_ptr + group, tl.sum(losses, axis=0))
         if is_last(counters_ptr, groups):
             tl.store(loss_ptr, sum_shares(shares_ptr, groups, ROWS * COLS))
-
-
-@device_function
-def finish_rows(
-    square, gap, b, n, rows, exists, coef_ptr, coef_stride, logp_old_ptr, advantages_ptr,
-    HAS_REFERENCE: tl.constexpr, clip_low, clip_high, kl_weight, kl_scale_ptr, weights_ptr,
-    stats_ptr, back_ptr, batch, row_elements, ROWS: tl.constexpr, COLS: tl.constexpr,
-):  # fmt: skip
-    """Store statistics and backward factors of `ROWS` rows; their weighted losses."""
-    noisy = n > 0.0
-    variance = tl.where(noisy, n * n, 1.0)
-    elements = tl.maximum(row_elements, 1)
-    logp_old = tl.load(logp_old_ptr + rows, mask=exists, other=0.0)
-    advantage = tl.load(advantages_ptr + rows, mask=exists, other=0.0)
-    if weights_ptr is not None:
-        weight = tl.load(weights_ptr + rows, mask=exists, other=0.0)
-    else:
-        noisy_rows = count_noisy(coef_ptr, coef_stride, batch, ROWS * COLS)
-        weight = tl.full([ROWS], 1.0, tl.float32) / tl.maximum(noisy_rows, 1)
-    weight = tl.where(noisy, weight, 0.0)
-
-    logp = gaussian_logp(square, n, row_elements, 1.0)
-    ratio = tl.where(noisy, tl.exp(logp - logp_old), 1.0)
-    unclipped = advantage * ratio
-    # A ratio that is nan must show in the loss: by default min and max return the other operand.
-    limited = tl.maximum(ratio, 1.0 - clip_low, propagate_nan=tl.PropagateNan.ALL)
-    limited = advantage * tl.minimum(limited, 1.0 + clip_high, propagate_nan=tl.PropagateNan.ALL)
-    surrogate = -tl.minimum(unclipped, limited, propagate_nan=tl.PropagateNan.ALL)
-    surrogate = tl.where(noisy, surrogate, 0.0)
-    clipped = noisy & (limited < unclipped)
-
-    kl, g2 = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
-    if HAS_REFERENCE:
-        if kl_scale_ptr is not None:
-            kl_scale = tl.load(kl_scale_ptr + rows, mask=exists, other=0.0)
-        else:
-            kl_scale = b * b / (2.0 * variance)
-        kl_scale = tl.where(noisy, kl_scale, 0.0)
-        kl = kl_scale * gap / elements
-        g2 = 2.0 * kl_weight * weight * kl_scale / elements
-    # `noisy` once more, lest an advantage of nan on a row that takes no part reaches the gradient.
-    g1 = tl.where(noisy, -weight * unclipped * b / variance / elements, 0.0)
-    g1 = tl.where(clipped, 0.0, g1)
-
-    tl.store(stats_ptr + rows * 5, logp, mask=exists)
-    tl.store(stats_ptr + rows * 5 + 1, ratio, mask=exists)
-    tl.store(stats_ptr + rows * 5 + 2, clipped.to(tl.float32), mask=exists)
-    tl.store(stats_ptr + rows * 5 + 3, kl, mask=exists)
-    tl.store(stats_ptr + rows * 5 + 4, surrogate, mask=exists)
-    tl.store(back_ptr + rows * 2, g1, mask=exists)
-    tl.store(back_ptr + rows * 2 + 1, g2, mask=exists)
-    return weight * (surrogate + kl_weight * kl)
-
-
-@device_function
-def count_noisy(coef_ptr, coef_stride, batch, BLOCK: tl.constexpr):
-    """The number of rows with n > 0."""
-    count = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, batch, BLOCK):
-        row = start + tl.arange(0, BLOCK)
-        at = row.to(tl.int64) * coef_stride + 2
-        count += (tl.load(coef_ptr + at, mask=row < batch, other=0.0) > 0.0).to(tl.int32)
-    return tl.sum(count, axis=0)
 
 
 @triton.jit(do_not_specialize=["batch", "coef_stride"])
@@ -254,15 +190,8 @@ def policy_loss(
             kl_weight,
             kl_scale,
             weights,
-            loss,
-            stats,
-            back,
-            shares,
-            counters,
-            groups,
-            batch,
-            row_elements,
-            cut.chunks,
+            *(loss, stats, back, shares, counters),
+            *(groups, batch, row_elements, cut.chunks),
             SPLIT=split,
             ROWS=cut.rows,
             COLS=cut.cols,

@@ -159,19 +159,28 @@ def _launch(
 
 
 def _example(
-    row_elements: int, *, guided: bool = False, noise: bool = False, everything: bool = False
+    row_elements: int,
+    *,
+    guided: bool = False,
+    noise: bool = False,
+    everything: bool = False,
+    in_place: bool = False,
 ) -> object:
     x, v = rows_like(row_elements), rows_like(row_elements, torch.bfloat16)
     ids = torch.empty(x.shape[0], dtype=torch.int64, device="meta")
-    identity = (0, None, 0, None) if noise else (0, ids, 3, ids if guided else None)
-    operands = (x, v, rows_like(4), *identity, v if guided else None, 4.5, x if noise else None)
-    return sde_step(*operands, everything, everything), sde_step_(*operands, everything)
+    samples, steps = None if noise else ids, ids if guided else None
+    v_uncond, given = v if guided else None, x if noise else None
+    operands = (x, v, rows_like(4), 0, samples, 3, steps, v_uncond, 4.5, given)
+    if in_place:
+        return sde_step_(*operands, everything)
+    return sde_step(*operands, everything, everything)
 
 
 EXAMPLES = {
     "16x64x64": lambda: _example(65536),
+    "16x64x64 in place": lambda: _example(65536, in_place=True),
     "16x64x64 guided, x0_hat, mean": lambda: _example(65536, guided=True, everything=True),
     "odd rows, noise given": lambda: _example(10007, noise=True),
-    "56, guided": lambda: _example(56, guided=True),
+    "56, guided, in place": lambda: _example(56, guided=True, in_place=True),
     "1 element": lambda: _example(1),
 }
