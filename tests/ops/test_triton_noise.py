@@ -54,7 +54,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("numel", [1, 3, 4, 5, 63, 64, 65, 1023, 1024, 1025, 2500])
 def test_bits_of_the_reference(numel: int) -> None:
-    args = (numel, 2**63 - 5, SAMPLES, STEPS, torch.float32)
+    args = (numel, 2**63 - 5, SAMPLES, 0, STEPS, torch.float32)
     assert torch.equal(
         _bits(interpret(philox_normal, *args)), _bits(philox_normal_reference(*args))
     )
@@ -63,16 +63,27 @@ def test_bits_of_the_reference(numel: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 0x9E3779B97F4A7C15 >> 1])
 def test_bits_in_every_dtype_and_seed(dtype: torch.dtype, seed: int) -> None:
-    args = (70, seed, SAMPLES, STEPS, dtype)
+    args = (70, seed, SAMPLES, 0, STEPS, dtype)
     assert torch.equal(
         _bits(interpret(philox_normal, *args)), _bits(philox_normal_reference(*args))
     )
 
 
+@pytest.mark.parametrize("step", [0, 1, 2**31 - 1, 2**31, 2**32 - 1])
+def test_one_step_for_all_rows(step: int) -> None:
+    args = (70, 5, SAMPLES, step, None, torch.float32)
+    noise = interpret(philox_normal, *args)
+    assert torch.equal(_bits(noise), _bits(philox_normal_reference(*args)))
+    each = interpret(
+        philox_normal, 70, 5, SAMPLES, 0, torch.full_like(SAMPLES, step), torch.float32
+    )
+    assert torch.equal(_bits(noise), _bits(each))
+
+
 def test_bits_of_many_words() -> None:
     """Enough words to meet rare branches: tails of the logarithm, all four quarter turns."""
     ids = torch.arange(16)
-    args = (4096, 20, ids, ids, torch.float32)
+    args = (4096, 20, ids, 0, ids, torch.float32)
     noise = interpret(philox_normal, *args)
     assert torch.equal(_bits(noise), _bits(philox_normal_reference(*args)))
     assert noise.abs().max() > 4.0
@@ -82,14 +93,14 @@ def test_bits_of_many_words() -> None:
 
 def test_no_rows_and_no_elements() -> None:
     none = torch.empty(0, dtype=torch.int64)
-    assert philox_normal(5, 0, none, none, torch.float32).shape == (0, 5)
-    assert philox_normal(0, 0, SAMPLES, STEPS, torch.float32).shape == (5, 0)
+    assert philox_normal(5, 0, none, 0, none, torch.float32).shape == (0, 5)
+    assert philox_normal(0, 0, SAMPLES, 0, STEPS, torch.float32).shape == (5, 0)
 
 
 def test_noise_of_a_row_ignores_the_other_rows() -> None:
-    whole = interpret(philox_normal, 56, 3, SAMPLES, STEPS, torch.float32)
+    whole = interpret(philox_normal, 56, 3, SAMPLES, 0, STEPS, torch.float32)
     for row in range(5):
         alone = interpret(
-            philox_normal, 56, 3, SAMPLES[row : row + 1], STEPS[row : row + 1], torch.float32
+            philox_normal, 56, 3, SAMPLES[row : row + 1], 0, STEPS[row : row + 1], torch.float32
         )
         assert torch.equal(alone[0], whole[row])

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from sfgrpo.kernels.sde_logprob import sde_logprob, sde_logprob_backward
-from sfgrpo.kernels.sde_step import sde_step, sde_step_x0
-from sfgrpo.kernels.tweedie import tweedie
+from sfgrpo.kernels.sde_step import sde_step, sde_step_
+from sfgrpo.kernels.tweedie import tweedie, tweedie_
 from sfgrpo.ops.sde_logprob import sde_logprob_backward_reference, sde_logprob_reference
-from sfgrpo.ops.sde_step import sde_step_x0_reference
-from sfgrpo.ops.tweedie import tweedie_reference
+from sfgrpo.ops.sde_step import sde_step_reference
+from sfgrpo.ops.tweedie import tweedie__reference, tweedie_reference
 from tests.ops.triton_support import (
     EPS,
     coefficients,
@@ -42,23 +42,24 @@ def _step_arguments(
     coef = coefficients(BATCH, noise_free=NOISE_FREE)
     if given:
         noise = rows(BATCH, row_elements, BF16, seed=3)
-        return x, v, coef, 0, None, None, v_uncond, 4.5, noise
+        return x, v, coef, 0, None, 0, None, v_uncond, 4.5, noise
     ids = torch.arange(BATCH) * 2**31
-    return x, v, coef, SEED, ids, torch.arange(BATCH), v_uncond, 4.5, None
+    return x, v, coef, SEED, ids, 0, torch.arange(BATCH), v_uncond, 4.5, None
 
 
 def _check_step(arguments: tuple[Any, ...]) -> None:
-    x_next, logp, x0_hat = interpret(sde_step_x0, *arguments)
-    expected, _, expected_x0 = sde_step_x0_reference(*arguments)
+    x_next, logp, x0_hat, mean = interpret(sde_step, *arguments, True, True)
+    expected, _, expected_x0, expected_mean = sde_step_reference(*arguments, True, True)
     assert torch.equal(x_next, expected)
     assert torch.equal(x0_hat, expected_x0)
+    assert torch.equal(mean, expected_mean)
     x, v, coef, *_, v_uncond, guidance, _ = arguments
     latents = (x, v, x_next, coef, v_uncond, guidance)
-    exact = sde_logprob_reference(*double(*latents, True))
+    exact, _ = sde_logprob_reference(*double(*latents, True, False))
     n = coef[:, 2]
     assert ((logp - exact).abs() <= logp_error(*residual_error(*latents), n)).all()
     assert logp[NOISE_FREE[0]] == 0
-    assert logp.dtype == F32
+    assert logp.dtype == mean.dtype == F32
 
 
 @pytest.mark.parametrize("row_elements", SIZES)
@@ -74,25 +75,40 @@ def test_step_in_every_dtype_and_form(
     _check_step(_step_arguments(70, dtypes, guided=guided, given=given))
 
 
-def test_step_without_x0_is_the_same_step() -> None:
-    arguments = _step_arguments(56, (F32, BF16), guided=True, given=False)
-    x_next, logp = interpret(sde_step, *arguments)
-    x_next_too, logp_too, _ = interpret(sde_step_x0, *arguments)
-    assert torch.equal(x_next, x_next_too)
-    assert torch.equal(logp, logp_too)
+@pytest.mark.parametrize("row_elements", [56, 2500])
+@pytest.mark.parametrize("with_x0", [False, True])
+def test_every_form_of_the_step_has_the_same_bits(row_elements: int, with_x0: bool) -> None:
+    arguments = _step_arguments(row_elements, (F32, BF16), guided=True, given=False)
+    x_next, logp, x0_hat, mean = interpret(sde_step, *arguments, True, True)
+    less, logp_less, x0_less, mean_less = interpret(sde_step, *arguments, with_x0, False)
+    x = arguments[0].clone()
+    logp_in_place, x0_in_place = interpret(sde_step_, x, *arguments[1:], with_x0)
+    assert torch.equal(x_next, less)
+    assert torch.equal(x_next, x)
+    assert torch.equal(logp, logp_less)
+    assert torch.equal(logp, logp_in_place)
+    for clean in (x0_less, x0_in_place):
+        assert torch.equal(clean, x0_hat) if with_x0 else clean.shape == (0,)
+    assert mean_less.shape == (0,)
+    assert torch.equal(mean, sde_step_reference(*arguments, True, True)[3])
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (0, 0)])
 def test_empty(shape: tuple[int, int]) -> None:
-    x, coef = torch.empty(shape), coefficients(shape[0])
+    x, coef, zeros = torch.empty(shape), coefficients(shape[0]), torch.zeros(shape[0])
     ids = torch.arange(shape[0])
-    x_next, logp, x0_hat = sde_step_x0(x, x, coef, 0, ids, ids, None, 1.0, None)
-    assert x_next.shape == x0_hat.shape == shape
-    assert torch.equal(logp, torch.zeros(shape[0]))
-    assert torch.equal(sde_logprob(x, x, x, coef, None, 1.0, True), torch.zeros(shape[0]))
-    assert tweedie(x, x, logp).shape == shape
+    operands = (x, x, coef, 0, ids, 0, ids, None, 1.0, None)
+    x_next, logp, x0_hat, mean = interpret(sde_step, *operands, True, True)
+    assert x_next.shape == x0_hat.shape == mean.shape == shape
+    assert torch.equal(logp, zeros)
+    assert torch.equal(interpret(sde_step_, *operands, False)[0], zeros)
+    logp, mean = interpret(sde_logprob, x, x, x, coef, None, 1.0, True, True)
+    assert torch.equal(logp, zeros)
+    assert mean.shape == shape
+    assert tweedie(x, x, logp, 0.0).shape == shape
+    tweedie_(x, x.clone(), None, 0.5)
     needs = (True, True, True, False)
-    grads = sde_logprob_backward(logp, x, x, x, coef, None, 1.0, True, *needs)
+    grads = sde_logprob_backward(logp, x, x, x, x, coef, None, 1.0, True, *needs)
     assert [g.shape for g in grads] == [shape, shape, shape, (0,)]
 
 
@@ -100,14 +116,35 @@ def test_shape_is_kept_and_rows_may_be_strided() -> None:
     x = rows(4, 24).reshape(4, 2, 3, 4).transpose(1, 3)
     noise = rows(4, 24, seed=1).reshape(4, 4, 3, 2)
     coef = coefficients(8)[::2]
-    x_next, logp = interpret(sde_step, x, x, coef, 0, None, None, None, 1.0, noise)
-    expected, logp_expected = interpret(
-        sde_step, x.contiguous(), x.contiguous(), coef.contiguous(), 0, None, None, None, 1.0, noise
-    )
+    rest = (0, None, 0, None, None, 1.0, noise)
+    x_next, logp, *_ = interpret(sde_step, x, x, coef, *rest, False, False)
+    dense = (x.contiguous(), x.contiguous(), coef.contiguous())
+    expected, logp_expected, *_ = interpret(sde_step, *dense, *rest, False, False)
     assert x_next.shape == x.shape
     assert x_next.is_contiguous()
     assert torch.equal(x_next, expected)
     assert torch.equal(logp, logp_expected)
+    written = x.clone(memory_format=torch.preserve_format)
+    assert not written.is_contiguous()
+    interpret(sde_step_, written, x, coef, *rest, False)
+    assert torch.equal(written, expected)
+
+
+def test_one_row_of_coefficients_serves_all() -> None:
+    latents = _density_arguments(56, (F32, BF16), guided=False)
+    one = coefficients(4)[2].expand(BATCH, 4)
+    every = (*latents[:3], one.contiguous(), *latents[4:])
+    shared = (*latents[:3], one, *latents[4:])
+    assert torch.equal(
+        interpret(sde_logprob, *shared, True, False)[0],
+        interpret(sde_logprob, *every, True, False)[0],
+    )
+    needs = (True, True, True, False)
+    for grad in (torch.tensor(0.3).expand(BATCH), torch.arange(2.0 * BATCH)[::2]):
+        got = interpret(sde_logprob_backward, grad, None, *shared, True, *needs)
+        dense = interpret(sde_logprob_backward, grad.contiguous(), None, *every, True, *needs)
+        for g, d in zip(got, dense, strict=True):
+            assert torch.equal(g, d)
 
 
 def _density_arguments(
@@ -128,8 +165,9 @@ def test_logprob_against_float64(
     row_elements: int, dtypes: tuple[torch.dtype, torch.dtype], guided: bool, mean_reduction: bool
 ) -> None:
     latents = _density_arguments(row_elements, dtypes, guided=guided)
-    logp = interpret(sde_logprob, *latents, mean_reduction)
-    exact = sde_logprob_reference(*double(*latents, mean_reduction))
+    logp, mean = interpret(sde_logprob, *latents, mean_reduction, True)
+    exact, _ = sde_logprob_reference(*double(*latents, mean_reduction, True))
+    assert torch.equal(mean, sde_logprob_reference(*latents, mean_reduction, True)[1])
     bound = logp_error(*residual_error(*latents), latents[3][:, 2])
     scale = 1 if mean_reduction else row_elements
     assert ((logp - exact).abs() <= scale * bound + EPS * exact.abs()).all()
@@ -137,21 +175,29 @@ def test_logprob_against_float64(
 
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("dtypes", DTYPES[:3])
+@pytest.mark.parametrize("with_mean", [False, True])
 @pytest.mark.parametrize(("row_elements", "mean_reduction"), [(1, True), (56, False), (1025, True)])
 def test_logprob_backward_against_float64(
-    row_elements: int, mean_reduction: bool, dtypes: tuple[torch.dtype, torch.dtype], guided: bool
+    row_elements: int,
+    mean_reduction: bool,
+    with_mean: bool,
+    dtypes: tuple[torch.dtype, torch.dtype],
+    guided: bool,
 ) -> None:
     latents = _density_arguments(row_elements, dtypes, guided=guided)
     x, v, x_next, coef, v_uncond, guidance = latents
-    grad = torch.linspace(-1, 2, BATCH)
+    grads = (torch.linspace(-1, 2, BATCH), rows(BATCH, row_elements) if with_mean else None)
+    grad = grads[0]
     options = (mean_reduction, True, True, True, guided)
-    got = interpret(sde_logprob_backward, grad, *latents, *options)
-    exact = sde_logprob_backward_reference(*double(grad, *latents, *options))
+    got = interpret(sde_logprob_backward, *grads, *latents, *options)
+    exact = sde_logprob_backward_reference(*double(*grads, *latents, *options))
     _, bound = residual_error(*latents)
     divisor = row_elements if mean_reduction else 1
     noisy = coef[:, 2] > 0
     scale = torch.where(noisy, grad / coef[:, 2].square() / divisor, 0.0).abs().double()
     factors = (1.0, coef[:, 1].abs().max() * max(1.0, guidance), 1.0, coef[:, 1].abs().max())
+    # Where the mean's gradient nearly cancels the density's, the rounding of either remains.
+    share = 0.0 if grads[1] is None else 4 * EPS * grads[1].double().abs()
     for tensor, g, e, factor in zip((x, v, x_next, v_uncond), got, exact, factors, strict=True):
         if tensor is None:
             assert g.numel() == 0
@@ -159,17 +205,18 @@ def test_logprob_backward_against_float64(
         assert g.dtype == tensor.dtype
         rounding = torch.finfo(tensor.dtype).eps / 2 + 8 * EPS
         tiny = torch.finfo(tensor.dtype).tiny
-        error = float(factor) * scale[:, None] * bound * 2 + rounding * e.abs() + tiny
+        error = float(factor) * (scale[:, None] * bound * 2 + share) + rounding * e.abs() + tiny
         assert ((g.double() - e).abs() <= error).all()
-        assert torch.equal(g[NOISE_FREE[0]], torch.zeros_like(g[0]))
+        if tensor is x_next or not with_mean:
+            assert torch.equal(g[NOISE_FREE[0]], torch.zeros_like(g[0]))
 
 
 @pytest.mark.parametrize("needs", list(product([False, True], repeat=4)))
 def test_only_wanted_gradients_are_written(needs: tuple[bool, bool, bool, bool]) -> None:
     latents = _density_arguments(70, (F32, BF16), guided=True)
-    grad = torch.ones(BATCH)
-    everything = interpret(sde_logprob_backward, grad, *latents, True, *(True,) * 4)
-    some = interpret(sde_logprob_backward, grad, *latents, True, *needs)
+    grads = (torch.ones(BATCH), latents[0])
+    everything = interpret(sde_logprob_backward, *grads, *latents, True, *(True,) * 4)
+    some = interpret(sde_logprob_backward, *grads, *latents, True, *needs)
     for wanted, full, part in zip(needs, everything, some, strict=True):
         assert torch.equal(part, full) if wanted else part.numel() == 0
 
@@ -178,31 +225,43 @@ def test_only_wanted_gradients_are_written(needs: tuple[bool, bool, bool, bool])
 @pytest.mark.parametrize("dtypes", DTYPES)
 def test_tweedie(row_elements: int, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     x, v = (rows(BATCH, row_elements, dtype, seed=i) for i, dtype in enumerate(dtypes))
-    t = torch.linspace(0, 1, BATCH)
-    assert torch.equal(interpret(tweedie, x, v, t), tweedie_reference(x, v, t))
+    for t in (torch.linspace(0, 1, BATCH), coefficients(BATCH)[:, 3], None):
+        assert torch.equal(interpret(tweedie, x, v, t, 0.3), tweedie_reference(x, v, t, 0.3))
+        got, want = v.clone(), v.clone()
+        interpret(tweedie_, x, got, t, 0.3)
+        tweedie__reference(x, want, t, 0.3)
+        assert torch.equal(got, want)
+
+
+def test_tweedie_over_strided_velocities() -> None:
+    x, v = rows(4, 24).reshape(4, 6, 4), rows(4, 24, seed=1).reshape(4, 4, 6).transpose(1, 2)
+    want = tweedie_reference(x, v, None, 0.3)
+    interpret(tweedie_, x, v, None, 0.3)
+    assert torch.equal(v, want)
 
 
 @pytest.mark.parametrize("row_elements", [56, 2500])
 def test_bits_of_a_row_ignore_the_batch(row_elements: int) -> None:
     latents = _density_arguments(row_elements, (F32, BF16), guided=True)
-    whole = interpret(sde_logprob, *latents, True)
+    whole, _ = interpret(sde_logprob, *latents, True, False)
     for row in range(BATCH):
         part = [a[row : row + 1] if isinstance(a, Tensor) else a for a in latents]
-        assert torch.equal(interpret(sde_logprob, *part, True)[0], whole[row])
+        assert torch.equal(interpret(sde_logprob, *part, True, False)[0][0], whole[row])
 
 
 def test_noise_free_step_is_the_mean() -> None:
     x, v = rows(3, 56), rows(3, 56, seed=1)
     coef = coefficients(3, noise_free=(0, 1, 2))
-    ids = torch.arange(3)
-    x_next, logp = interpret(sde_step, x, v, coef, 0, ids, ids, None, 1.0, None)
+    operands = (x, v, coef, 0, torch.arange(3), 5, None, None, 1.0, None)
+    x_next, logp, _, mean = interpret(sde_step, *operands, False, True)
     assert torch.equal(x_next, coef[:, 0:1] * x + coef[:, 1:2] * v)
+    assert torch.equal(x_next, mean)
     assert torch.equal(logp, torch.zeros(3))
 
 
 def test_density_of_the_mean_is_its_maximum() -> None:
     """Known answer: at the mean the log-density is -ln n - ln(2 pi) / 2."""
     x, coef = torch.zeros(4, 56), coefficients(4)
-    logp = interpret(sde_logprob, x, x, x, coef, None, 1.0, True)
+    logp, _ = interpret(sde_logprob, x, x, x, coef, None, 1.0, True, False)
     known = -coef[:, 2].double().log() - math.log(2 * math.pi) / 2
     assert ((logp - known).abs() <= 8 * EPS).all()

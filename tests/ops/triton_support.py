@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 from unittest import mock
 
@@ -14,7 +17,10 @@ import numpy as np
 import torch
 import triton.language as tl
 from torch import Tensor
-from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
+
+from sfgrpo.ops._backends import LAUNCHERS
 
 EPS = 2.0**-24
 """Rounding error of one fp32 operation, relative."""
@@ -38,6 +44,99 @@ def interpret(launcher: Callable[..., Any], *args: object) -> Any:
             return launcher(*args)
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def launcher(op: str) -> Callable[..., Any]:
+    return getattr(importlib.import_module(f"sfgrpo.kernels.{LAUNCHERS[op]}"), op)
+
+
+@contextlib.contextmanager
+def launches(*, run: bool = True) -> Iterator[list[str]]:
+    """The names of the kernels launched inside, which `run` or are only recorded."""
+    seen: list[str] = []
+    original = InterpretedFunction.run
+
+    def record(kernel: InterpretedFunction[Any], *args: object, **options: Any) -> None:
+        seen.append(kernel.__name__)
+        if run:
+            with _disable_current_modes():  # the interpreter's own handling of tensors
+                original(kernel, *args, **options)
+
+    with mock.patch.object(InterpretedFunction, "run", record):
+        yield seen
+
+
+class NoTorchKernels(TorchDispatchMode):
+    """Inside, PyTorch may allocate memory and make views: all else launches a kernel on a GPU."""
+
+    ALLOWED = frozenset(
+        ("empty", "new_empty", "empty_like", "slice", "select", "expand", "view", "detach", "alias")
+    )
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = func.overloadpacket.__name__
+        assert name in self.ALLOWED, f"aten::{name}"
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def program_order(order: Callable[[int, int], int]) -> Iterator[None]:
+    """Run the i-th of n programs in place of `order(i, n)`."""
+    original = InterpreterBuilder.set_grid_idx
+
+    def set_index(builder: InterpreterBuilder, x: int, y: int, z: int) -> None:
+        original(builder, order(x, builder.grid_dim[0]), y, z)
+
+    with mock.patch.object(InterpreterBuilder, "set_grid_idx", set_index):
+        yield
+
+
+@dataclass
+class Traffic:
+    """Bytes that the kernels asked for; an element asked for twice counts twice."""
+
+    loaded: int = 0
+    stored: int = 0
+    atomic: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.loaded + self.stored + self.atomic
+
+
+@contextlib.contextmanager
+def traffic() -> Iterator[Traffic]:
+    """Count the lanes of every load, store and atomic that are not masked off."""
+    count = Traffic()
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+    update = InterpreterBuilder.create_atomic_rmw
+
+    def size(pointers: TensorHandle, mask: TensorHandle) -> int:
+        return int(mask.data.sum()) * pointers.get_element_ty().primitive_bitwidth // 8
+
+    def counted_load(builder: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
+        count.loaded += size(pointers, mask)
+        return load(builder, pointers, mask, *rest)
+
+    def counted_store(builder: Any, pointers: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        count.stored += size(pointers, mask)
+        return store(builder, pointers, value, mask, *rest)
+
+    def counted_update(builder: Any, op: Any, pointers: Any, value: Any, mask: Any, *r: Any) -> Any:
+        count.atomic += size(pointers, mask)
+        return update(builder, op, pointers, value, mask, *r)
+
+    patches = {
+        "create_masked_load": counted_load,
+        "create_masked_store": counted_store,
+        "create_atomic_rmw": counted_update,
+    }
+    with contextlib.ExitStack() as stack:
+        for name, patch in patches.items():
+            stack.enter_context(mock.patch.object(InterpreterBuilder, name, patch))
+        yield count
 
 
 def rows(
