@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sfgrpo.kernels.common import LAUNCH, split_seed, tile_at, tiling
+from sfgrpo.kernels.common import LAUNCH, split_int64, tile_at, tiling
 from sfgrpo.kernels.tweedie import tweedie
 from sfgrpo.ops._backends import LAUNCHERS
 
@@ -57,7 +57,7 @@ def test_addresses_beyond_32_bits(row_elements: int) -> None:
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1])
 def test_seed_halves_are_32_bit_integers_that_restore_it(seed: int) -> None:
-    low, high = split_seed(seed)
+    low, high = split_int64(seed)
     assert all(-(2**31) <= half < 2**31 for half in (low, high))
     assert (low & 0xFFFFFFFF) | (high & 0xFFFFFFFF) << 32 == seed
 
@@ -65,4 +65,4 @@ def test_seed_halves_are_32_bit_integers_that_restore_it(seed: int) -> None:
 def test_float64_is_refused_with_a_way_out() -> None:
     x = torch.zeros(2, 3, dtype=torch.float64)
     with pytest.raises(TypeError, match=r"float64: convert it, or compute on the CPU"):
-        tweedie(x, x, torch.zeros(2, dtype=torch.float64))
+        tweedie(x, x, None, 0.5)

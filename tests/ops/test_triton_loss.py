@@ -126,8 +126,8 @@ def test_loss_backward_against_float64(
     written = [None if t is None else t.clone() for t in (v, v_uncond)]
     in_place = (*inputs[:2], written[0], *inputs[3:6], written[1], *inputs[7:])
     interpret(policy_loss.policy_loss_backward_, *in_place)
-    assert torch.equal(written[0], got[0])
-    assert written[1] is None or torch.equal(written[1], got[1])
+    for tensor, gradient in zip(written, got, strict=True):
+        assert tensor is None or torch.equal(tensor, gradient)
     exact = policy_loss_backward_reference(*double(*inputs))
     _, bound = residual_error(x, v, x_next, coef, v_uncond, guidance)
     error = back[:, 0:1].abs() * bound

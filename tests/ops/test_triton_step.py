@@ -48,8 +48,9 @@ def _step_arguments(
 
 
 def _check_step(arguments: tuple[Any, ...]) -> None:
-    x_next, logp, x0_hat, mean = interpret(sde_step, *arguments, True, True)
-    expected, _, expected_x0, expected_mean = sde_step_reference(*arguments, True, True)
+    everything = (*arguments, True, True)
+    x_next, logp, x0_hat, mean = interpret(sde_step, *everything)
+    expected, _, expected_x0, expected_mean = sde_step_reference(*everything)
     assert torch.equal(x_next, expected)
     assert torch.equal(x0_hat, expected_x0)
     assert torch.equal(mean, expected_mean)
@@ -79,7 +80,8 @@ def test_step_in_every_dtype_and_form(
 @pytest.mark.parametrize("with_x0", [False, True])
 def test_every_form_of_the_step_has_the_same_bits(row_elements: int, with_x0: bool) -> None:
     arguments = _step_arguments(row_elements, (F32, BF16), guided=True, given=False)
-    x_next, logp, x0_hat, mean = interpret(sde_step, *arguments, True, True)
+    everything = (*arguments, True, True)
+    x_next, logp, x0_hat, mean = interpret(sde_step, *everything)
     less, logp_less, x0_less, mean_less = interpret(sde_step, *arguments, with_x0, False)
     x = arguments[0].clone()
     logp_in_place, x0_in_place = interpret(sde_step_, x, *arguments[1:], with_x0)
@@ -90,7 +92,7 @@ def test_every_form_of_the_step_has_the_same_bits(row_elements: int, with_x0: bo
     for clean in (x0_less, x0_in_place):
         assert torch.equal(clean, x0_hat) if with_x0 else clean.shape == (0,)
     assert mean_less.shape == (0,)
-    assert torch.equal(mean, sde_step_reference(*arguments, True, True)[3])
+    assert torch.equal(mean, sde_step_reference(*everything)[3])
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (0, 0)])
@@ -165,9 +167,10 @@ def test_logprob_against_float64(
     row_elements: int, dtypes: tuple[torch.dtype, torch.dtype], guided: bool, mean_reduction: bool
 ) -> None:
     latents = _density_arguments(row_elements, dtypes, guided=guided)
-    logp, mean = interpret(sde_logprob, *latents, mean_reduction, True)
-    exact, _ = sde_logprob_reference(*double(*latents, mean_reduction, True))
-    assert torch.equal(mean, sde_logprob_reference(*latents, mean_reduction, True)[1])
+    arguments = (*latents, mean_reduction, True)
+    logp, mean = interpret(sde_logprob, *arguments)
+    exact, _ = sde_logprob_reference(*double(*arguments))
+    assert torch.equal(mean, sde_logprob_reference(*arguments)[1])
     bound = logp_error(*residual_error(*latents), latents[3][:, 2])
     scale = 1 if mean_reduction else row_elements
     assert ((logp - exact).abs() <= scale * bound + EPS * exact.abs()).all()
