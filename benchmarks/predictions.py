@@ -3,7 +3,7 @@
 ``python -m benchmarks.predictions`` writes ``benchmarks/results/gpu_predictions.md``;
 ``--measured benchmarks/results/ops_<device>.json`` fills the column.  The prediction of ours is
 
-    time     = launches x gap + max(memory, issue, multiply)
+    time     = stages x gap + max(memory, issue, multiply)
     memory   = bytes that must be moved / copy bandwidth
     issue    = elements x instructions per element / (processors x 128 x clock)
     multiply = elements x integer multiplications per element / (processors x 32 x clock)
@@ -34,10 +34,10 @@ compute capability 9.0; the high half of a product is assumed to take twice as l
 Philox's are of that kind, so this is on the safe side."""
 
 GAP = 2e-6
-"""Seconds a kernel takes beyond its traffic, when the host is ahead: start, first access, end."""
+"""Seconds a stage takes beyond its traffic, when the host is ahead: start, first access, end."""
 
 TILE = 1024
-"""Elements of a row per program (``kernels/common.py``); longer rows need a second launch."""
+"""Elements of a row per program (``kernels/common.py``)."""
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ CHIPS = (Chip("H100", 3.0e12), Chip("H200", 4.3e12))
 class Cost:
     """What a row costs besides its bytes."""
 
-    launches: int
-    """Kernels, with those of PyTorch that fill, count and sum what is per row."""
+    stages: int
+    """Kernels, PyTorch's included, and sums in a kernel that wait for all of its programs."""
 
-    finishes: int = 0
-    """Further launches where a row is longer than a tile."""
+    long_rows: int = 0
+    """Further such sums where a row is longer than a tile."""
 
     instructions: float = 0.0
-    """Per element, where arithmetic may matter: in the kernel's machine code for sm_90, all
-    instructions of a thread (taken or not, there are no loops) over its 8 elements."""
+    """Per element, where arithmetic may matter: in the kernel's machine code for sm_90, what every
+    thread runs (branches taken or not, there are no loops) over its 8 elements."""
 
     multiplications: float = 0.0
     """Integer ones per element.  Philox4x32-10: ten rounds of two 32 x 32 -> 64 bit products, each
@@ -75,16 +75,16 @@ class Cost:
 
 
 COSTS = {
-    "sde_step": Cost(3, 1, instructions=103, multiplications=10),
-    "sde_step, noise given": Cost(2, 1),
-    "sde_step_x0": Cost(3, 1, instructions=107, multiplications=10),
-    "sde_logprob": Cost(2, 1),
-    "sde_logprob+backward": Cost(6, 1),
-    "policy_loss": Cost(6),
-    "policy_loss+backward": Cost(9),
+    "sde_step": Cost(1, 1, instructions=103, multiplications=10),
+    "sde_step, noise given": Cost(1, 1),
+    "sde_step_x0": Cost(1, 1, instructions=107, multiplications=10),
+    "sde_logprob": Cost(1, 1),
+    "sde_logprob+backward": Cost(3, 1),  # in between, autograd fills the incoming gradient
+    "policy_loss": Cost(2, 1),  # the rows' losses are added up
+    "policy_loss+backward": Cost(4, 1),
     "tweedie": Cost(1),
     "gain_advantages": Cost(1),
-    "philox_normal": Cost(2, instructions=73, multiplications=10),
+    "philox_normal": Cost(1, instructions=73, multiplications=10),
 }
 """By the title of a row."""
 
@@ -95,11 +95,11 @@ class Prediction:
 
     memory: float
     arithmetic: float
-    launches: int
+    stages: int
 
     @property
     def total(self) -> float:
-        return self.launches * GAP + max(self.memory, self.arithmetic)
+        return self.stages * GAP + max(self.memory, self.arithmetic)
 
 
 def predict(row: Row, shape: Shape, precision: Precision, chip: Chip) -> Prediction:
@@ -111,7 +111,7 @@ def predict(row: Row, shape: Shape, precision: Precision, chip: Chip) -> Predict
     return Prediction(
         memory=row.bytes(shape, precision) / chip.copy_bandwidth,
         arithmetic=shape.elements * max(issue, multiply),
-        launches=cost.launches + cost.finishes * long,
+        stages=cost.stages + cost.long_rows * long,
     )
 
 
@@ -129,7 +129,7 @@ def _lines(measured: dict[tuple[str, ...], float]) -> Iterator[str]:
             f"{entry.bytes / 1e6:.2f}",
             f"{1e6 * h100.memory:.1f}",
             f"{1e6 * h100.arithmetic:.1f}" if h100.arithmetic else "",
-            str(h100.launches),
+            str(h100.stages),
             f"{1e6 * h100.total:.1f}",
             f"{1e6 * h200.total:.1f}",
             "" if time is None else f"{time:.1f}",
@@ -150,7 +150,7 @@ def markdown(results: dict[str, object] | None) -> str:
             if e["implementation"] == OURS:
                 measured[e["op"], e["direction"], e["shape"], e["dtype"]] = e["p50_us"]
     head = (
-        "op", "shape", "dtype", "MB", "memory", "arithmetic", "launches", "H100", "H200", column
+        "op", "shape", "dtype", "MB", "memory", "arithmetic", "stages", "H100", "H200", column
     )  # fmt: skip
     chips = "; ".join(
         f"{c.name}: {c.copy_bandwidth / 1e12:.1f} TB/s, {c.processors} x {c.clock / 1e9:.3f} GHz"
@@ -161,8 +161,8 @@ def markdown(results: dict[str, object] | None) -> str:
             "# The ops on GPUs: predicted, and measured where it has been",
             "",
             "Written by `python -m benchmarks.predictions`, whose text gives the formula and where",
-            "its numbers come from. Microseconds; memory, arithmetic and launches are those of the",
-            f"H100; a launch adds {1e6 * GAP:.0f} us. {chips}.",
+            "its numbers come from. Microseconds; memory and arithmetic are those of the H100; each",
+            f"stage adds {1e6 * GAP:.0f}. {chips}.",
             "",
             f"| {' | '.join(head)} |",
             f"|{'---|' * 3}{'---:|' * (len(head) - 3)}",

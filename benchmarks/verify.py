@@ -30,7 +30,7 @@ def _with_gradient(call: Call) -> Call:
     def run(o: Any) -> tuple[Tensor, ...]:
         v = o.v.detach().requires_grad_()
         (result,) = call(replace(o, v=v))
-        (grad,) = torch.autograd.grad(result.sum(), v)
+        (grad,) = torch.autograd.grad(result, v, torch.ones_like(result))
         return result.detach(), grad
 
     return run
@@ -85,8 +85,8 @@ def runner(entry: Entry, device: torch.device) -> Callable[[], tuple[Tensor, ...
     """The entry as a function without arguments, checked and warm.
 
     Implementations that work in place have operands of their own and meet, from the second call
-    on, what they left there.  No number grows or vanishes (|a| < 1, |t| < 1, a gradient that
-    stays near its size), so neither do the times change.
+    on, what they left there.  Numbers stay finite and normal (|a| < 1, |t| < 1, a gradient that
+    keeps its size), so the times do not change.
     """
     row, name = entry.row, entry.implementation
     given = row.operands(entry.shape, entry.precision, device)

@@ -196,7 +196,7 @@ def test_predictions_follow_their_formula() -> None:
     step = predictions.predict(BY_TITLE["sde_step"], shape, FP32, chip)
     assert step.memory == pytest.approx(3e-3)
     assert step.arithmetic == pytest.approx(250e6 * 103 / (128 * 100 * 1e9))
-    assert step.total == pytest.approx(3e-3 + step.launches * predictions.GAP)
+    assert step.total == pytest.approx(3e-3 + step.stages * predictions.GAP)
 
 
 def test_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
