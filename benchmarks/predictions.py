@@ -161,7 +161,7 @@ def markdown(results: dict[str, object] | None) -> str:
             "# The ops on GPUs: predicted, and measured where it has been",
             "",
             "Written by `python -m benchmarks.predictions`, whose text gives the formula and where",
-            "its numbers come from. Microseconds; memory and arithmetic are those of the H100; each",
+            "its numbers come from. Microseconds; memory and arithmetic are the H100's; each",
             f"stage adds {1e6 * GAP:.0f}. {chips}.",
             "",
             f"| {' | '.join(head)} |",
