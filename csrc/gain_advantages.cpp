@@ -1,7 +1,10 @@
 // Rewards along trajectories -> advantage of each step, statistics in double.
 // Equations, schema and specification: sfgrpo/ops/gain_advantages.py.
 //
-// A few thousand numbers, memory-bound and rarely called: plain loops, one prompt per task.
+// Sums run down the trajectories, one for each step side by side: vectors of steps need no
+// reordering of additions, so every instruction set adds in the same order.
+#ifndef SFGRPO_TARGET
+
 #include "rows.h"
 
 namespace sfgrpo {
@@ -9,65 +12,22 @@ namespace sfgrpo {
 enum class Normalization : int64_t { joint, per_step, centered, uniform };
 constexpr double kRelativeStdFloor = 1e-6;
 
-// Mean and population variance of what was added.
-struct Moments {
-  double sum = 0, squares = 0;
-  int64_t count = 0;
-
-  double mean() const { return count > 0 ? sum / count : 0.0; }
-  double std() const { return count > 0 ? std::sqrt(squares / count) : 0.0; }
-};
-
-// One prompt's group: N trajectories of T steps.
-struct Group {
+struct GainArgs {
   int64_t trajectories, steps;
-  const double* rewards;  // [N, T + 1]
-  const bool* mask;       // [N, T], or null
-  float* advantages;      // [N, T]
-
-  bool counts(int64_t i, int64_t k) const { return mask == nullptr || mask[i * steps + k]; }
-  double value(Normalization how, int64_t i, int64_t k) const {
-    const double* r = rewards + i * (steps + 1);
-    return how == Normalization::uniform ? r[steps] : r[k + 1] - r[k];
-  }
-  bool enters(Normalization how, int64_t i, int64_t k) const {
-    return how == Normalization::uniform || counts(i, k);
-  }
-
-  void run(Normalization how, double limit) const {
-    double largest = 0;
-    for (int64_t i = 0; i < trajectories * (steps + 1); ++i)
-      largest = std::max(largest, std::abs(rewards[i]));
-    // Two passes: means first, then deviations from them.
-    const bool joint_mean = how == Normalization::joint;
-    const bool joint_std = how == Normalization::joint || how == Normalization::centered;
-    std::vector<Moments> means(steps), spreads(steps);
-    for (int64_t i = 0; i < trajectories; ++i)
-      for (int64_t k = 0; k < steps; ++k)
-        if (enters(how, i, k)) {
-          Moments& m = means[joint_mean ? 0 : k];
-          m.sum += value(how, i, k);
-          ++m.count;
-        }
-    for (int64_t i = 0; i < trajectories; ++i)
-      for (int64_t k = 0; k < steps; ++k)
-        if (enters(how, i, k)) {
-          const double deviation = value(how, i, k) - means[joint_mean ? 0 : k].mean();
-          Moments& m = spreads[joint_std ? 0 : k];
-          m.squares += deviation * deviation;
-          ++m.count;
-        }
-    for (int64_t k = 0; k < steps; ++k) {
-      const double mean = means[joint_mean ? 0 : k].mean(), std = spreads[joint_std ? 0 : k].std();
-      const bool alive = std > kRelativeStdFloor * largest;
-      for (int64_t i = 0; i < trajectories; ++i) {
-        const double advantage = alive ? (value(how, i, k) - mean) / std : 0.0;
-        const double limited = std::clamp(advantage, -limit, limit);
-        advantages[i * steps + k] = counts(i, k) ? static_cast<float>(limited) : 0.0f;
-      }
-    }
-  }
+  Normalization how;
+  double limit;
+  Array rewards;           // [P, N, T + 1]
+  const uint8_t* mask;     // [P, N, T], or null
+  float* advantages;       // [P, N, T]
+  uint8_t* finite;         // [P]: whether all rewards of the prompt are
 };
+
+}  // namespace sfgrpo
+
+#define SFGRPO_FILE "gain_advantages.cpp"
+#include "targets.h"
+
+namespace sfgrpo {
 
 Tensor gain_advantages(const Tensor& rewards, int64_t normalize, const std::optional<Tensor>& mask,
                        std::optional<double> clamp) {
@@ -75,28 +35,33 @@ Tensor gain_advantages(const Tensor& rewards, int64_t normalize, const std::opti
   const int64_t prompts = rewards.size(0), trajectories = rewards.size(1);
   const int64_t steps = rewards.size(2) - 1, gains = trajectories * steps;
   if (steps < 1) fail("rewards: expected at least two states");
-  const std::vector<double> values = numbers("rewards", rewards, rewards.numel());
-  for (const double value : values)
-    if (!std::isfinite(value)) fail("rewards: got a value that is not finite, expected finite rewards");
+  const Operand values("rewards", rewards);
+  const bool f64 = values.array.type == Type::f64;
+  if (!f64 && values.array.type != Type::f32) fail("rewards: expected float32 or float64");
   Tensor dense_mask;
   if (mask) {
     if (mask->scalar_type() != ScalarType::Bool || mask->numel() != prompts * gains)
       fail("mask: expected bool [P, N, T]");
     dense_mask = mask->is_contiguous() ? *mask : torch::stable::contiguous(*mask);
   }
-  const bool* masks = mask ? static_cast<const bool*>(dense_mask.data_ptr()) : nullptr;
   const Tensor advantages =
       torch::stable::new_empty(rewards, {prompts, trajectories, steps}, ScalarType::Float);
-  float* out = static_cast<float*>(advantages.data_ptr());
-  const double limit = clamp ? *clamp : HUGE_VAL;
-  torch::stable::parallel_for(
-      0, prompts, std::max<int64_t>(1, 16384 / std::max<int64_t>(gains, 1)),
-      [&](int64_t begin, int64_t end) {
-        for (int64_t p = begin; p < end; ++p)
-          Group{trajectories, steps, values.data() + p * trajectories * (steps + 1),
-                masks == nullptr ? nullptr : masks + p * gains, out + p * gains}
-              .run(static_cast<Normalization>(normalize), limit);
-      });
+  std::vector<uint8_t> finite(prompts, 1);
+  const GainArgs args{trajectories,
+                      steps,
+                      static_cast<Normalization>(normalize),
+                      clamp ? *clamp : HUGE_VAL,
+                      values.array,
+                      mask ? static_cast<const uint8_t*>(dense_mask.data_ptr()) : nullptr,
+                      static_cast<float*>(advantages.data_ptr()),
+                      finite.data()};
+  const auto kernel =
+      f64 ? SFGRPO_SELECT(gain_advantages<double>) : SFGRPO_SELECT(gain_advantages<float>);
+  torch::stable::parallel_for(0, prompts,
+                              std::max<int64_t>(1, 16384 / std::max<int64_t>(gains, 1)),
+                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+  if (std::find(finite.begin(), finite.end(), 0) != finite.end())
+    fail("rewards: got a value that is not finite, expected finite rewards");
   return advantages;
 }
 
@@ -115,3 +80,151 @@ STABLE_TORCH_LIBRARY_IMPL(sfgrpo, CPU, library) {
   library.impl("gain_advantages", TORCH_BOX(&sfgrpo::gain_advantages));
   library.impl("gain_advantages_", TORCH_BOX(&sfgrpo::gain_advantages_));
 }
+
+#else  // once per instruction set
+
+#include "vec.h"
+
+namespace sfgrpo::SFGRPO_TARGET {
+namespace {
+
+// Per step, over the trajectories of one group.
+struct Columns {
+  std::vector<double> sum, count, centre, square, std;
+  explicit Columns(int64_t steps)
+      : sum(steps), count(steps), centre(steps), square(steps), std(steps) {}
+};
+
+template <class R>
+struct Group {
+  const GainArgs& args;
+  const R* rewards;
+  const uint8_t* mask;
+  bool uniform;
+
+  Group(const GainArgs& args_, int64_t prompt)
+      : args(args_),
+        rewards(static_cast<const R*>(args_.rewards.data) +
+                prompt * args_.trajectories * (args_.steps + 1)),
+        mask(args_.mask == nullptr ? nullptr
+                                   : args_.mask + prompt * args_.trajectories * args_.steps),
+        uniform(args_.how == Normalization::uniform) {}
+
+  // body(step, value, 1 if it enters the statistics and else 0), trajectory by trajectory.
+  template <class Body>
+  void each(int64_t i, Body body) const {
+    const int64_t steps = args.steps;
+    const R* __restrict r = rewards + i * (steps + 1);
+    const uint8_t* __restrict m = mask == nullptr ? nullptr : mask + i * steps;
+    const double final_reward = r[steps];
+    if (uniform) {
+      for (int64_t k = 0; k < steps; ++k) body(k, final_reward, 1.0);
+    } else if (m == nullptr) {
+      for (int64_t k = 0; k < steps; ++k)
+        body(k, static_cast<double>(r[k + 1]) - static_cast<double>(r[k]), 1.0);
+    } else {
+      for (int64_t k = 0; k < steps; ++k)
+        body(k, static_cast<double>(r[k + 1]) - static_cast<double>(r[k]), m[k] ? 1.0 : 0.0);
+    }
+  }
+
+  // The largest |reward|; infinite if one is not finite.
+  double largest() const {
+    double most[8] = {}, spoilt[8] = {};
+    const int64_t count = args.trajectories * (args.steps + 1);
+    const auto look = [&](int64_t lane, double reward) {
+      const double size = std::abs(reward);
+      most[lane] = size > most[lane] ? size : most[lane];
+      spoilt[lane] += reward - reward;  // nan for inf and nan, else 0
+    };
+    int64_t i = 0;
+    for (; i + 8 <= count; i += 8)
+      for (int64_t lane = 0; lane < 8; ++lane) look(lane, rewards[i + lane]);
+    for (; i < count; ++i) look(0, rewards[i]);
+    double result = 0;
+    for (int64_t lane = 0; lane < 8; ++lane) {
+      if (!(spoilt[lane] == 0)) return HUGE_VAL;
+      result = std::max(result, most[lane]);
+    }
+    return result;
+  }
+
+  // Replaces each column's numbers by those of all columns.
+  static void pool(std::vector<double>& columns) {
+    double total = 0;
+    for (const double value : columns) total += value;
+    std::fill(columns.begin(), columns.end(), total);
+  }
+
+  void statistics(Columns& c) const {
+    const bool joint = args.how == Normalization::joint;
+    double* __restrict sum = c.sum.data();
+    double* __restrict count = c.count.data();
+    double* __restrict square = c.square.data();
+    double* __restrict centre = c.centre.data();
+    std::fill(c.sum.begin(), c.sum.end(), 0.0);
+    std::fill(c.count.begin(), c.count.end(), 0.0);
+    std::fill(c.square.begin(), c.square.end(), 0.0);
+    for (int64_t i = 0; i < args.trajectories; ++i)
+      each(i, [&](int64_t k, double value, double enters) {
+        sum[k] += enters * value;
+        count[k] += enters;
+      });
+    if (joint) {
+      pool(c.sum);
+      pool(c.count);
+    }
+    for (int64_t k = 0; k < args.steps; ++k) centre[k] = sum[k] / std::max(count[k], 1.0);
+    for (int64_t i = 0; i < args.trajectories; ++i)
+      each(i, [&](int64_t k, double value, double enters) {
+        const double deviation = value - centre[k];
+        square[k] += enters * deviation * deviation;
+      });
+    if (joint || args.how == Normalization::centered) {
+      pool(c.square);
+      if (!joint) pool(c.count);
+    }
+    for (int64_t k = 0; k < args.steps; ++k)
+      c.std[k] = std::sqrt(square[k] / std::max(count[k], 1.0));
+  }
+
+  void write(Columns& c, double largest_reward, float* out) const {
+    // A column without signal gets 0: its values are multiplied away.
+    double* __restrict alive = c.count.data();
+    double* __restrict divisor = c.std.data();
+    const double* __restrict centre = c.centre.data();
+    for (int64_t k = 0; k < args.steps; ++k) {
+      alive[k] = divisor[k] > kRelativeStdFloor * largest_reward ? 1.0 : 0.0;
+      if (alive[k] == 0) divisor[k] = 1.0;
+    }
+    const double limit = args.limit;
+    for (int64_t i = 0; i < args.trajectories; ++i) {
+      float* __restrict row = out + i * args.steps;
+      each(i, [&](int64_t k, double value, double) {
+        const double advantage = alive[k] * (value - centre[k]) / divisor[k];
+        const double above = advantage < -limit ? -limit : advantage;
+        row[k] = static_cast<float>(above > limit ? limit : above) + 0.0f;  // no -0
+      });
+      if (mask != nullptr)
+        for (int64_t k = 0; k < args.steps; ++k)
+          row[k] = mask[i * args.steps + k] ? row[k] : 0.0f;
+    }
+  }
+};
+
+template <class R>
+void gain_advantages(const GainArgs& args, int64_t first, int64_t last) {
+  Columns columns(args.steps);
+  for (int64_t prompt = first; prompt < last; ++prompt) {
+    const Group<R> group(args, prompt);
+    const double largest = group.largest();
+    args.finite[prompt] = largest < HUGE_VAL;
+    group.statistics(columns);
+    group.write(columns, largest, args.advantages + prompt * args.trajectories * args.steps);
+  }
+}
+
+}  // namespace
+}  // namespace sfgrpo::SFGRPO_TARGET
+
+#endif
