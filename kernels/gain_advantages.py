@@ -41,18 +41,18 @@ def load_values(
 ):  # fmt: skip
     """Values to standardise, whether they enter the statistics, whether they exist."""
     row = (first_row + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-    col = (first_col + tl.arange(0, COLS))[None, :]
+    col = (first_col + tl.arange(0, COLS)).to(tl.int64)[None, :]
     exists = (row < trajectories) & (col < steps)
     start = row * (steps + 1)
     counts = exists
     if NORMALIZE == UNIFORM:
         # Taken from the first trajectory's, so that large rewards with small differences keep
         # their digits; a common shift changes no advantage.
-        final = tl.load(rewards_ptr + start + steps + col * 0, mask=exists, other=0.0)
+        final = tl.load(rewards_ptr + (start + steps + col * 0), mask=exists, other=0.0)
         difference = final - tl.load(rewards_ptr + steps)
     else:
-        after = tl.load(rewards_ptr + start + col + 1, mask=exists, other=0.0)
-        difference = after - tl.load(rewards_ptr + start + col, mask=exists, other=0.0)
+        after = tl.load(rewards_ptr + (start + col + 1), mask=exists, other=0.0)
+        difference = after - tl.load(rewards_ptr + (start + col), mask=exists, other=0.0)
         counts = unmasked(mask, row, col, exists)
     return difference.to(tl.float32), counts, exists
 
@@ -184,7 +184,7 @@ def write_advantages(
             rewards_ptr, mask, first_row, first_col, trajectories, steps, NORMALIZE, ROWS, COLS
         )
         row = (first_row + tl.arange(0, ROWS)).to(tl.int64)[:, None]
-        col = (first_col + tl.arange(0, COLS))[None, :]
+        col = (first_col + tl.arange(0, COLS)).to(tl.int64)[None, :]
         advantage = (values - mean[None, :]) / safe_std
         advantage = tl.minimum(tl.maximum(advantage, -clamp), clamp)
         # "uniform" keeps masked steps in its statistics, not in its result.

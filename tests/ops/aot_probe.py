@@ -1,7 +1,6 @@
-"""Compiles the noise arithmetic, up to the square root, and counts fused multiply-adds.
+"""What test_aot_compile.py wants to know of compiled kernels, as JSON.
 
-Run by test_aot_compile.py in a process where Triton compiles instead of interpreting. The square
-root itself is left out: on AMD a correctly rounded one is made of fused instructions, on purpose.
+Run in a process where Triton compiles instead of interpreting.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import triton
 import triton.language as tl
 from triton.compiler import ASTSource
 
-from sfgrpo.kernels.aot import TARGETS
+from sfgrpo.kernels.aot import TARGETS, compile_example, examples, record
 from sfgrpo.kernels.philox import cos_sin_turns, log_positive, uniform
 
 
@@ -32,7 +31,10 @@ def noise_arithmetic(words_ptr, out_ptr, scale, N: tl.constexpr):
 
 
 def fused(target: str, *, allowed: bool) -> int:
-    """Fused floating-point multiply-adds in the assembly."""
+    """Fused floating-point multiply-adds in the assembly of the noise, up to the square root.
+
+    That is left out: on AMD a correctly rounded one is made of fused instructions, on purpose.
+    """
     source = ASTSource(
         noise_arithmetic,
         {"words_ptr": "*i32", "out_ptr": "*fp32", "scale": "fp32", "N": "constexpr"},
@@ -47,5 +49,28 @@ def fused(target: str, *, allowed: bool) -> int:
     return len(re.findall(r"\bv_(?:pk_)?(?:fma|fmac|mad|mac)_\w*f32\b", compiled.asm["amdgcn"]))
 
 
+def addresses() -> dict[str, list[str]]:
+    """Integer types of the offsets added to pointers of whole tiles, by kernel."""
+    found: dict[str, set[str]] = {}
+    for call in examples().values():
+        for launch in record(call):
+            options = dict(launch.options)
+            compiled = triton.compile(launch.source(), target=TARGETS["sm_90"], options=options)
+            types = re.findall(r"tt\.addptr .* tensor<\d+x\d+x(i\d+)>", compiled.asm["ttir"])
+            found.setdefault(launch.kernel.fn.__name__, set()).update(types)
+    return {kernel: sorted(types) for kernel, types in found.items()}
+
+
+def finishing(target: str) -> str:
+    """Assembly of a kernel whose rows span several programs."""
+    (usage,) = compile_example("sde_logprob: 16x64x64", target)
+    return usage.assembly
+
+
 if __name__ == "__main__":
-    json.dump({t: [fused(t, allowed=a) for a in (False, True)] for t in TARGETS}, sys.stdout)
+    report = {
+        "fused": {t: [fused(t, allowed=a) for a in (False, True)] for t in TARGETS},
+        "addresses": addresses(),
+        "finishing": {t: finishing(t) for t in TARGETS},
+    }
+    json.dump(report, sys.stdout)

@@ -1,12 +1,16 @@
 """Runs the ops as users call them, on this machine's accelerator, against the references.
 
 `python -m tests.ops.device_check` checks the compiled kernels on a real GPU (which the test suite
-cannot do in its own process, since it interprets Triton); without a GPU it checks the CPU's.
+cannot do in its own process, since it interprets Triton) and prints one line per check; without a
+GPU it checks the CPU's kernels and skips what only a GPU can show. `device_graph.py` holds those.
 """
 
 from __future__ import annotations
 
 import sys
+import traceback
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,6 +21,7 @@ from sfgrpo.ops.philox import philox_normal_reference
 from sfgrpo.ops.policy_loss import policy_loss_reference
 from sfgrpo.ops.sde_logprob import sde_logprob_reference
 from sfgrpo.ops.tweedie import tweedie_reference
+from tests.ops import device_graph
 from tests.ops.triton_support import coefficients, double, logp_error, residual_error, rows
 
 BATCH = 6
@@ -28,7 +33,7 @@ def _noise(device: torch.device, row_elements: int) -> bool:
     got = ops.philox_normal(
         (row_elements,), seed=2**40 + 17, sample_ids=ids.to(device), step_ids=steps.to(device)
     )
-    exact = philox_normal_reference(row_elements, 2**40 + 17, ids, steps, torch.float32)
+    exact = philox_normal_reference(row_elements, 2**40 + 17, ids, 0, steps, torch.float32)
     return torch.equal(got.cpu().view(torch.int32), exact.view(torch.int32))
 
 
@@ -46,10 +51,10 @@ def _step(device: torch.device, row_elements: int) -> bool:
         x.to(device), v.to(device), coef.to(device), seed=3, sample_ids=ids, step_ids=4
     )
     residual, bound = residual_error(x, v, x_next.cpu(), coef, None, 1.0)
-    noise = philox_normal_reference(row_elements, 3, ids.cpu(), ids.cpu() * 0 + 4, torch.float32)
+    noise = philox_normal_reference(row_elements, 3, ids.cpu(), 4, None, torch.float32)
     step_error = (residual - coef[:, 2:3].double() * noise).abs()
-    logp_exact = sde_logprob_reference(*double(x, v, x_next.cpu(), coef, None, 1.0, True))
-    x0_exact = tweedie_reference(*double(x, v, coef[:, 3].contiguous()))
+    logp_exact, _ = sde_logprob_reference(*double(x, v, x_next.cpu(), coef, None, 1.0, True, False))
+    x0_exact = tweedie_reference(*double(x, v, coef[:, 3], 0.0))
     return bool(
         (step_error <= bound).all()
         and ((x0_hat.cpu() - x0_exact).abs() <= bound + 8e-7 * v.abs()).all()
@@ -60,7 +65,8 @@ def _step(device: torch.device, row_elements: int) -> bool:
 def _gradient(device: torch.device, row_elements: int) -> bool:
     x, v, x_next, coef = _latents(row_elements)
     v_uncond, v_ref = rows(BATCH, row_elements, seed=5), rows(BATCH, row_elements, seed=6)
-    logp_old = sde_logprob_reference(*double(x, v, x_next, coef, v_uncond, 1.5, True)).float()
+    score = double(x, v, x_next, coef, v_uncond, 1.5, True, False)
+    logp_old = sde_logprob_reference(*score)[0].float()
     advantages = torch.linspace(-1, 1, BATCH)
     leaves = [tensor.to(device).detach().requires_grad_() for tensor in (v, v_uncond)]
     loss = ops.policy_loss(
@@ -75,7 +81,7 @@ def _gradient(device: torch.device, row_elements: int) -> bool:
     )
     exact, _, _ = policy_loss_reference(
         x, exact_leaves[0], x_next, coef, logp_old, advantages, exact_leaves[1], 1.5, v_ref,
-        0.2, 0.2, 0.04, None, None,
+        0.2, 0.2, 0.04, None, None, False,
     )  # fmt: skip
     exact.backward()
     close = bool((loss.cpu() - exact).abs() <= 1e-4 * exact.abs() + 1e-4)
@@ -98,19 +104,56 @@ def _credit(device: torch.device) -> bool:
     return close
 
 
+def _in_place(device: torch.device, row_elements: int) -> bool:
+    """The ops in place have the bits of those that allocate."""
+    x, v, x_next, coef = (tensor.to(device) for tensor in _latents(row_elements))
+    noise = {"seed": 3, "sample_ids": torch.arange(BATCH, device=device), "step_ids": 4}
+    want = ops.sde_step(x, v, coef, **noise)
+    clean = ops.tweedie(x, v.float(), 0.3)
+    same = torch.equal(clean, ops.tweedie_(x, v.float(), 0.3))
+    row = torch.ones(BATCH, device=device)
+    grads = []
+    for reuse_v in (False, True):
+        leaf = v.clone().requires_grad_()
+        loss, _ = ops.policy_loss(x, leaf, x_next, coef, row, row, reuse_v=reuse_v)
+        grads += torch.autograd.grad(loss, leaf)
+    got = ops.sde_step_(x, v, coef, **noise)
+    return same and torch.equal(*grads) and all(map(torch.equal, got, want))
+
+
+def _passes(check: Callable[[], bool | None]) -> bool:
+    try:
+        return check() is not False
+    except Exception:
+        traceback.print_exc()
+        return False
+
+
 def main() -> int:
     available = torch.accelerator.is_available()
     accelerator = torch.accelerator.current_accelerator() if available else None
     device = accelerator or torch.device("cpu")
-    print(f"device {device}")
-    results = {"advantages": _credit(device)}
-    for row_elements in SIZES:
-        results[f"noise bits, D = {row_elements}"] = _noise(device, row_elements)
-        results[f"step, D = {row_elements}"] = _step(device, row_elements)
-        results[f"loss and gradient, D = {row_elements}"] = _gradient(device, row_elements)
-    for name, good in results.items():
-        print(f"{'ok' if good else 'WRONG':6} {name}")
-    return 0 if all(results.values()) else 1
+    print(f"device {device}, torch {torch.__version__}")
+    checks: dict[str, Callable[[], bool | None]] = {"advantages": partial(_credit, device)}
+    for size in SIZES:
+        checks[f"noise bits, D = {size}"] = partial(_noise, device, size)
+        checks[f"step, D = {size}"] = partial(_step, device, size)
+        checks[f"loss and gradient, D = {size}"] = partial(_gradient, device, size)
+        checks[f"in place, D = {size}"] = partial(_in_place, device, size)
+    skipped = []
+    for name, (check, memory) in device_graph.CHECKS.items():
+        if device.type == "cuda" and torch.cuda.mem_get_info()[0] >= memory:
+            checks[name] = partial(check, device)
+        else:
+            skipped.append(name)
+    wrong = 0
+    for name, check in checks.items():
+        good = _passes(check)
+        wrong += not good
+        print(f"{'ok' if good else 'WRONG':8} {name}", flush=True)
+    for name in skipped:
+        print(f"{'skipped':8} {name}")
+    return min(wrong, 1)
 
 
 if __name__ == "__main__":

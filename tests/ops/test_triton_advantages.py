@@ -26,11 +26,11 @@ def _advantage_error(exact: Tensor) -> Tensor:
 @pytest.mark.parametrize("normalize", range(4), ids=NORMALIZATIONS)
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(
-    ("trajectories", "steps"), [(1, 1), (2, 1), (1, 5), (24, 10), (3, 70), (150, 9), (40, 65)]
+    ("trajectories", "steps"), [(1, 1), (2, 1), (1, 5), (24, 10), (70, 9), (18, 65)]
 )
 def test_advantages(trajectories: int, steps: int, masked: bool, normalize: int) -> None:
-    rewards = _rewards(3, trajectories, steps)
-    mask = torch.rand(3, trajectories, steps) < 0.7 if masked else None
+    rewards = _rewards(2, trajectories, steps)
+    mask = torch.rand(2, trajectories, steps) < 0.7 if masked else None
     got = interpret(gain_advantages, rewards, normalize, mask, 1.5)
     exact = gain_advantages_reference(rewards, normalize, mask, 1.5)
     assert got.dtype == torch.float32

@@ -148,7 +148,7 @@ def test_loss_backward_against_float64(
 def test_rows_of_many_chunks_and_a_loss_of_many_rows() -> None:
     """The loops over shares, rows and groups, which sizes that suit a test never enter."""
     small = LaunchParameters(tile_elements=16)
-    arguments = _loss_arguments(1000)
+    arguments = _loss_arguments(300)
     latents = (*arguments[:4], *arguments[6:8])
     many = _many_rows(50)
     with mock.patch.object(common, "LAUNCH", small):

@@ -48,7 +48,7 @@ def _step_arguments(
 
 
 def _check_step(arguments: tuple[Any, ...]) -> None:
-    everything = (*arguments, True, True)
+    everything: tuple[Any, ...] = (*arguments, True, True)
     x_next, logp, x0_hat, mean = interpret(sde_step, *everything)
     expected, _, expected_x0, expected_mean = sde_step_reference(*everything)
     assert torch.equal(x_next, expected)
@@ -80,7 +80,7 @@ def test_step_in_every_dtype_and_form(
 @pytest.mark.parametrize("with_x0", [False, True])
 def test_every_form_of_the_step_has_the_same_bits(row_elements: int, with_x0: bool) -> None:
     arguments = _step_arguments(row_elements, (F32, BF16), guided=True, given=False)
-    everything = (*arguments, True, True)
+    everything: tuple[Any, ...] = (*arguments, True, True)
     x_next, logp, x0_hat, mean = interpret(sde_step, *everything)
     less, logp_less, x0_less, mean_less = interpret(sde_step, *arguments, with_x0, False)
     x = arguments[0].clone()
@@ -167,7 +167,7 @@ def test_logprob_against_float64(
     row_elements: int, dtypes: tuple[torch.dtype, torch.dtype], guided: bool, mean_reduction: bool
 ) -> None:
     latents = _density_arguments(row_elements, dtypes, guided=guided)
-    arguments = (*latents, mean_reduction, True)
+    arguments: tuple[Any, ...] = (*latents, mean_reduction, True)
     logp, mean = interpret(sde_logprob, *arguments)
     exact, _ = sde_logprob_reference(*double(*arguments))
     assert torch.equal(mean, sde_logprob_reference(*arguments)[1])
