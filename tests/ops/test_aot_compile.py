@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sfgrpo.kernels.aot import TARGETS, examples
+from sfgrpo.kernels.aot import TARGETS, examples, main
 from sfgrpo.ops._backends import LAUNCHERS
 
 ROOT = Path(__file__).parents[2]
@@ -37,13 +37,9 @@ class Row:
     spilled: int
 
 
-def _run(
-    cache: Path, *arguments: str, interpreted: bool = False
-) -> subprocess.CompletedProcess[str]:
+def _run(cache: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
-    if interpreted:
-        environment["TRITON_INTERPRET"] = "1"
     return subprocess.run(
         [sys.executable, *arguments],
         env=environment,
@@ -150,10 +146,8 @@ def test_a_share_is_written_back_and_stale_lines_are_dropped_on_amd(probe: dict[
     assert order.search(probe["finishing"]["gfx942"])
 
 
-def test_unknown_target_and_interpreter_are_explained(tmp_path: Path) -> None:
-    done = _run(tmp_path, "-m", "sfgrpo.kernels.aot", "sm_1")
-    assert done.returncode == 2
-    assert "unknown target sm_1; known: sm_80" in done.stderr
-    done = _run(tmp_path, "-m", "sfgrpo.kernels.aot", "sm_80", interpreted=True)
-    assert done.returncode == 1
-    assert "TRITON_INTERPRET" in done.stderr
+def test_unknown_target_and_interpreter_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sm_1"]) == 2
+    assert "unknown target sm_1; known: sm_80" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
+        main(["sm_80"])
