@@ -13,12 +13,16 @@ constexpr uint64_t kMultiplier0 = 0xD2511F53u, kMultiplier1 = 0xCD9E8D57u;
 // the element: there the step and the sample meet constants only.  Keys and words stand in 64-bit
 // lanes, ready to be broadcast from memory.
 struct NoiseRow {
+  int64_t row = -1;
   uint64_t key0[10], key1[10];
   uint64_t last_keys;                        // both of round 10, side by side
   uint64_t first_c2;                         // round 1: c2 = hi(M0 element) ^ this
   uint64_t second_c0, second_c2, second_c3;  // round 2: c0 = hi(M1 c2) ^ , c2 = lo(M0 element) ^
 
-  NoiseRow(const NoiseIds& ids, int64_t row) {
+  // For all blocks of a row; where the row has not changed there is nothing to do.
+  void move_to(const NoiseIds& ids, int64_t row_) {
+    if (row == row_) return;
+    row = row_;
     const uint64_t sample = static_cast<uint64_t>(ids.sample_ids[row]);
     const uint32_t step =
         ids.step_ids == nullptr ? ids.step : static_cast<uint32_t>(ids.step_ids[row]);

@@ -43,9 +43,10 @@ namespace {
 
 void philox_normal(const NormalArgs& args, int64_t first, int64_t last) {
   alignas(64) float normals[kBlock];
+  NoiseRow row;
   for (int64_t task = first; task < last; ++task) {
     const Block block(args.shape, task);
-    const NoiseRow row(args.ids, block.row);
+    row.move_to(args.ids, block.row);
     fill_normals(row, block.offset, block.count, normals);
     if (args.out.type == Type::f64) {
       double* __restrict out = static_cast<double*>(args.out.data) + block.begin;

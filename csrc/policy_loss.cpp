@@ -193,7 +193,7 @@ namespace {
 
 template <class T>
 void policy_loss(const PolicyArgs& args, int64_t first, int64_t last) {
-  alignas(64) T x_buffer[kBlock], v_buffer[kBlock], uncond_buffer[kBlock], mean[kBlock];
+  alignas(64) T x_buffer[kBlock], v_buffer[kBlock], uncond_buffer[kBlock], next_buffer[kBlock];
   for (int64_t task = first; task < last; ++task) {
     const Block block(args.shape, task);
     const int64_t begin = block.begin;
@@ -201,18 +201,28 @@ void policy_loss(const PolicyArgs& args, int64_t first, int64_t last) {
     const T* v =
         velocity(args.v, args.v_uncond, args.guidance, begin, count, v_buffer, uncond_buffer);
     const T* x = load(args.x, begin, count, x_buffer);
-    transition_mean(args.coef[block.row], x, v, count, mean);
-    const T* x_next = load(args.x_next, begin, count, x_buffer);
-    args.residual_sums[task] = square_distance(x_next, mean, count);
+    const T* x_next = load(args.x_next, begin, count, next_buffer);
+    args.residual_sums[task] = residual_square(args.coef[block.row], x, v, x_next, count);
     if (args.v_ref.data != nullptr)
       args.kl_sums[task] =
           square_distance(v, load(args.v_ref, begin, count, uncond_buffer), count);
   }
 }
 
+// g1 (x_next - a x - b v) + g2 (v - v_ref); may take the place of v.
+template <class T>
+void loss_gradient(const Coefficients& coef, const T* x, const T* v, const T* x_next,
+                   const T* v_ref, int count, const double* back, T* grad) {
+  const T a = static_cast<T>(coef.a), b = static_cast<T>(coef.b);
+  const T g1 = static_cast<T>(back[0]), g2 = static_cast<T>(back[1]);
+  SFGRPO_IN_PLACE for (int i = 0; i < count; ++i)
+    grad[i] = g1 * (x_next[i] - (a * x[i] + b * v[i])) + g2 * (v[i] - v_ref[i]);
+}
+
 template <class T>
 void policy_loss_backward(const PolicyArgs& args, int64_t first, int64_t last) {
-  alignas(64) T x_buffer[kBlock], v_buffer[kBlock], uncond_buffer[kBlock], grad[kBlock];
+  alignas(64) T x_buffer[kBlock], v_buffer[kBlock], uncond_buffer[kBlock], next_buffer[kBlock];
+  alignas(64) T ref_buffer[kBlock], grad_buffer[kBlock];
   for (int64_t task = first; task < last; ++task) {
     const Block block(args.shape, task);
     const int64_t begin = block.begin;
@@ -220,18 +230,22 @@ void policy_loss_backward(const PolicyArgs& args, int64_t first, int64_t last) {
     const T* v =
         velocity(args.v, args.v_uncond, args.guidance, begin, count, v_buffer, uncond_buffer);
     const T* x = load(args.x, begin, count, x_buffer);
-    transition_mean(args.coef[block.row], x, v, count, grad);
-    const T* x_next = load(args.x_next, begin, count, x_buffer);
-    const T g1 = static_cast<T>(args.back[2 * block.row]);
-    const T g2 = static_cast<T>(args.back[2 * block.row + 1]);
-    for (int i = 0; i < count; ++i) grad[i] = g1 * (x_next[i] - grad[i]);
-    if (args.v_ref.data != nullptr) {
-      const T* v_ref = load(args.v_ref, begin, count, uncond_buffer);
-      for (int i = 0; i < count; ++i) grad[i] += g2 * (v[i] - v_ref[i]);
+    const T* x_next = load(args.x_next, begin, count, next_buffer);
+    const bool guided = args.v_uncond.data != nullptr;
+    T* grad = guided ? grad_buffer : target(args.grad_v, begin, grad_buffer);
+    const double* back = args.back + 2 * block.row;
+    if (args.v_ref.data == nullptr) {
+      scaled_residual(args.coef[block.row], x, v, x_next, count, back[0], grad);
+    } else {
+      const T* v_ref = load(args.v_ref, begin, count, ref_buffer);
+      loss_gradient(args.coef[block.row], x, v, x_next, v_ref, count, back, grad);
     }
-    const double w = args.v_uncond.data == nullptr ? 1.0 : args.guidance;
-    store_scaled(args.grad_v, begin, count, w, grad, x_buffer);
-    store_scaled(args.grad_v_uncond, begin, count, 1.0 - w, grad, x_buffer);
+    if (guided) {
+      store_scaled(args.grad_v, begin, count, args.guidance, grad, x_buffer);
+      store_scaled(args.grad_v_uncond, begin, count, 1.0 - args.guidance, grad, x_buffer);
+    } else {
+      store(args.grad_v, begin, count, grad);
+    }
   }
 }
 

@@ -121,23 +121,24 @@ namespace {
 template <class T>
 void sde_logprob(const LogprobArgs& args, int64_t first, int64_t last) {
   alignas(64) T x_buffer[kBlock], v_buffer[kBlock], uncond_buffer[kBlock];
-  alignas(64) T mean_buffer[kBlock];
+  alignas(64) T next_buffer[kBlock], mean_buffer[kBlock];
   for (int64_t task = first; task < last; ++task) {
     const Block block(args.shape, task);
     const T* v = velocity(args.v, args.v_uncond, args.guidance, block.begin, block.count, v_buffer,
                           uncond_buffer);
     const T* x = load(args.x, block.begin, block.count, x_buffer);
-    T* mean =
-        args.mean.data == nullptr ? mean_buffer : target(args.mean, block.begin, mean_buffer);
-    transition_mean(args.coef[block.row], x, v, block.count, mean);
-    const T* x_next = load(args.x_next, block.begin, block.count, x_buffer);
-    args.square_sums[task] = square_distance(x_next, mean, block.count);
+    const T* x_next = load(args.x_next, block.begin, block.count, next_buffer);
+    const Coefficients& coef = args.coef[block.row];
+    args.square_sums[task] = residual_square(coef, x, v, x_next, block.count);
+    if (args.mean.data != nullptr)  // in the dtype of the arithmetic
+      transition_mean(coef, x, v, block.count, target(args.mean, block.begin, mean_buffer));
   }
 }
 
 template <class T>
 void sde_logprob_backward(const LogprobArgs& args, int64_t first, int64_t last) {
-  alignas(64) T x_buffer[kBlock], v_buffer[kBlock], uncond_buffer[kBlock], grad[kBlock];
+  alignas(64) T x_buffer[kBlock], v_buffer[kBlock], uncond_buffer[kBlock];
+  alignas(64) T next_buffer[kBlock], grad[kBlock];
   for (int64_t task = first; task < last; ++task) {
     const Block block(args.shape, task);
     const Coefficients& coef = args.coef[block.row];
@@ -146,10 +147,8 @@ void sde_logprob_backward(const LogprobArgs& args, int64_t first, int64_t last) 
     const T* v =
         velocity(args.v, args.v_uncond, args.guidance, begin, count, v_buffer, uncond_buffer);
     const T* x = load(args.x, begin, count, x_buffer);
-    transition_mean(coef, x, v, count, grad);
-    const T* x_next = load(args.x_next, begin, count, x_buffer);
-    const T scale = static_cast<T>(args.scale[block.row]);
-    for (int i = 0; i < count; ++i) grad[i] = scale * (x_next[i] - grad[i]);
+    const T* x_next = load(args.x_next, begin, count, next_buffer);
+    scaled_residual(coef, x, v, x_next, count, args.scale[block.row], grad);
     const double w = args.v_uncond.data == nullptr ? 1.0 : args.guidance;
     store_scaled(args.grad_x_next, begin, count, -1.0, grad, x_buffer);
     if (args.grad_mean.data != nullptr) {

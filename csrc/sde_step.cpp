@@ -125,9 +125,10 @@ double move(const T* x, const T* v, const T* eps, int count, const Coefficients&
 }
 
 template <class T>
-const T* noise_block(const StepArgs& args, const Block& block, float* normals, T* scratch) {
+const T* noise_block(const StepArgs& args, const Block& block, NoiseRow& row, float* normals,
+                     T* scratch) {
   if (args.noise.data != nullptr) return load(args.noise, block.begin, block.count, scratch);
-  const NoiseRow row(args.ids, block.row);
+  row.move_to(args.ids, block.row);
   Lookahead ahead;
   ahead.add(args.x, block.begin);
   ahead.add(args.v, block.begin);
@@ -142,13 +143,14 @@ void sde_step(const StepArgs& args, int64_t first, int64_t last) {
   alignas(64) float normals[kBlock];
   alignas(64) T x_buffer[kBlock], v_buffer[kBlock], uncond_buffer[kBlock], noise_buffer[kBlock];
   alignas(64) T mean_buffer[kBlock], next_buffer[kBlock];
+  NoiseRow row;
   for (int64_t task = first; task < last; ++task) {
     const Block block(args.shape, task);
     const int64_t begin = block.begin;
     const int count = block.count;
     const Coefficients& coef = args.coef[block.row];
     const bool noisy = coef.n > 0, rounded = args.x_next.type != kType<T>;
-    const T* eps = noisy ? noise_block(args, block, normals, noise_buffer) : nullptr;
+    const T* eps = noisy ? noise_block(args, block, row, normals, noise_buffer) : nullptr;
     const T* x = load(args.x, begin, count, x_buffer);
     const T* v =
         velocity(args.v, args.v_uncond, args.guidance, begin, count, v_buffer, uncond_buffer);

@@ -221,6 +221,34 @@ inline void transition_mean(const Coefficients& coef, const T* x, const T* v, in
   SFGRPO_IN_PLACE for (int i = 0; i < count; ++i) mean[i] = a * x[i] + b * v[i];
 }
 
+// Sum of (x_next - a x - b v)^2 of one block.
+template <class T>
+inline double residual_square(const Coefficients& coef, const T* x, const T* v, const T* x_next,
+                              int count) {
+  using Sum = LaneSum<T>;
+  const T a = static_cast<T>(coef.a), b = static_cast<T>(coef.b);
+  Sum sum;
+  int i = 0;
+  for (; i + 16 <= count; i += 16)
+    for (int j = 0; j < Sum::kVecs; ++j) {
+      const int k = i + j * Sum::kLanes;
+      sum.add_square(j, Sum::at(x_next + k) - (a * Sum::at(x + k) + b * Sum::at(v + k)));
+    }
+  T trailing[16];
+  for (int k = 0; i + k < count; ++k)
+    trailing[k] = x_next[i + k] - (a * x[i + k] + b * v[i + k]);
+  return sum.total(trailing, count - i);
+}
+
+// factor * (x_next - a x - b v); may take the place of any of them.
+template <class T>
+inline void scaled_residual(const Coefficients& coef, const T* x, const T* v, const T* x_next,
+                            int count, double factor, T* out) {
+  const T a = static_cast<T>(coef.a), b = static_cast<T>(coef.b), scale = static_cast<T>(factor);
+  SFGRPO_IN_PLACE for (int i = 0; i < count; ++i)
+    out[i] = scale * (x_next[i] - (a * x[i] + b * v[i]));
+}
+
 // Clean estimate x - t v; may take the place of either.
 template <class T>
 inline void clean(const T* x, const T* v, int count, double time, T* x0_hat) {
