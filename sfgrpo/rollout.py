@@ -12,7 +12,7 @@ Randomness depends on (seed, sample id, step, element) alone, never on batch siz
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,9 @@ class VelocityField:
 
     batch_size: int
     """Rows of one forward (twice as many go through the network under guidance)."""
+    pace: Callable[[int], int] | None = None
+    """From this rank's number of batches to that of the rank that has most, where a forward waits
+    for all ranks; None where it does not."""
 
     def __call__(self, x: Tensor, t: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor | None]:
         """Conditional and unconditional velocity at `x [B, ...]`, `t [B]`, prompts `[B]`.
@@ -61,8 +64,20 @@ class VelocityField:
     def batched(self, x: Tensor, t: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor | None]:
         """The same for any number of rows, `batch_size` at a time."""
         parts = [self(x[r], t[r], prompt[r]) for r in batches(len(x), self.batch_size)]
+        self.keep_pace(x, t, prompt, forwards=1)
         unconditional = [u for _, u in parts if u is not None]
         return torch.cat([v for v, _ in parts]), torch.cat(unconditional) if unconditional else None
+
+    def keep_pace(self, x: Tensor, t: Tensor, prompt: Tensor, *, forwards: int) -> None:
+        """After all batches of these rows: join the forwards of ranks that have more batches.
+
+        `forwards` is the number of forwards a batch takes. What they compute is thrown away.
+        """
+        if self.pace is None:
+            return
+        batches_here = -(-len(x) // self.batch_size)
+        for _ in range((self.pace(batches_here) - batches_here) * forwards):
+            self(x[:1], t[:1], prompt[:1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,3 +237,7 @@ def clean_estimates(
                 t = t - dt
             x = torch.cat([estimate, x[unfinished:]])
         yield rows, x
+    above = slice(states.unfinished)
+    field.keep_pace(
+        states.x_U[above], states.t_U[above], states.prompt_U[above], forwards=substeps - 1
+    )
