@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sfgrpo import credit, sde
 from sfgrpo.names import unknown_name
@@ -118,6 +126,12 @@ class Train(Section):
     """Optimiser steps an iteration's rows are split over, each row used once."""
     micro_batch_size: int = Field(default=96, ge=1)
     """Rows of one forward and backward; gradients accumulate over micro-batches."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, the same
+    gradients."""
+    loss_scale: Literal["dynamic"] | PositiveFloat = "dynamic"
+    """fp16: what the loss is multiplied with so that small gradients survive; "dynamic" halves it
+    on overflow (that optimiser step is skipped) and doubles it after 1000 good steps."""
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
     """Decay per optimiser step of the averaged weights that are evaluated; 0 switches it off."""
 
@@ -143,8 +157,23 @@ class Checkpoint(Section):
 
 
 class Deepspeed(Section):
-    zero_stage: Literal[0, 1, 2] = 0
-    """What is sharded over ranks: 1 optimiser state, 2 also gradients."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """What is sharded over ranks: 1 optimiser state, 2 also gradients, 3 also parameters. bf16 and
+    fp16 run at least stage 1 (see `sfgrpo.engine`)."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """Where the optimiser's state lies and its steps are computed; "cpu" from stage 1 on."""
+    offload_parameters: Literal["none", "cpu"] = "none"
+    """Where parameters wait until a layer runs; "cpu" at stage 3."""
+    gather_for_sampling: Literal["auto", "rollout", "layer"] = "auto"
+    """At stage 3: gather all parameters once for a rollout, or each layer whenever it runs; "auto"
+    gathers once if that takes at most half of the free memory."""
+
+    @model_validator(mode="after")
+    def _needs_its_stage(self) -> Deepspeed:
+        for key, stage in (("offload_optimizer", 1), ("offload_parameters", 3)):
+            if getattr(self, key) == "cpu" and self.zero_stage < stage:
+                raise ValueError(f"{key}: cpu needs zero_stage {stage} or more")
+        return self
 
 
 class Recipe(Section):

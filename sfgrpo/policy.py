@@ -3,37 +3,37 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from typing import Protocol
 
 import torch
 from peft import LoraConfig
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sfgrpo.config import Lora
+from sfgrpo import engine
+from sfgrpo.config import Recipe
 
 
 class Policy:
     """A transformer under training.
 
     With LoRA the reference policy is the same network with its adapters switched off; with full
-    weights it is a frozen copy.
+    weights it is a frozen copy, sharded if the policy is.
     """
 
-    def __init__(
-        self, transformer: nn.Module, lora: Lora | None, targets: tuple[str, ...], *, seed: int
-    ) -> None:
+    def __init__(self, transformer: nn.Module, recipe: Recipe, targets: tuple[str, ...]) -> None:
         self.network = transformer
-        self.lora = lora
+        self.lora = lora = recipe.lora
         if lora is None:
-            self._reference = copy.deepcopy(transformer).requires_grad_(False).eval()
+            if recipe.train.beta:
+                start = copy.deepcopy(transformer).requires_grad_(False).eval()
+                self._reference = engine.frozen(start, recipe)
             transformer.requires_grad_(True)
         else:
             transformer.requires_grad_(False)
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)  # LoRA's A matrices: the same on every rank
+                torch.manual_seed(recipe.run.seed)  # LoRA's A matrices: the same on every rank
                 transformer.add_adapter(  # pyright: ignore[reportCallIssue]
                     LoraConfig(
                         r=lora.rank,
@@ -42,6 +42,10 @@ class Policy:
                         target_modules=list(targets),
                     )
                 )
+
+    def checkpoint_gradients(self) -> None:
+        """Let the backward pass compute activations again instead of keeping them."""
+        self.network.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
 
     @contextmanager
     def reference(self) -> Iterator[nn.Module]:
@@ -56,45 +60,54 @@ class Policy:
             finally:
                 self.network.enable_adapters()  # pyright: ignore[reportCallIssue]
 
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter of everything that is trained."""
-        return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
+
+class Masters(Protocol):
+    """What is averaged: the trained values in fp32, of which this rank may hold a share."""
+
+    @property
+    def shares(self) -> list[Tensor]:
+        """This rank's values, as they are now."""
+        ...
+
+    def write(self, values: list[Tensor]) -> None:
+        """Replace them, and the weights of the network with them."""
+        ...
+
+    def assign(self, values: Mapping[str, Tensor]) -> None:
+        """Replace them by this rank's share of whole parameters; leaves the network alone."""
+        ...
 
 
 class Ema:
-    """Exponential moving average of the trained parameters, in fp32."""
+    """Exponential moving average of the trained values; each rank averages its own share."""
 
-    def __init__(self, parameters: dict[str, nn.Parameter], decay: float) -> None:
-        self.parameters = parameters
+    def __init__(self, masters: Masters, decay: float) -> None:
+        self.masters = masters
         self.decay = decay
-        self.average = {name: p.detach().float().clone() for name, p in parameters.items()}
+        self.average = self._copy()
 
     @torch.no_grad()
     def update(self) -> None:
-        """average <- decay * average + (1 - decay) * parameters, after an optimiser step."""
-        for name, parameter in self.parameters.items():
-            self.average[name].lerp_(parameter.float(), 1 - self.decay)
+        """average <- decay * average + (1 - decay) * values, after an optimiser step."""
+        for average, value in zip(self.average, self.masters.shares, strict=True):
+            average.lerp_(value.float(), 1 - self.decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within the context the network carries the averaged weights."""
-        kept = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self._write(self.average)
+        kept = [value.clone() for value in self.masters.shares]
+        self.masters.write(self.average)
         try:
             yield
         finally:
-            self._write(kept)
+            self.masters.write(kept)
 
-    @torch.no_grad()
-    def _write(self, values: dict[str, Tensor]) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.copy_(values[name])
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Continue from averages saved whole."""
+        kept = [value.clone() for value in self.masters.shares]
+        self.masters.assign(values)
+        self.average = self._copy()
+        self.masters.write(kept)
 
-    def save(self, path: Path) -> None:
-        """Write the averages as safetensors."""
-        save_file(self.average, path)
-
-    def load(self, path: Path) -> None:
-        """Read what `save` wrote."""
-        for name, value in load_file(path).items():
-            self.average[name].copy_(value)
+    def _copy(self) -> list[Tensor]:
+        return [value.detach().float().clone() for value in self.masters.shares]

@@ -37,6 +37,7 @@ class RowStatistics:
         self.rows: list[Tensor] = []
         self.drift: list[Tensor] = []
         self.norms: list[float] = []
+        self.skipped = 0
 
     def add(self, stats: ops.PolicyStats, rows: Rows, *, first: bool) -> None:
         """One micro-batch; `first` if no update was made since the rows were sampled."""
@@ -44,9 +45,12 @@ class RowStatistics:
         if first:
             self.drift.append((stats.logp - rows.logp_old).abs())
 
-    def add_norm(self, norm: float) -> None:
-        """The gradient norm of one optimiser step."""
-        self.norms.append(norm)
+    def add_step(self, norm: float, *, taken: bool) -> None:
+        """The gradient norm of one optimiser step, or that it was skipped (fp16 overflow)."""
+        if taken:
+            self.norms.append(norm)
+        else:
+            self.skipped += 1
 
     def summary(self, beta: float) -> dict[str, float]:
         """`logp_drift` is |logp in training - logp at sampling| before the first update: rounding,
@@ -62,7 +66,7 @@ class RowStatistics:
             "ratio_max": ratio.max().item(),
             "logp_drift_mean": drift.mean().item(),
             "logp_drift_max": drift.max().item(),
-            "grad_norm": sum(self.norms) / len(self.norms),
+            "grad_norm": sum(self.norms) / max(1, len(self.norms)),
         }
 
 

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -60,14 +61,14 @@ class Trainer:
         self.reward = rewards.load(recipe.reward)
         self.judges = [evaluate.load_judge(name) for name in recipe.eval.judges]
         self.rule = credit.get(recipe.credit.rule)
-        self.policy = Policy(
-            self.backbone.transformer, recipe.lora, self.backbone.lora_targets, seed=recipe.run.seed
-        )
+        self.policy = Policy(self.backbone.transformer, recipe, self.backbone.lora_targets)
+        if recipe.train.gradient_checkpointing:
+            self.policy.checkpoint_gradients()
         self.engine = engine.Engine(
             self.policy.network, recipe, micro_batches=self.layout.micro_batches
         )
         decay = recipe.train.ema_decay
-        self.ema = Ema(self.policy.trainable(), decay) if decay else None
+        self.ema = Ema(self.engine.masters, decay) if decay else None
         self._open(fresh)
 
     def train(self) -> None:
@@ -83,9 +84,10 @@ class Trainer:
             clock = Clock()
             plan, chosen = self.layout.plan(self.iteration), self.draw()
             field = self.field(chosen)
-            trajectories = self.sample(field, plan)
-            clock.lap("rollout")
-            rewards_PNS, parts_PN = self.score(field, trajectories, chosen, clock)
+            with self.engine.sampling():
+                trajectories = self.sample(field, plan)
+                clock.lap("rollout")
+                rewards_PNS, parts_PN = self.score(field, trajectories, chosen, clock)
             advantages_PNT = self.credit(rewards_PNS)
             rows = self.rows(trajectories, advantages_PNT, plan)
             clock.lap("credit")
@@ -123,6 +125,7 @@ class Trainer:
             unconditional=self.backbone.encode([""] * len(texts)) if guidance != 1 else None,
             guidance=guidance,
             batch_size=self.recipe.sample.batch_size,
+            pace=self.engine.pace,
         )
 
     def sample(self, field: VelocityField, plan: Plan) -> Trajectories:
@@ -181,18 +184,19 @@ class Trainer:
         for update, (trajectory, step) in enumerate(self.layout.updates(self.iteration)):
             for part in batches(len(step), train.micro_batch_size):
                 batch = rows.take(trajectory[part], step[part])
-                v, v_uncond = field(batch.x, batch.coef[:, 3], batch.prompt)
+                # First: the layers that stage 3 gathers for the forward serve the backward then.
                 v_ref = self.reference_velocity(field, batch) if train.beta else None
+                v, v_uncond = field(batch.x, batch.coef[:, 3], batch.prompt)
                 result = policy_loss(
                     batch, v, v_uncond, v_ref, guidance=field.guidance,
                     clip_range=train.clip_range, beta=train.beta, scale=scale,
                 )  # fmt: skip
                 statistics.add(result.stats, batch, first=update == 0)
-                self.engine.backward(result.loss)
-            statistics.add_norm(self._checked_norm())
-            if self.ema:
+                taken = self.engine.backward(result.loss)
+            statistics.add_step(self._checked_norm(taken), taken=taken)
+            if self.ema and taken:
                 self.ema.update()
-        return statistics.summary(train.beta)
+        return {**statistics.summary(train.beta), **self._scaling(statistics)}
 
     def reference_velocity(self, field: VelocityField, batch: Rows) -> Tensor:
         """The guided velocity of the policy as it was before training."""
@@ -204,7 +208,7 @@ class Trainer:
         """Measure the (averaged) policy on held-out noise; log the numbers, keep the images."""
         options = self.recipe.eval
         chosen = evaluate.chosen(self.prompts, options.prompts)
-        with self.averaged():
+        with self.averaged(), self.engine.sampling():
             result = evaluate.evaluate(
                 self.field(chosen), chosen,
                 lambda images, prompt: measure(self.reward, images, prompt, chosen), self.judges,
@@ -220,11 +224,12 @@ class Trainer:
 
         def write(folder: Path) -> None:
             self.engine.save(folder)
-            if engine.rank() == 0:
-                if self.ema:
-                    self.ema.save(folder / "ema.safetensors")
-                with self.averaged():
+            with self.averaged(), self.engine.exporting():
+                averages = self.engine.masters.whole() if self.ema else {}
+                if engine.rank() == 0:
                     self.backbone.save(folder / "model")
+                    if averages:
+                        save_file(averages, folder / "ema.safetensors")
 
         self.checkpoints.save(
             self.iteration, write, main=engine.rank() == 0, barrier=engine.barrier
@@ -252,12 +257,18 @@ class Trainer:
             self.iteration = int(latest.name)
             self.engine.load(latest)
             if self.ema:
-                self.ema.load(latest / "ema.safetensors")
+                self.ema.load(load_file(latest / "ema.safetensors"))
         self.logs = records.Logs(self.folder, self.iteration) if engine.rank() == 0 else None
 
-    def _checked_norm(self) -> float:
+    def _checked_norm(self, taken: bool) -> float:
         norm = self.engine.grad_norm()
         # fp16 overflows on purpose while the loss scale is searched; the engine skips such steps.
-        if not math.isfinite(norm) and self.recipe.model.dtype != "fp16":
-            raise FloatingPointError(f"the gradient norm is {norm} in iteration {self.iteration}")
+        if not (taken and math.isfinite(norm)) and self.recipe.model.dtype != "fp16":
+            raise FloatingPointError(f"the gradient is not finite in iteration {self.iteration}")
         return norm
+
+    def _scaling(self, statistics: RowStatistics) -> dict[str, float]:
+        """What fp16 adds to the metrics."""
+        if self.recipe.model.dtype != "fp16":
+            return {}
+        return {"loss_scale": self.engine.loss_scale(), "skipped_steps": statistics.skipped}

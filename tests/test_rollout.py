@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -11,6 +14,8 @@ from tests.toy import PointBackbone, PointVelocity
 
 T, GROUPS, SIZE = 6, 3, 4
 CENTRES = ["-1", "0.5", "2"]
+
+Calls = list[tuple[int, int]]
 
 
 def field(bend: float = 0.0, *, guidance: float = 1.0, batch_size: int = 64) -> VelocityField:
@@ -152,3 +157,29 @@ def test_without_estimates_only_final_states_are_kept() -> None:
     assert made.states.where_MS.shape == (GROUPS * SIZE, 1)
     assert len(made.states.x_U) == GROUPS * SIZE
     assert made.states.unfinished == 0
+
+
+def test_ranks_with_fewer_batches_keep_pace() -> None:
+    """Where a forward waits for all ranks, each makes as many as the one with most batches, and
+    asks before it starts; what is sampled does not change."""
+    shares = [plan(slice(0, 3)), plan(slice(3, 6))]  # one group here, parts of two there
+
+    def paced(share: Plan, slowest: Iterator[int] | None) -> tuple[torch.Tensor, Calls]:
+        """What is sampled, and at which forward how many batches were announced."""
+        velocity, calls = field(batch_size=1), []
+
+        def pace(count: int) -> int:
+            calls.append((len(forward_rows(velocity)), count))
+            return next(slowest) if slowest else count
+
+        velocity = replace(velocity, pace=pace)
+        found = finished(velocity, run(velocity, which=share))
+        return found, [*calls, (len(forward_rows(velocity)), 0)]
+
+    alone = [paced(share, None) for share in shares]
+    assert alone[0][1] != alone[1][1]
+    slowest = [max(one[1], two[1]) for one, two in zip(alone[0][1], alone[1][1], strict=True)]
+    together = [paced(share, iter(slowest)) for share in shares]
+    assert [at for at, _ in together[0][1]] == [at for at, _ in together[1][1]]
+    for (expected, _), (found, _) in zip(alone, together, strict=True):
+        assert torch.equal(found, expected)

@@ -1,0 +1,64 @@
+"""The only package that imports DeepSpeed: processes, the training engine, what is sharded.
+
+    processes.py       start, rank, barrier, gather: the ranks and how they talk
+    configuration.py   a recipe as DeepSpeed's configuration
+    masters.py         the fp32 values the optimiser steps, this rank's share of them
+    sharded.py         stage 3: parameters whole for a while, or layer by layer
+    training.py        the engine: accumulate, step, save, load
+
+What DeepSpeed 0.19.8 does, found by comparing parameters with a plain PyTorch loop (two ranks and
+one, LoRA and full weights; `python -m tests.parity` repeats the part that we rely on):
+
+Many backward passes per optimiser step
+- `gradient_accumulation_steps` = micro-batches per step, then `engine(...)`, `engine.backward`,
+  `engine.step` once per micro-batch: exact at stages 0, 1, 2, 3. `backward` divides by that number
+  and gradients are averaged over ranks, so a sum with weight w per row wants
+  w = micro-batches / local rows.
+- The same with `set_gradient_accumulation_boundary(last)` before every backward: exact as well.
+- N backward passes and one `step` with `gradient_accumulation_steps` = N: never steps, without a
+  word (the counter moves in `step`).
+- N backward passes and one `step` with `gradient_accumulation_steps` = 1: right at stages 0 and 3,
+  but stages 1 and 2 keep the last micro-batch alone.
+- Forwards without gradient between two micro-batches, or between a forward and its backward,
+  change nothing at any stage, with adapters switched off or not; nor do frozen parameters.
+- Gradient checkpointing (the non-reentrant kind, which diffusers uses) is exact at every stage.
+
+Precision
+- bf16 and fp16 at stage 0 are wrong: DeepSpeed's wrapper takes a step with zero gradients while it
+  is built, so that Adam's bias corrections count one step too many (the first update is a quarter
+  too small) and the weights decay once. Stages 1 to 3 are right, and only they can accumulate in
+  fp32. So a recipe that asks for stage 0 in half precision gets stage 1.
+- Gradients of half-precision networks accumulate in half precision unless told otherwise
+  (`data_types.grad_accum_dtype`); we ask for fp32.
+- A step whose gradient is not finite is skipped and `get_global_grad_norm` keeps its old value:
+  `was_step_applied` tells. Stage 0 in fp32 checks nothing and knows no norm.
+- CPUs without native fp16 are refused, though PyTorch computes it.
+
+Stage 3
+- Every forward counts on all ranks running the same modules: a rank that has one batch less to
+  sample makes the others wait for ever. `Engine.pace` evens the number of batches out.
+- Each forward gathers every layer anew; `Engine.sampling` gathers once for a whole rollout.
+- Parameters of up to 100,000 elements stay whole by default, which is all of a small network;
+  we keep vectors whole and shard matrices.
+- `initialize` turns a loaded network into a sharded one, so nothing is built inside `zero.Init`
+  and reward models or judges cannot be sharded by accident.
+- `safe_set_full_fp32_param` fails where ranks do not divide the number of elements.
+
+- Buckets: stages 2 and 3 allocate `reduce_bucket_size` elements, 500 million unless told otherwise,
+  for however small a network; ours is a sixteenth of what is trained.
+"""
+
+from sfgrpo.engine.processes import barrier, gather, largest, rank, start, stop, world
+from sfgrpo.engine.training import Engine, frozen
+
+__all__ = [
+    "Engine",
+    "barrier",
+    "frozen",
+    "gather",
+    "largest",
+    "rank",
+    "start",
+    "stop",
+    "world",
+]

@@ -1,0 +1,75 @@
+"""A recipe as DeepSpeed's configuration."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sfgrpo.config import Recipe
+
+BUCKET = 500_000_000
+"""DeepSpeed's own bucket, in elements; it allocates all of it even for a small network."""
+
+
+def stage(recipe: Recipe) -> int:
+    """The ZeRO stage that runs: DeepSpeed's stage 0 is wrong in half precision, so that is 1."""
+    return max(recipe.deepspeed.zero_stage, 0 if recipe.model.dtype == "fp32" else 1)
+
+
+def shards_parameters(recipe: Recipe) -> bool:
+    """Whether no rank holds the whole network."""
+    return stage(recipe) == 3
+
+
+def training(recipe: Recipe, network: nn.Module, micro_batches: int) -> dict[str, Any]:
+    """The configuration of the engine that trains `network`."""
+    train, offload = recipe.train, recipe.deepspeed.offload_optimizer == "cpu"
+    return {
+        **inference(recipe, network),
+        "train_micro_batch_size_per_gpu": train.micro_batch_size,
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": train.max_grad_norm,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": train.learning_rate,
+                "betas": list(train.betas),
+                "weight_decay": train.weight_decay,
+                # DeepSpeed's own Adam for the CPU pays beside a GPU; it compiles for a minute.
+                "torch_adam": not (offload and torch.cuda.is_available()),
+            },
+        },
+    }
+
+
+def inference(recipe: Recipe, network: nn.Module) -> dict[str, Any]:
+    """What holds for every network of the run, trained or frozen."""
+    dtype, scale = recipe.model.dtype, recipe.train.loss_scale
+    return {
+        "train_micro_batch_size_per_gpu": recipe.train.micro_batch_size,
+        "bf16": {"enabled": dtype == "bf16"},
+        "fp16": {"enabled": dtype == "fp16", "loss_scale": 0 if scale == "dynamic" else scale},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": _zero(recipe, network),
+        "steps_per_print": 2**31 - 1,
+    }
+
+
+def _zero(recipe: Recipe, network: nn.Module) -> dict[str, Any]:
+    """What is sharded and where it lies."""
+    parameters = list(network.parameters())
+    trainable = [p.numel() for p in parameters if p.requires_grad] or [1]
+    options: dict[str, Any] = {
+        "stage": stage(recipe),
+        "reduce_bucket_size": min(BUCKET, max(sum(trainable) // 16, max(trainable))),
+        "allgather_bucket_size": BUCKET,
+        "offload_optimizer": {"device": recipe.deepspeed.offload_optimizer},
+    }
+    if shards_parameters(recipe):
+        # Vectors (biases, norms) stay whole on every rank, matrices are sharded.
+        vectors = [p.numel() for p in parameters if p.dim() < 2]
+        options["stage3_param_persistence_threshold"] = max(vectors, default=0)
+        options["offload_param"] = {"device": recipe.deepspeed.offload_parameters}
+    return options

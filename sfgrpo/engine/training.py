@@ -1,0 +1,108 @@
+"""A network under training: forward, accumulate, step, save, load, at any ZeRO stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+
+from sfgrpo.config import Recipe
+from sfgrpo.engine import configuration, sharded
+from sfgrpo.engine.masters import Masters
+from sfgrpo.engine.processes import largest
+
+
+def frozen(network: nn.Module, recipe: Recipe) -> nn.Module:
+    """A network that only predicts, held as the recipe's stage holds parameters: sharded at 3."""
+    if not configuration.shards_parameters(recipe):
+        return network
+    settings = configuration.inference(recipe, network)
+    settings["zero_optimization"].pop("offload_optimizer")
+    engine, *_ = deepspeed.initialize(model=network, config=settings, dist_init_required=False)
+    return engine
+
+
+class Engine:
+    """A network under training."""
+
+    def __init__(self, network: nn.Module, recipe: Recipe, *, micro_batches: int) -> None:
+        """Shard what the recipe says; `micro_batches` of each rank make an optimiser step."""
+        self.trainable = {n: p for n, p in network.named_parameters() if p.requires_grad}
+        self.micro_batches = micro_batches
+        self.shards_parameters = configuration.shards_parameters(recipe)
+        once = sharded.gathers_once(recipe.deepspeed.gather_for_sampling, network)
+        self._gathers = self.shards_parameters and once
+        self._saved = self.trainable if recipe.lora else dict(network.named_parameters())
+        self._own_norm: Tensor | None = None
+        self.network: Any
+        self.network, *_ = deepspeed.initialize(
+            model=network,
+            model_parameters=list(self.trainable.values()),  # pyright: ignore[reportArgumentType]
+            config=configuration.training(recipe, network, micro_batches),
+            dist_init_required=False,
+        )
+        self.masters = Masters(self.network.optimizer, self.trainable)
+
+    def row_weight(self, local_rows: int) -> float:
+        """Weight of one row that makes `backward` and `step` optimise the mean over all ranks."""
+        return self.micro_batches / local_rows
+
+    def backward(self, loss: Tensor) -> bool:
+        """Accumulate one micro-batch; the last of them takes the optimiser step.
+
+        Returns whether a step was taken: not between micro-batches, and not when the gradient was
+        not finite on some rank.
+        """
+        self.network.backward(loss)
+        if self.network.is_gradient_accumulation_boundary():
+            self._own_norm = self._norm_before_step()
+        self.network.step()
+        return self.network.was_step_applied()
+
+    def grad_norm(self) -> float:
+        """Norm of the whole gradient at the last step taken, before clipping and loss scale."""
+        norm = self.network.get_global_grad_norm() if self._own_norm is None else self._own_norm
+        return float(norm)
+
+    def loss_scale(self) -> float:
+        """What the loss of the next micro-batch is multiplied with; 1 except in fp16."""
+        return float(getattr(self.network.optimizer, "loss_scale", 1.0))
+
+    def _norm_before_step(self) -> Tensor | None:
+        """What DeepSpeed does not report where a plain PyTorch optimiser steps (stage 0);
+        the gradients have been averaged over ranks by then."""
+        if not self.masters.whole_here:
+            return None
+        gradients = [p.grad for p in self.trainable.values() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def sampling(self) -> AbstractContextManager[None]:
+        """Within the context the network may be run often; its weights must not change."""
+        return sharded.gathered(self.network) if self._gathers else nullcontext()
+
+    @property
+    def pace(self) -> Callable[[int], int] | None:
+        """From the number of forwards of this rank to that of the rank that has most of them,
+        if forwards communicate (stage 3, gathering layer by layer); every rank must call it."""
+        return largest if self.shards_parameters and not self._gathers else None
+
+    def exporting(self) -> AbstractContextManager[None]:
+        """Within the context rank 0 finds the trained weights whole in the network's state."""
+        if not self.shards_parameters:
+            return nullcontext()
+        return sharded.whole_state(self.network.module, self._saved)
+
+    def save(self, folder: Path) -> None:
+        """Write parameters and optimiser state of every rank into `folder`."""
+        self.network.save_checkpoint(
+            str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=True
+        )
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        self.network.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
