@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from sfgrpo import backbones
 from sfgrpo.backbones.base import Backbone
 from sfgrpo.config import Recipe
+from sfgrpo.layout import Layout
 from sfgrpo.loss import Rows, policy_loss
 from sfgrpo.memory import Network, Work
 from sfgrpo.rollout import VelocityField
@@ -74,7 +75,9 @@ class Ledger(TorchDispatchMode):
 def modules(recipe: Recipe, folder: str) -> dict[str, nn.Module]:
     """The pipeline's networks on the meta device, in the recipe's dtype."""
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+    from diffusers.utils import logging
 
+    logging.disable_progress_bar()
     index = DiffusionPipeline.load_config(folder)
     assert isinstance(index, dict)
     found = {}
@@ -151,8 +154,13 @@ def measure(recipe: Recipe, world: int) -> tuple[Network, Work, Work]:
 
     Raises:
         OSError: the model's configuration files are not at hand.
+        ValueError: the recipe does not fit the model, or the number of ranks.
     """
     backbone, parts = skeleton(recipe)
+    layout = Layout(
+        recipe, backbone.sigmas(recipe.sample.num_steps),
+        rank=0, world=world, device=torch.device("cpu"),
+    )  # fmt: skip
     network = counts(backbone.transformer)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake(mode, parts)
@@ -160,10 +168,11 @@ def measure(recipe: Recipe, world: int) -> tuple[Network, Work, Work]:
         for part in parts:
             for tensor in (*part.parameters(), *part.buffers()):
                 ledger.add(tensor)
-        work = _forwards(recipe, backbone, ledger, world)
-        plain = _backward(recipe, backbone, ledger)
+        work = _forwards(recipe, backbone, ledger, layout.local)
+        size = min(recipe.train.micro_batch_size, layout.rows_per_update)
+        plain = _backward(recipe, backbone, ledger, size)
         backbone.transformer.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
-        checkpointed = _backward(recipe, backbone, ledger)
+        checkpointed = _backward(recipe, backbone, ledger, size)
     bytes_of = {id(p): sum(t.nbytes for t in (*p.parameters(), *p.buffers())) for p in parts}
     others = sum(bytes_of.values()) - bytes_of[id(backbone.transformer)]
     work = replace(work, others=others)
@@ -185,14 +194,13 @@ def _rows(recipe: Recipe, backbone: Backbone, size: int) -> tuple[Tensor, Tensor
     return torch.zeros(size, *shape), torch.zeros(size), torch.zeros(size, dtype=torch.int64)
 
 
-def _forwards(recipe: Recipe, backbone: Backbone, ledger: Ledger, world: int) -> Work:
+def _forwards(recipe: Recipe, backbone: Backbone, ledger: Ledger, trajectories: int) -> Work:
     """What an iteration keeps, and the peaks of its phases without gradients."""
     s, found = recipe.sample, {}
     with ledger.above(found, "encode"):
         before = ledger.now
         field = _field(recipe, backbone, s.prompts_per_iteration)
         embeddings = ledger.now - before
-    trajectories = -(-s.prompts_per_iteration * s.group_size // world)
     rows = min(s.batch_size, 2 * trajectories)
     with torch.no_grad():
         with ledger.above(found, "sampling"):
@@ -210,7 +218,7 @@ def _forwards(recipe: Recipe, backbone: Backbone, ledger: Ledger, world: int) ->
     )
 
 
-def _backward(recipe: Recipe, backbone: Backbone, ledger: Ledger) -> int:
+def _backward(recipe: Recipe, backbone: Backbone, ledger: Ledger, size: int) -> int:
     """Peak of one micro-batch, its gradients taken away one by one (they are counted apart)."""
     train, found = recipe.train, {}
     network = backbone.transformer
@@ -221,7 +229,7 @@ def _backward(recipe: Recipe, backbone: Backbone, ledger: Ledger) -> int:
     ]
     field = _field(recipe, backbone, 1)
     with ledger.above(found, "backward"):
-        x, t, prompt = _rows(recipe, backbone, train.micro_batch_size)
+        x, t, prompt = _rows(recipe, backbone, size)
         v, v_uncond = field(x, t, prompt)
         v_ref = None
         if train.beta:

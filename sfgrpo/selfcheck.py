@@ -116,7 +116,7 @@ def _exercise(device: torch.device) -> None:
 def _error(found: list[Tensor], expected: list[Tensor]) -> float:
     """Largest difference, relative to the largest expected value of each tensor."""
     errors = [
-        float((a.cpu() - b.cpu()).abs().max() / b.cpu().abs().max().clamp(min=1.0))
+        float((a.cpu() - b.cpu()).abs().max() / b.cpu().abs().max().clamp(min=1e-9))
         for a, b in zip(found, expected, strict=True)
         if b.numel()
     ]
