@@ -26,10 +26,14 @@ from sfgrpo.backbones.base import Backbone
 from sfgrpo.config import Recipe
 from sfgrpo.layout import Layout
 from sfgrpo.loss import Rows, policy_loss
-from sfgrpo.memory import Network, Work
+from sfgrpo.memory import Dtype, Network, Work
 from sfgrpo.rollout import VelocityField
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES: dict[Dtype, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
 DECODED = 64
 """Images that a backbone decodes at once."""
 
@@ -85,15 +89,18 @@ def modules(recipe: Recipe, folder: str) -> dict[str, nn.Module]:
         for name, entry in index.items():
             if not isinstance(entry, (list, tuple)) or None in entry:
                 continue
-            made = getattr(importlib.import_module(entry[0]), entry[1])
+            made: Any = getattr(importlib.import_module(entry[0]), entry[1])
             if not issubclass(made, nn.Module):
                 continue
-            if hasattr(made, "load_config"):  # of diffusers
-                network = made.from_config(made.load_config(folder, subfolder=name))
-            else:
-                network = made(made.config_class.from_pretrained(folder, subfolder=name))
-            found[name] = network.to(dtype=DTYPES[recipe.model.dtype])
+            found[name] = _from_config(made, folder, name).to(dtype=DTYPES[recipe.model.dtype])
     return found
+
+
+def _from_config(made: Any, folder: str, name: str) -> nn.Module:
+    """A network of diffusers or transformers, as its configuration describes it."""
+    if hasattr(made, "load_config"):
+        return made.from_config(made.load_config(folder, subfolder=name))
+    return made(made.config_class.from_pretrained(folder, subfolder=name))
 
 
 def skeleton(recipe: Recipe) -> tuple[Backbone, list[nn.Module]]:
