@@ -186,9 +186,10 @@ def _judge(report: Report, checkpointing: bool) -> None:
         for row in [chosen, *report.memory]
         if row.fits or row.fits_checkpointed
     ]
-    remedy = remedies[0] if remedies else "more ranks, LoRA, smaller train.micro_batch_size"
+    none = "nothing fits as it is: smaller train.micro_batch_size or sample.batch_size, LoRA, bf16"
+    remedy = f"this would fit: {remedies[0]}" if remedies else none
     what = f"a rank needs {_size(needed)} while in phase '{chosen.phase}', more than there is"
-    report.problems.append(Problem(what=what, remedy=f"fits: {remedy}", fatal=True))
+    report.problems.append(Problem(what=what, remedy=remedy, fatal=True))
 
 
 def _size(count: int) -> str:
@@ -248,7 +249,7 @@ def _op_lines(report: Report) -> list[str]:
 
 def _memory_lines(report: Report) -> list[str]:
     head = ("", "weights", "gradients", "optimiser", "buckets", "KL, EMA", "on CPU")
-    table = [(*head, "peak, in", "", "checkpointing", "")]
+    table: list[tuple[str, ...]] = [(*head, "peak, in", "", "checkpointing", "")]
     for row in report.memory:
         h = row.held
         parts = (h.weights, h.gradients, h.optimizer, h.bucket, h.reference + h.ema, h.host)
