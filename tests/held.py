@@ -40,6 +40,7 @@ def compare(stage: int, dtype: memory.Dtype) -> tuple[int, int]:
     ledger, torch_dtype = footprint.Ledger(), footprint.DTYPES[dtype]
     with ledger:
         trained = network(torch_dtype)
+        counts = footprint.counts(trained)  # before stage 3 leaves empty parameters
         made = engine.Engine(trained, given, micro_batches=2)
         for _ in range(3):
             made.backward(made.network(torch.zeros(2, 96, dtype=torch_dtype)).float().sum())
@@ -51,7 +52,7 @@ def compare(stage: int, dtype: memory.Dtype) -> tuple[int, int]:
         stage=stage, world=engine.world(), dtype=dtype, accumulate=accumulate,
         bucket=getattr(made.network.optimizer, "reduce_bucket_size", 0),
     )  # fmt: skip
-    return measured, memory.held(footprint.counts(trained), setting).device
+    return measured, memory.held(counts, setting).device
 
 
 def main() -> int:
