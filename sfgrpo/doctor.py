@@ -23,7 +23,7 @@ from sfgrpo.memory import Network, Setting, Work
 
 VARIANTS = (
     (0, False, False), (1, False, False), (2, False, False), (3, False, False),
-    (1, True, False), (2, True, False), (3, True, False), (3, True, True),
+    (1, True, False), (2, True, False), (3, True, False), (3, False, True), (3, True, True),
 )  # fmt: skip
 """(stage, optimiser offloaded, parameters offloaded)."""
 
@@ -199,8 +199,9 @@ def _size(count: int) -> str:
 
 
 def _name(s: Setting) -> str:
-    moved = " optimiser and parameters" if s.offload_parameters else " optimiser"
-    return f"ZeRO {s.stage}" + (f", CPU:{moved}" if s.offload_optimizer else "")
+    moved = {"optimiser": s.offload_optimizer, "parameters": s.offload_parameters}
+    names = " and ".join(name for name, there in moved.items() if there)
+    return f"ZeRO {s.stage}" + (f", CPU: {names}" if names else "")
 
 
 def as_json(report: Report) -> str:

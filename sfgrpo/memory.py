@@ -14,8 +14,9 @@ weight, a bytes an accumulated gradient, W ranks, B the bucket's elements per tr
 
 "1, bf16" is bf16 accumulating in fp32 without offload, where DeepSpeed takes another optimiser
 class. The optimiser's 12 bytes are fp32 weights and Adam's two moments; stage 0 in fp32 steps the
-weights themselves. In stage 2 the bucket and the copy it is reduced in are transient. Frozen
-weights (LoRA) cost b, at stage 3 b / W.
+weights themselves. In stage 2 the bucket and the copy it is reduced in are transient, and where
+gradients accumulate in the weights' dtype a parameter on the border of two shares is kept whole by
+both (not counted: at most one). Frozen weights (LoRA) cost b, at stage 3 b / W.
 
 Offloading the optimiser moves its 12 bytes to the host and adds there 4 / W for gradients, b / W
 for a copy of the weights (stages 1, 2) and a / W for accumulation, except that stage 2 in half
