@@ -13,6 +13,7 @@ EPILOG = """\
 examples:
   sfgrpo train embedded                          fine-tune the embedded model on this machine
   deepspeed --module sfgrpo.train my.yaml        the same on all GPUs of a node
+  sfgrpo doctor embedded                         will it run here, and in how much memory
   sfgrpo report runs/embedded                    what happened, as one HTML file
   sfgrpo compare runs/a runs/b --out curves.png  evaluation curves of several runs, by credit rule
 """
@@ -31,6 +32,10 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("recipes", help="list the recipes of this package")
     show = commands.add_parser("show", help="print a recipe with every key filled in")
     show.add_argument("recipe", help="name or .yaml file")
+    doctor = commands.add_parser("doctor", help="check this machine, and a recipe's memory on it")
+    doctor.add_argument("recipe", nargs="?", help="name or .yaml file, then any --key value")
+    doctor.add_argument("--world", type=int, help="ranks to plan for (default: the GPUs here)")
+    doctor.add_argument("--json", action="store_true", help="print it for machines")
     report = commands.add_parser("report", help="write report.html of a run")
     report.add_argument("run", type=Path, help="the run's folder")
     compare = commands.add_parser("compare", help="plot the evaluation curves of several runs")
@@ -54,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["train"]:  # its options are the recipe's keys
         return train.main(arguments[1:], prog="sfgrpo train")
     parsed, rest = _parser().parse_known_args(arguments)
-    if rest and parsed.command != "show":
+    if rest and parsed.command not in ("show", "doctor"):
         _parser().error(f"unknown arguments: {' '.join(rest)}")
     train.quiet_libraries()
     try:
@@ -79,6 +84,13 @@ def _show(parsed: argparse.Namespace, rest: list[str]) -> int:
     recipe = config.load(parsed.recipe, train.pairs(rest))
     print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), end="")
     return 0
+
+
+def _doctor(parsed: argparse.Namespace, rest: list[str]) -> int:
+    from sfgrpo import doctor
+
+    overrides = train.pairs(rest)
+    return doctor.main(parsed.recipe, overrides, world=parsed.world, machines=parsed.json)
 
 
 def _report(parsed: argparse.Namespace, _: list[str]) -> int:
@@ -106,6 +118,7 @@ def _pretrain(parsed: argparse.Namespace, _: list[str]) -> int:
 COMMANDS = {
     "recipes": _recipes,
     "show": _show,
+    "doctor": _doctor,
     "report": _report,
     "compare": _compare,
     "pretrain": _pretrain,

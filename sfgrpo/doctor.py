@@ -1,0 +1,283 @@
+"""`sfgrpo doctor [RECIPE]`: will it run here, on what, and in how much memory?
+
+Without a recipe: environment, devices, backends of the ops with a self-check, processes. With one:
+what a rank will hold in memory at each ZeRO stage, found without loading a weight (`footprint`,
+`memory`), and whether that fits. Exit status 1 if something prevents training.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from sfgrpo import machine, memory, selfcheck
+from sfgrpo.config import Recipe, load
+from sfgrpo.machine import GIB, Facts, Problem
+from sfgrpo.memory import Network, Setting, Work
+
+VARIANTS = (
+    (0, False, False), (1, False, False), (2, False, False), (3, False, False),
+    (1, True, False), (2, True, False), (3, True, False), (3, False, True), (3, True, True),
+)  # fmt: skip
+"""(stage, optimiser offloaded, parameters offloaded)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """The estimate of one variant, in bytes per rank."""
+
+    setting: Setting
+    held: memory.Held
+    peak: int
+    phase: str
+    """What is going on at the peak."""
+    checkpointed: int
+    """The peak with gradient checkpointing."""
+    fits: bool
+    fits_checkpointed: bool
+    chosen: bool
+    """Whether the recipe asks for this variant."""
+
+
+@dataclass(kw_only=True)
+class Report:
+    """Everything found."""
+
+    sections: dict[str, Facts] = field(default_factory=dict)
+    ops: dict[str, list[selfcheck.Checked]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    memory: list[Row] = field(default_factory=list)
+
+    def add(self, title: str, found: tuple[Facts, list[Problem]]) -> None:
+        self.sections[title] = found[0]
+        self.problems += found[1]
+
+    @property
+    def healthy(self) -> bool:
+        return not any(problem.fatal for problem in self.problems)
+
+
+def examine(recipe: Recipe | None, world: int | None) -> Report:
+    """Collect the report; `world` is the number of ranks to plan for (default: the devices')."""
+    report = Report()
+    report.add("Environment", machine.environment())
+    report.add("Devices", machine.devices())
+    _check_ops(report)
+    report.add("Processes", machine.distributed())
+    if recipe is not None:
+        ranks = world or int(os.environ.get("WORLD_SIZE", "0")) or max(torch.cuda.device_count(), 1)
+        _estimate(report, recipe, ranks)
+    return report
+
+
+def _check_ops(report: Report) -> None:
+    report.sections["Devices"]["C++ ops"] = selfcheck.cpp_library()
+    accelerators = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    for name in ("cpu", *accelerators):
+        report.ops[name] = selfcheck.check(torch.device(name))
+        wrong = [item for item in report.ops[name] if not item.good]
+        if wrong:
+            told = next((item.failure for item in wrong if item.failure), "results differ")
+            what = f"{name}: {', '.join(item.op for item in wrong)}: {told}"
+            remedy = "please report it with the output of `sfgrpo doctor --json`"
+            report.problems.append(Problem(what=what, remedy=remedy, fatal=True))
+        if name == "cpu" and any(item.backend == "reference" for item in report.ops[name]):
+            what = "plain PyTorch serves the ops on the CPU, 10 to 50 times slower than C++"
+            remedy = "install a C++17 compiler (Debian: apt install g++)"
+            report.problems.append(Problem(what=what, remedy=remedy))
+
+
+def setting(recipe: Recipe, network: Network, world: int) -> Setting:
+    """What a recipe asks for, in the estimator's numbers."""
+    asked: dict[str, Any] = recipe.deepspeed.model_dump()
+    return Setting(
+        # In half precision the engine runs stage 1 for 0: see `sfgrpo.engine`.
+        stage=max(recipe.deepspeed.zero_stage, 0 if recipe.model.dtype == "fp32" else 1),
+        world=world,
+        dtype=recipe.model.dtype,
+        offload_optimizer=asked.get("offload_optimizer") == "cpu",
+        offload_parameters=asked.get("offload_parameters") == "cpu",
+        bucket=min(memory.BUCKET, max(network.trained, 1)),
+        reference=recipe.lora is None,
+        ema=recipe.train.ema_decay > 0,
+        foreach=torch.cuda.is_available(),
+    )
+
+
+def rows(network: Network, plain: Work, checkpointed: Work, asked: Setting) -> list[Row]:
+    """The estimates of all variants, for the device at hand."""
+    found = []
+    for stage, optimizer, parameters in VARIANTS:
+        if stage == 0 and asked.dtype != "fp32":
+            continue
+        variant = replace(
+            asked, stage=stage, offload_optimizer=optimizer, offload_parameters=parameters
+        )
+        peak, phase = memory.total(network, variant, plain)
+        saved, _ = memory.total(network, variant, checkpointed)
+        host = memory.held(network, variant).host
+        found.append(
+            Row(
+                setting=variant, held=memory.held(network, variant), peak=peak, phase=phase,
+                checkpointed=saved, fits=_fits(peak, host, asked.world),
+                fits_checkpointed=_fits(saved, host, asked.world), chosen=variant == asked,
+            )
+        )  # fmt: skip
+    return found
+
+
+def _fits(device: int, host: int, world: int) -> bool:
+    """Whether every rank of this machine finds room, all of `world` on it if there is no GPU."""
+    gpus = torch.cuda.device_count()
+    if not gpus:
+        return memory.fits((device + host) * world, machine.memory())
+    smallest = min(torch.cuda.get_device_properties(i).total_memory for i in range(gpus))
+    in_main = memory.fits(host * min(world, gpus), machine.memory())
+    return memory.fits(device, smallest) and in_main
+
+
+def _estimate(report: Report, recipe: Recipe, world: int) -> None:
+    """Add the memory, disk space and problems of a recipe."""
+    from sfgrpo import footprint, prompts
+
+    try:
+        prompts.load(recipe.prompts)
+        network, plain, checkpointed = footprint.measure(recipe, world)
+    except (ValueError, OSError) as error:
+        remedy = "correct the recipe; for a model of the Hub, see that it can be downloaded"
+        report.problems.append(Problem(what=str(error), remedy=remedy, fatal=True))
+        return
+    asked = setting(recipe, network, world)
+    report.memory = rows(network, plain, checkpointed, asked)
+    report.sections["Recipe"] = _facts(recipe, network, plain, checkpointed, world)
+    trained = (4 + 2 * memory.BYTES[asked.dtype] + (16 if asked.stage else 8)) * network.trained
+    report.add("Disk", machine.disk(recipe.run.output_dir, trained * (recipe.checkpoint.keep + 1)))
+    _judge(report, bool(recipe.train.model_dump().get("gradient_checkpointing")))
+
+
+def _facts(recipe: Recipe, network: Network, plain: Work, checkpointed: Work, world: int) -> Facts:
+    weights = f"LoRA of rank {recipe.lora.rank}" if recipe.lora else "all weights"
+    return {
+        "model": f"{recipe.model.path}, {recipe.model.dtype}, {recipe.model.resolution} pixels",
+        "parameters": f"{network.elements:,}, {network.trained:,} of them trained ({weights})",
+        "ranks": str(world),
+        "text encoders, decoder": _size(plain.others),
+        "kept of an iteration": _size(plain.rollout),
+        "sampling, decoding": f"{_size(plain.sampling)}, {_size(plain.decoding)} at their peaks",
+        "activations": f"{_size(plain.backward)} for one micro-batch, "
+        f"{_size(checkpointed.backward)} with gradient checkpointing",
+    }
+
+
+def _judge(report: Report, checkpointing: bool) -> None:
+    """A problem if what the recipe asks for does not fit, with the first thing that would."""
+    chosen = next((row for row in report.memory if row.chosen), None)
+    if chosen is None or (chosen.fits_checkpointed if checkpointing else chosen.fits):
+        return
+    needed = chosen.checkpointed if checkpointing else chosen.peak
+    remedies = [
+        f"{_name(row.setting)}{'' if row.fits else ' with train.gradient_checkpointing'}"
+        for row in [chosen, *report.memory]
+        if row.fits or row.fits_checkpointed
+    ]
+    none = "nothing fits as it is: smaller train.micro_batch_size or sample.batch_size, LoRA, bf16"
+    remedy = f"this would fit: {remedies[0]}" if remedies else none
+    what = f"a rank needs {_size(needed)} while in phase '{chosen.phase}', more than there is"
+    report.problems.append(Problem(what=what, remedy=remedy, fatal=True))
+
+
+def _size(count: int) -> str:
+    if not count:
+        return "-"
+    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"
+
+
+def _name(s: Setting) -> str:
+    moved = {"optimiser": s.offload_optimizer, "parameters": s.offload_parameters}
+    names = " and ".join(name for name, there in moved.items() if there)
+    return f"ZeRO {s.stage}" + (f", CPU: {names}" if names else "")
+
+
+def as_json(report: Report) -> str:
+    """The report for machines."""
+    tree = {name.lower(): facts for name, facts in report.sections.items()}
+    ops = {name: [asdict(item) for item in found] for name, found in report.ops.items()}
+    found = {"ops": ops, "memory": [asdict(row) for row in report.memory]}
+    problems = [asdict(problem) for problem in report.problems]
+    return json.dumps({**tree, **found, "problems": problems, "healthy": report.healthy}, indent=2)
+
+
+def as_text(report: Report, *, colour: bool) -> str:
+    """The report for people."""
+
+    def paint(code: int, text: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if colour else text
+
+    lines = []
+    for title, facts in report.sections.items():
+        width = max(map(len, facts))
+        lines += [paint(1, title), *(f"  {name:{width}}  {value}" for name, value in facts.items())]
+        if title == "Devices":
+            lines += ["", paint(1, "Ops"), *_op_lines(report)]
+        if title == "Recipe" and report.memory:
+            lines += ["", paint(1, "Memory of one rank"), *_memory_lines(report)]
+        lines.append("")
+    for problem in report.problems:
+        mark = paint(31, "PROBLEM") if problem.fatal else paint(33, "note")
+        lines += [f"{mark}  {problem.what}", f"    -> {problem.remedy}"]
+    if report.healthy:
+        lines.append(paint(32, "Nothing prevents training."))
+    return "\n".join(lines)
+
+
+def _op_lines(report: Report) -> list[str]:
+    lines = []
+    for device, checked in report.ops.items():
+        for kind in dict.fromkeys(item.backend for item in checked):
+            mine = [item for item in checked if item.backend == kind]
+            wrong = [item.op for item in mine if not item.good]
+            worst = max((item.error for item in mine if item.error is not None), default=0.0)
+            verdict = f"WRONG: {', '.join(wrong)}" if wrong else f"within {worst:.0e} of reference"
+            lines.append(f"  {device:7}  {kind:9}  {len(mine)} ops, {verdict}")
+    return lines
+
+
+def _memory_lines(report: Report) -> list[str]:
+    head = ("", "weights", "gradients", "optimiser", "buckets", "KL, EMA", "on CPU")
+    table: list[tuple[str, ...]] = [(*head, "peak, in", "", "checkpointing", "")]
+    for row in report.memory:
+        h = row.held
+        parts = (h.weights, h.gradients, h.optimizer, h.bucket, h.reference + h.ema, h.host)
+        table.append(
+            (
+                f"{'>' if row.chosen else ' '} {_name(row.setting)}", *map(_size, parts),
+                f"{_size(row.peak)}, {row.phase}", "fits" if row.fits else "no",
+                _size(row.checkpointed), "fits" if row.fits_checkpointed else "no",
+            )
+        )  # fmt: skip
+    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
+    return [
+        "  ".join(
+            [
+                line[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
+            ]
+        ).rstrip()
+        for line in table
+    ]
+
+
+def main(
+    recipe: str | None, overrides: Sequence[tuple[str, str]], *, world: int | None, machines: bool
+) -> int:
+    """Print the report; returns the exit status."""
+    report = examine(load(recipe, overrides) if recipe else None, world)
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    print(as_json(report) if machines else as_text(report, colour=colour))
+    return 0 if report.healthy else 1
