@@ -41,6 +41,9 @@ class Run(Section):
     """Key of all randomness; (seed, sample, step, element) decides every number drawn."""
     iterations: int = Field(default=100, ge=1)
     """Iterations of: sample, score, credit, update."""
+    peer_timeout: float = Field(default=30, ge=1)
+    """Seconds after which a machine that fell silent is given up and the run ends. A rank that
+    dies, or whose machine says so, ends the run at once."""
 
 
 class Model(Section):
@@ -132,6 +135,13 @@ class Train(Section):
     loss_scale: Literal["dynamic"] | PositiveFloat = "dynamic"
     """fp16: what the loss is multiplied with so that small gradients survive; "dynamic" halves it
     on overflow (that optimiser step is skipped) and doubles it after 1000 good steps."""
+    on_nonfinite: Literal["stop", "drop_group"] = "stop"
+    """When a reward is not finite: stop with its name and prompt, or give the whole group advantage
+    0, leave it out of the statistics and count it (`dropped_groups`). A loss or gradient that is
+    not finite always stops the run."""
+    drift_budget: float | None = Field(default=None, gt=0)
+    """Largest mean |logp in training - logp at sampling| before an iteration's first update; null
+    is half of clip_range: see `sfgrpo.guard`."""
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
     """Decay per optimiser step of the averaged weights that are evaluated; 0 switches it off."""
 
@@ -154,6 +164,8 @@ class Checkpoint(Section):
     """Iterations between checkpoints; the last state is always saved."""
     keep: int = Field(default=2, ge=1)
     """How many are kept."""
+    keep_best: bool = False
+    """Whether `checkpoints/best` keeps the weights of the evaluation with the highest reward."""
 
 
 class Deepspeed(Section):

@@ -121,7 +121,7 @@ def test_what_was_trained_loads_into_the_stock_pipeline(
         pipe.load_lora_weights(str(model))
     else:
         pipe.transformer = SD3Transformer2DModel.from_pretrained(model / "transformer")
-    with trainer.averaged():
+    with trainer.progress.averaged():
         field = trainer.field(trainer.prompts[:1])
         plan = evaluate.held_out_plan(1, 1, trainer.device)
         table = sde.coefficients(trainer.backbone.sigmas(4), "ode")
