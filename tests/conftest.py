@@ -9,41 +9,20 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import json
 from pathlib import Path
 
 import pytest
+
+from tests import tiny
 
 
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded architecture with random weights, saved as a pipeline folder."""
-    import torch
-
-    from sfgrpo.embedded import architecture
-
-    pipeline = architecture.build_pipeline(0)
-    for parameter in pipeline.transformer.parameters():
-        if not parameter.any():  # a zero output would leave adapters without a gradient
-            torch.nn.init.normal_(parameter, std=0.05)
-    folder = tmp_path_factory.mktemp("pipeline")
-    pipeline.save_pretrained(folder)
-    return folder
+    return tiny.build_pipeline(tmp_path_factory.mktemp("pipeline"))
 
 
 @pytest.fixture(scope="session")
 def prompt_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five prompts with the metadata that the rewards read."""
-    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
-    words = {"1": "one", "3": "three", "5": "five", "7": "seven", "9": "nine"}
-    records = [
-        {
-            "prompt": f"a white {word} on a red background",
-            "text": digit,
-            "foreground": "white",
-            "background": "red",
-        }
-        for digit, word in words.items()
-    ]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
+    return tiny.write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.jsonl")

@@ -22,22 +22,7 @@ from sfgrpo.backbones import sd3
 from sfgrpo.rollout import START, sample
 from sfgrpo.trainer import Trainer
 from tests.rewards import Crash, Redness
-
-SMALL = {
-    "run.iterations": "3",
-    "reward": "{'tests.rewards:Redness': 1}",
-    "sample.prompts_per_iteration": "2",
-    "sample.group_size": "4",
-    "sample.num_steps": "4",
-    "sample.batch_size": "8",
-    "credit.estimate_substeps": "2",
-    "lora": "{rank: 32, alpha: 64}",
-    "train.updates_per_iteration": "1",
-    "train.micro_batch_size": "5",
-    "train.beta": "0.01",
-    "eval": "{every: 1, prompts: 2, images_per_prompt: 2, num_steps: 2, judges: []}",
-    "checkpoint": "{every: 1, keep: 2}",
-}
+from tests.tiny import SMALL
 
 
 @pytest.fixture(autouse=True)
