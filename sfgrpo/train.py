@@ -79,25 +79,37 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
     except ValueError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
-    from sfgrpo import stopping
+    from sfgrpo import engine, stopping
+    from sfgrpo.checkpoints import CheckpointError
+    from sfgrpo.peers import Watch
+    from sfgrpo.records import RunError
 
-    with stopping.Signals() as signals:
-        return _run(recipe, signals, fresh=arguments.fresh, prog=prog)
+    engine.start()
+    together = Watch(
+        rank=engine.rank(), world=engine.world(), largest=engine.largest,
+        timeout=recipe.run.peer_timeout, folder=recipe.run.output_dir,
+    )  # fmt: skip
+    try:
+        with stopping.Signals() as signals, together:
+            status = _run(recipe, signals, fresh=arguments.fresh, prog=prog)
+    except (RunError, CheckpointError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    engine.stop()
+    return status
 
 
 def _run(recipe: Recipe, signals: Signals, *, fresh: bool, prog: str) -> int:
     """Train the recipe; returns the exit status."""
     from sfgrpo import engine, report
-    from sfgrpo.checkpoints import CheckpointError
     from sfgrpo.records import RunError
     from sfgrpo.stopping import Interrupted
     from sfgrpo.trainer import Trainer
 
     try:
         trainer = Trainer(recipe, fresh=fresh)
-    except (ValueError, RunError, CheckpointError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 2
+    except ValueError as error:
+        raise RunError(str(error)) from error
     try:
         trainer.train(signals)
     except Interrupted as stop:
@@ -110,7 +122,6 @@ def _run(recipe: Recipe, signals: Signals, *, fresh: bool, prog: str) -> int:
         return stop.status
     if engine.rank() == 0:
         print(report.write(trainer.progress.folder))
-    engine.stop()
     return 0
 
 
