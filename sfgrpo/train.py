@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
         return 2
     from sfgrpo import engine, stopping
     from sfgrpo.checkpoints import CheckpointError
+    from sfgrpo.guard import Disagreement, NonFinite
     from sfgrpo.peers import Watch
     from sfgrpo.records import RunError
 
@@ -95,6 +96,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
     except (RunError, CheckpointError) as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
+    except (NonFinite, Disagreement) as error:
+        print(f"\n{prog}: {error}", file=sys.stderr)
+        return 1
     engine.stop()
     return status
 

@@ -9,7 +9,6 @@ Shapes: P prompts, N trajectories per group, M trajectories of this rank, T step
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from sfgrpo import backbones, credit, engine, evaluate, prompts, rewards
 from sfgrpo.config import Recipe
+from sfgrpo.guard import Guard
 from sfgrpo.layout import Layout
 from sfgrpo.loss import Rows, TrajectoryRows, policy_loss
 from sfgrpo.policy import Ema, Policy
@@ -28,7 +28,7 @@ from sfgrpo.prompts import Prompt
 from sfgrpo.randomness import reseed
 from sfgrpo.rollout import Plan, Trajectories, VelocityField, batches, sample
 from sfgrpo.score import as_states, measure, score
-from sfgrpo.statistics import Clock, RowStatistics, reward_statistics
+from sfgrpo.statistics import Clock, RowStatistics, finite_groups, reward_statistics
 from sfgrpo.stopping import Interrupted, Signals
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -62,6 +62,7 @@ class Trainer:
         self.reward = rewards.load(recipe.reward)
         self.judges = [evaluate.load_judge(name) for name in recipe.eval.judges]
         self.rule = credit.get(recipe.credit.rule)
+        self.guard = Guard(recipe)
         self.policy = Policy(self.backbone.transformer, recipe, self.backbone.lora_targets)
         if recipe.train.gradient_checkpointing:
             self.policy.checkpoint_gradients()
@@ -111,6 +112,7 @@ class Trainer:
         """One iteration; returns its metrics. The weights change in the last phase only."""
         reseed(self.recipe.run.seed, self.iteration, engine.rank())
         plan, chosen = self.layout.plan(self.iteration), self.draw()
+        self.guard.begin(self.iteration, chosen)
         field = self.field(chosen)
         with self.engine.sampling():
             trajectories = self.sample(field, plan)
@@ -175,22 +177,28 @@ class Trainer:
             substeps=self.recipe.credit.estimate_substeps, lap=clock.lap,
         )  # fmt: skip
         numbers = self.layout.numbers()
-        rewards_MS = as_states(scores_MS, made.latents_MS.shape[1])
-        parts_PN = {
-            name: engine.gather(values[:, -1], numbers).unflatten(0, shape)
-            for name, values in scores_MS.items()
-            if name != "reward"
-        }
-        return engine.gather(rewards_MS, numbers).unflatten(0, shape), parts_PN
+        parts_MS = {name: values for name, values in scores_MS.items() if name != "reward"}
+
+        def gather(values_M: Tensor) -> Tensor:
+            return engine.gather(values_M, numbers).unflatten(0, shape)
+
+        rewards_PNS = gather(as_states(scores_MS, made.latents_MS.shape[1]))
+        self.guard.rewards(rewards_PNS, lambda: {k: gather(v) for k, v in parts_MS.items()})
+        return rewards_PNS, {name: gather(values[:, -1]) for name, values in parts_MS.items()}
 
     def credit(self, rewards_PNS: Tensor) -> Tensor:
-        """Advantages `[P, N, T]` of every step of the whole group."""
+        """Advantages `[P, N, T]` of every step of the whole group; 0 in groups that are dropped."""
         c = self.recipe.credit
         options = credit.CreditOptions(
             normalize=c.normalize, stride=c.stride, statistics=c.statistics, clamp=c.clamp
         )
         trainable_T = self.layout.trainable_T.to(rewards_PNS.device)
-        return credit.advantages(rewards_PNS, trainable_T, name=c.rule, options=options)
+        kept_P = finite_groups(rewards_PNS)
+        advantages_PNT = rewards_PNS.new_zeros(*rewards_PNS.shape[:2], len(trainable_T))
+        advantages_PNT[kept_P] = credit.advantages(
+            rewards_PNS[kept_P], trainable_T, name=c.rule, options=options
+        )
+        return advantages_PNT
 
     def rows(
         self, trajectories: Trajectories, advantages_PNT: Tensor, plan: Plan
@@ -206,7 +214,7 @@ class Trainer:
             weight_T=self.layout.weight_T.to(self.device),
         )
 
-    def update(self, field: VelocityField, rows: TrajectoryRows) -> dict[str, float]:
+    def update(self, field: VelocityField, rows: TrajectoryRows) -> dict[str, Any]:
         """Split the rows over optimiser steps and micro-batches, and take the steps."""
         train, statistics = self.recipe.train, RowStatistics()
         scale = self.engine.row_weight(self.layout.rows_per_update)
@@ -221,8 +229,12 @@ class Trainer:
                     clip_range=train.clip_range, beta=train.beta, scale=scale,
                 )  # fmt: skip
                 statistics.add(result.stats, batch, first=update == 0)
+                self.guard.rows(batch, result)
+                if update == 0 and part.stop == len(step):
+                    self.guard.drift(statistics.measure_drift(len(rows.table)))
                 taken = self.engine.backward(result.loss)
-            statistics.add_step(self._checked_norm(taken), taken=taken)
+            norm = self.guard.norm(self.engine.grad_norm(), taken=taken)
+            statistics.add_step(norm, taken=taken)
             if self.ema and taken:
                 self.ema.update()
         return {**statistics.summary(train.beta), **self._scaling(statistics)}
@@ -238,21 +250,18 @@ class Trainer:
         options = self.recipe.eval
         reseed(self.recipe.run.seed, self.iteration, engine.rank())
         chosen = evaluate.chosen(self.prompts, options.prompts)
+        self.guard.begin(self.iteration, chosen)
         with self.progress.averaged(), self.engine.sampling():
             result = evaluate.evaluate(
                 self.field(chosen), chosen,
-                lambda images, prompt: measure(self.reward, images, prompt, chosen), self.judges,
+                lambda images, prompt: self.guard.images(
+                    measure(self.reward, images, prompt, chosen), prompt
+                ),
+                self.judges,
                 seed=self.recipe.run.seed, num_steps=options.num_steps,
                 images_per_prompt=options.images_per_prompt, latent_shape=self.latent_shape,
             )  # fmt: skip
         self.progress.evaluated(result)
-
-    def _checked_norm(self, taken: bool) -> float:
-        norm = self.engine.grad_norm()
-        # fp16 overflows on purpose while the loss scale is searched; the engine skips such steps.
-        if not (taken and math.isfinite(norm)) and self.recipe.model.dtype != "fp16":
-            raise FloatingPointError(f"the gradient is not finite in iteration {self.iteration}")
-        return norm
 
     def _scaling(self, statistics: RowStatistics) -> dict[str, float]:
         """What fp16 adds to the metrics."""

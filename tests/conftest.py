@@ -26,3 +26,21 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def prompt_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five prompts with the metadata that the rewards read."""
     return tiny.write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.jsonl")
+
+
+@pytest.fixture
+def recipe(pipeline_folder: Path, prompt_file: Path):
+    """Makes recipes of small runs: `recipe(folder, sample__eta="0.5")`."""
+    from sfgrpo import config
+
+    def make(folder: Path, **changes: str) -> config.Recipe:
+        keys = {
+            **tiny.SMALL,
+            "model.path": str(pipeline_folder),
+            "prompts": str(prompt_file),
+            "run.output_dir": str(folder),
+            **{key.replace("__", "."): value for key, value in changes.items()},
+        }
+        return config.load("embedded", list(keys.items()))
+
+    return make

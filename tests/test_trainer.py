@@ -22,28 +22,12 @@ from sfgrpo.backbones import sd3
 from sfgrpo.rollout import START, sample
 from sfgrpo.trainer import Trainer
 from tests.rewards import Crash, Redness
-from tests.tiny import SMALL
 
 
 @pytest.fixture(autouse=True)
 def _no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Redness, "calls", 0)
     monkeypatch.setattr(Redness, "crash_at", None)
-
-
-@pytest.fixture
-def recipe(pipeline_folder: Path, prompt_file: Path):
-    def make(folder: Path, **changes: str) -> config.Recipe:
-        keys = {
-            **SMALL,
-            "model.path": str(pipeline_folder),
-            "prompts": str(prompt_file),
-            "run.output_dir": str(folder),
-            **{key.replace("__", "."): value for key, value in changes.items()},
-        }
-        return config.load("embedded", list(keys.items()))
-
-    return make
 
 
 def logs(folder: Path) -> dict[str, str]:

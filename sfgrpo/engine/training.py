@@ -61,6 +61,8 @@ class Engine:
         self.network.backward(loss)
         if self.network.is_gradient_accumulation_boundary():
             self._own_norm = self._norm_before_step()
+            if self._own_norm is not None and not self._own_norm.isfinite():
+                return False  # stage 0 would step regardless; the others check by themselves
         self.network.step()
         return self.network.was_step_applied()
 
