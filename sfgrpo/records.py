@@ -3,7 +3,7 @@
 metrics.jsonl   one line per iteration: numbers that depend on the recipe alone, so a resumed
                 run writes the same bytes as one that was never stopped
 eval.jsonl      one line per evaluation
-timing.jsonl    seconds per phase of each iteration (these do differ between runs)
+timing.jsonl    seconds and share of each phase of an iteration (these do differ between runs)
 recipe.yaml     the validated recipe
 checkpoints/    see `sfgrpo.checkpoints`
 """
@@ -74,8 +74,10 @@ class Logs:
         with (self.folder / f"{log}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"iteration": iteration, **values}) + "\n")
         for name, value in values.items():
-            if isinstance(value, int | float):
-                self.board.add_scalar(f"{log}/{name}", value, iteration)
+            parts = value if isinstance(value, Mapping) else {"": value}
+            for part, number in parts.items():
+                if isinstance(number, int | float):
+                    self.board.add_scalar(f"{log}/{name}/{part}".strip("/"), number, iteration)
 
     def sync(self) -> None:
         """Have every line on the disk: a checkpoint counts on those before it."""

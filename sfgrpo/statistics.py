@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -106,17 +105,3 @@ class RowStatistics:
 def _all_ranks(local: Tensor) -> Tensor:
     start = engine.rank() * len(local)
     return engine.gather(local, torch.arange(start, start + len(local), device=local.device))
-
-
-class Clock:
-    """Seconds per phase of an iteration."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        """Add the time since the last call to `phase`."""
-        now = time.perf_counter()
-        self.laps[phase] = round(self.laps.get(phase, 0.0) + now - self.last, 4)
-        self.last = now

@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sfgrpo import backbones, credit, engine, evaluate, prompts, rewards
+from sfgrpo.clock import Clock
 from sfgrpo.config import Recipe
 from sfgrpo.guard import Guard
 from sfgrpo.layout import Layout
@@ -28,7 +29,7 @@ from sfgrpo.prompts import Prompt
 from sfgrpo.randomness import reseed
 from sfgrpo.rollout import Plan, Trajectories, VelocityField, batches, sample
 from sfgrpo.score import as_states, measure, score
-from sfgrpo.statistics import Clock, RowStatistics, finite_groups, reward_statistics
+from sfgrpo.statistics import RowStatistics, finite_groups, reward_statistics
 from sfgrpo.stopping import Interrupted, Signals
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -135,7 +136,8 @@ class Trainer:
         if self.progress.owes_checkpoint():
             self.progress.save()
             clock.lap("checkpoint")
-        self.progress.log("timing", clock.laps)
+        images = self.layout.trajectories
+        self.progress.log("timing", clock.row(images, self.device))
 
     def draw(self) -> list[Prompt]:
         """The iteration's P prompts."""

@@ -103,10 +103,12 @@ def kill(run: Run, kind: str, draw: random.Random, startup: float) -> str | None
     if kind == "iteration":
         time.sleep(draw.random())
     elif kind == "writing":
-        run.wait(lambda: run.holds("writing-"))
+        name = draw.choice(("writing-0", "writing-best"))
+        run.wait(lambda: run.holds(name))
         time.sleep(draw.random() * 0.15)
     elif kind == "removing":
-        run.wait(lambda: run.holds("removing-"))
+        name = draw.choice(("removing-0", "removing-best"))
+        run.wait(lambda: run.holds(name))
         time.sleep(draw.random() * 0.001)
     loaded = run.trains()
     run.process.kill()
