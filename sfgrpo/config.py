@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from pydantic import (
@@ -24,6 +24,7 @@ from pydantic import (
 
 from sfgrpo import credit, sde
 from sfgrpo.names import unknown_name
+from sfgrpo.recipe_text import RecipeError, explain, numbers, override
 
 
 class Section(BaseModel):
@@ -208,10 +209,6 @@ class Recipe(Section):
     deepspeed: Deepspeed = Deepspeed()
 
 
-class RecipeError(ValueError):
-    """A recipe that cannot be run; the message names each wrong key."""
-
-
 def recipe_names() -> list[str]:
     """Names of the recipes in this package."""
     folder = resources.files("sfgrpo.recipes")
@@ -231,61 +228,6 @@ def _source(recipe: str) -> str:
     return (resources.files("sfgrpo.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
 
 
-def _override(data: dict[str, Any], key: str, value: str) -> None:
-    """Set `section.key` from the command line; the value is read as YAML."""
-    *sections, last = key.split(".")
-    for section in sections:
-        child = data[section] = {} if data.get(section) is None else data[section]
-        if not isinstance(child, dict):
-            raise RecipeError(f"--{key}: '{section}' is not a section")
-        data = child
-    data[last] = _numbers(yaml.safe_load(value))
-
-
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 3e-4 (no dot) as text; a recipe means the number."""
-    if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            message = unknown_name("key", str(problem["loc"][-1]), _siblings(problem["loc"]))
-        elif problem["type"] == "literal_error":
-            names = (
-                problem.get("ctx", {})["expected"]
-                .replace(" or ", ", ")
-                .replace("'", "")
-                .split(", ")
-            )
-            message = unknown_name("value", str(problem["input"]), names)
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            message += f" (got {problem['input']!r})"
-        lines.append(f"  {place}: {message}")
-    return "the recipe cannot be run:\n" + "\n".join(lines)
-
-
-def _siblings(place: Sequence[int | str]) -> list[str]:
-    section: Any = Recipe
-    for name in place[:-1]:
-        annotation = section.model_fields[str(name)].annotation
-        options = getattr(annotation, "__args__", (annotation,))
-        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return list(section.model_fields)
-
-
 def load(recipe: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
     """Read and validate a recipe.
 
@@ -297,7 +239,7 @@ def load(recipe: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
         RecipeError: with one line per wrong key.
     """
     try:
-        data = _numbers(yaml.safe_load(_source(recipe)) or {})
+        data = numbers(yaml.safe_load(_source(recipe)) or {})
     except yaml.YAMLError as error:
         raise RecipeError(f"recipe '{recipe}' is not valid YAML: {error}") from None
     if not isinstance(data, dict):
@@ -305,8 +247,8 @@ def load(recipe: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
             f"recipe '{recipe}' must be a mapping of sections, got {type(data).__name__}"
         )
     for key, value in overrides:
-        _override(data, key, value)
+        override(data, key, value)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(_explain(error)) from None
+        raise RecipeError(explain(error, Recipe)) from None
