@@ -146,8 +146,11 @@ def _run(folder: Path, name: str, case: Case, gathered: Counter[str]) -> Outcome
     latents, advantages = [], []
 
     class Recorded(trainer.Trainer):
-        def sample(self, *arguments: Any) -> Any:
+        def draw(self) -> Any:
             gathered["before"] = gathered["all"]
+            return super().draw()
+
+        def sample(self, *arguments: Any) -> Any:
             made = super().sample(*arguments)
             latents.append(engine.gather(made.latents_MS, self.layout.numbers()))
             return made

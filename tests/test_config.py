@@ -42,6 +42,10 @@ def test_overrides_are_read_as_yaml() -> None:
         ("train.learning_rate", "-3", "greater than 0 .got -3"),
         ("run.seed.x", "1", "'seed' is not a section"),
         ("train.beta", "nan", "finite"),
+        ("train.loss_scale", "dynamical", "train.loss_scale.*unknown value 'dynamical'.*'dynamic'"),
+        ("deepspeed.zero_stage", "4", "deepspeed.zero_stage: unknown value '4'"),
+        ("deepspeed.offload_optimizer", "cpu", "offload_optimizer: cpu needs zero_stage 1 or more"),
+        ("deepspeed.offload_parameters", "cpu", "parameters: cpu needs zero_stage 3 or more"),
     ],
 )
 def test_errors_name_the_key_and_the_nearest_name(key: str, value: str, message: str) -> None:

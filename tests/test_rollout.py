@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -152,3 +155,26 @@ def test_without_estimates_only_final_states_are_kept() -> None:
     assert made.states.where_MS.shape == (GROUPS * SIZE, 1)
     assert len(made.states.x_U) == GROUPS * SIZE
     assert made.states.unfinished == 0
+
+
+def test_ranks_with_fewer_batches_keep_pace() -> None:
+    """Where a forward waits for all ranks, each makes as many as the one with most batches; what
+    is sampled does not change."""
+    shares = [plan(slice(0, 3)), plan(slice(3, 6))]  # one group here, parts of two there
+
+    def paced(share: Plan, pace: Callable[[int], int] | None) -> tuple[torch.Tensor, int]:
+        velocity = replace(field(batch_size=1), pace=pace)
+        found = finished(velocity, run(velocity, which=share))
+        return found, len(forward_rows(velocity))
+
+    counts: list[list[int]] = [[], []]
+    for share, batches in zip(shares, counts, strict=True):
+        paced(share, lambda count, batches=batches: batches.append(count) or count)
+    assert counts[0] != counts[1]
+    made = []
+    for share in shares:
+        slowest = iter([max(pair) for pair in zip(*counts, strict=True)])
+        found, forwards = paced(share, lambda _, slowest=slowest: next(slowest))
+        assert torch.equal(found, paced(share, None)[0])
+        made.append(forwards)
+    assert made[0] == made[1]

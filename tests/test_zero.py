@@ -19,7 +19,7 @@ OFFLOAD = Case(
 )
 BF16 = Case(3, dtype="bf16")
 FP16 = Case(0, dtype="fp16", options={"train.loss_scale": "1024"})
-DYNAMIC = Case(2, "lora", dtype="fp16")
+DYNAMIC = Case(2, dtype="fp16", options={"train.beta": "1e6"})
 ALONE = Case(0, dtype="bf16")
 RESUMED = {1: replace(ALONE, resumed=True), 2: Case(3, resumed=True)}
 
@@ -79,6 +79,7 @@ def test_overflow_is_skipped_and_the_scale_halved(outcomes: dict[int, Outcomes])
     """DeepSpeed starts at 2^16 and forgives the first overflow (hysteresis 2)."""
     rows = outcomes[2][str(DYNAMIC)].metrics
     skipped = sum(row["skipped_steps"] for row in rows)
+    assert skipped
     assert rows[-1]["loss_scale"] == 2.0 ** (16 - max(0, skipped - 1))
 
 
@@ -122,7 +123,7 @@ def test_one_gather_serves_a_rollout(outcomes: dict[int, Outcomes]) -> None:
     once, layers = (outcomes[2][str(case)] for case in (Case(3), LAYERS))
     elements = sum(value.numel() for value in once.parameters.values())
     assert 2 * elements <= once.gathered < 2.1 * elements  # two iterations; shards are padded
-    assert layers.gathered > 4 * once.gathered
+    assert layers.gathered > 3 * once.gathered  # four steps, each with a forward
 
 
 def test_a_rank_that_fails_ends_the_others_and_shows_why() -> None:

@@ -1,0 +1,85 @@
+"""Does the memory of a rank fall with the ZeRO stage? Prints the table (CPU, two ranks).
+
+    python -m tests.memory [layers]    16 layers are 113 M parameters
+
+Policy, reference, averaged weights, gradients and optimiser of the embedded model's transformer
+class, scaled up, after two optimiser steps of two micro-batches. Megabytes per rank above what the
+process took before the network was built: "held" between steps, "peak" while loading and training
+(a network is loaded whole before it is sharded, so the peak holds it once or twice at every stage).
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tests import ranks
+
+ROWS = 2
+
+
+def megabytes(name: str) -> float:
+    """VmRSS (now) or VmHWM (largest so far) of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
+
+
+def work(argument: tuple[int, str, int]) -> tuple[int, float, float]:
+    """Train a little; returns the parameters of the network, megabytes held and at the peak."""
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+
+    from sfgrpo import config, engine
+    from sfgrpo.backbones.sd3 import FLOW_GRPO_LORA_TARGETS
+    from sfgrpo.policy import Ema, Policy
+
+    stage, lora, layers = argument
+    torch.set_num_threads(1)
+    keys = {"deepspeed.zero_stage": str(stage), "lora": lora, "train.beta": "0.1"}
+    recipe = config.load("embedded", list(keys.items()))
+    engine.start()
+    before = megabytes("VmRSS")
+    network = SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=layers,
+        attention_head_dim=64, num_attention_heads=7, joint_attention_dim=64,
+        caption_projection_dim=448, pooled_projection_dim=64, pos_embed_max_size=4,
+    )  # fmt: skip
+    size = sum(parameter.numel() for parameter in network.parameters())
+    policy = Policy(network, recipe, FLOW_GRPO_LORA_TARGETS)
+    trained = engine.Engine(policy.network, recipe, micro_batches=2)
+    ema = Ema(trained.masters, 0.9)
+    for _ in range(2 * 2):
+        with policy.reference() as reference:
+            target = _velocity(reference)
+        loss = (_velocity(trained.network) - target - 1).square().mean()
+        if trained.backward(loss):
+            ema.update()
+    return size, megabytes("VmRSS") - before, megabytes("VmHWM") - before
+
+
+def _velocity(network: torch.nn.Module) -> Tensor:
+    return network(
+        hidden_states=torch.ones(ROWS, 4, 8, 8), timestep=torch.ones(ROWS),
+        encoder_hidden_states=torch.ones(ROWS, 4, 64), pooled_projections=torch.ones(ROWS, 64),
+        return_dict=False,
+    )[0]  # fmt: skip
+
+
+def main() -> None:
+    """Print the table."""
+    layers = int(sys.argv[1]) if len(sys.argv) > 1 else 16
+    print("| weights | parameters | stage | held, MB | peak, MB |\n|---|---|---|---|---|")
+    for weights, lora in (("full", "null"), ("lora", "{rank: 32, alpha: 64}")):
+        for stage in range(4):
+            argument = (stage, lora, layers)
+            results = ranks.run("tests.memory:work", 2, argument, timeout=900)
+            size, held, peak = (max(column) for column in zip(*results, strict=True))
+            cells = [weights, f"{size / 1e6:.0f} M", f"{stage}", f"{held:.0f}", f"{peak:.0f}"]
+            print(f"| {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    importlib.import_module("tests.memory").main()
