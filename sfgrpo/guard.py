@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from sfgrpo import ops
+from sfgrpo import engine, ops
 from sfgrpo.config import Recipe
 from sfgrpo.loss import Rows
 from sfgrpo.prompts import Prompt
@@ -84,7 +84,7 @@ class Guard:
         if not kept_P.any():
             raise NonFinite(f"no group is left: {told}")
         dropped = int((~kept_P).sum())
-        warnings.warn(f"{dropped} of {len(kept_P)} groups dropped: {told}", stacklevel=2)
+        _warn(f"{dropped} of {len(kept_P)} groups dropped: {told}")
 
     def _reward(
         self, parts: Mapping[str, Tensor], rewards_PNS: Tensor, group: int, member: int, state: int
@@ -156,7 +156,7 @@ class Guard:
             )
         if drift.per_step[worst] > self.budget and not self._warned:
             self._warned = True
-            warnings.warn(f"rollout and training disagree at a step: {told}", stacklevel=2)
+            _warn(f"rollout and training disagree at a step: {told}")
 
     def norm(self, norm: float, *, taken: bool) -> float:
         """The gradient norm of an optimiser step that was `taken`, or not for overflow.
@@ -192,3 +192,9 @@ class Guard:
             f" A lower train.learning_rate (now {self.train.learning_rate:g}) or, in fp16, bf16 may"
             " help; continuing the run as it is repeats this."
         )
+
+
+def _warn(message: str) -> None:
+    """Once for all ranks, which see the same numbers."""
+    if engine.rank() == 0:
+        warnings.warn(message, stacklevel=3)

@@ -114,7 +114,7 @@ def prepare(folder: Path, recipe: Recipe, *, fresh: bool) -> None:
         # The recipe goes last: stopped in between, what is left is still that recipe's.
         for name in ("checkpoints", "tensorboard", "images", "model"):
             shutil.rmtree(folder / name, ignore_errors=True)
-        for name in (*LOGS, "report.html", "recipe.yaml"):
+        for name in (*LOGS, "report.html", "failure.txt", "recipe.yaml"):
             (folder / name).unlink(missing_ok=True)
     if described.exists():
         changed = _differences(yaml.safe_load(described.read_text()), yaml.safe_load(text))

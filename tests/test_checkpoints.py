@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from sfgrpo import checkpoints, config, records, train
 from sfgrpo.checkpoints import CheckpointError, Checkpoints, State
+from sfgrpo.randomness import reseed
 from sfgrpo.stopping import Signals
 from sfgrpo.trainer import Trainer
 from tests.rewards import Redness
@@ -132,6 +136,19 @@ def test_a_kill_at_any_call_leaves_whole_checkpoints(
             break
     assert last > 30
     assert found == {"000002", "000003"}
+
+
+def test_what_others_draw_is_repeated() -> None:
+    """By a run that continues at an iteration; not by another iteration, rank or seed."""
+
+    def draws(seed: int, iteration: int, rank: int) -> tuple[float, ...]:
+        reseed(seed, iteration, rank)
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    first = draws(0, 5, 0)
+    assert draws(0, 5, 0) == first
+    for other in ((1, 5, 0), (0, 6, 0), (0, 5, 1), (2**62, 5, 0)):
+        assert not set(draws(*other)) & set(first)
 
 
 def test_other_ranks_and_stages_are_refused_where_deepspeed_refuses_them() -> None:
