@@ -52,8 +52,9 @@ class _Listener(CommsLogger):
         """A recipe does not set this."""
 
     def append(self, raw_name: str, record_name: str, latency: float, msg_size: int) -> None:
-        """`latency` in milliseconds."""
+        """`latency` is in milliseconds, of all calls since the timer was reset."""
         _seconds["communication"] += latency / 1000
+        comm.timers(record_name).reset()
 
 
 def listen() -> None:
