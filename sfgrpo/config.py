@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from pydantic import (
@@ -24,6 +24,7 @@ from pydantic import (
 
 from sfgrpo import credit, sde
 from sfgrpo.names import unknown_name
+from sfgrpo.recipe_text import RecipeError, explain, numbers, override
 
 
 class Section(BaseModel):
@@ -41,6 +42,9 @@ class Run(Section):
     """Key of all randomness; (seed, sample, step, element) decides every number drawn."""
     iterations: int = Field(default=100, ge=1)
     """Iterations of: sample, score, credit, update."""
+    peer_timeout: float = Field(default=30, ge=1)
+    """Seconds after which a machine that fell silent is given up and the run ends. A rank that
+    dies, or whose machine says so, ends the run at once."""
 
 
 class Model(Section):
@@ -132,6 +136,13 @@ class Train(Section):
     loss_scale: Literal["dynamic"] | PositiveFloat = "dynamic"
     """fp16: what the loss is multiplied with so that small gradients survive; "dynamic" halves it
     on overflow (that optimiser step is skipped) and doubles it after 1000 good steps."""
+    on_nonfinite: Literal["stop", "drop_group"] = "stop"
+    """When a reward is not finite: stop with its name and prompt, or give the whole group advantage
+    0, leave it out of the statistics and count it (`dropped_groups`). A loss or gradient that is
+    not finite always stops the run."""
+    drift_budget: float | None = Field(default=None, gt=0)
+    """Largest mean |logp in training - logp at sampling| before an iteration's first update; null
+    is half of clip_range: see `sfgrpo.guard`."""
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
     """Decay per optimiser step of the averaged weights that are evaluated; 0 switches it off."""
 
@@ -154,6 +165,8 @@ class Checkpoint(Section):
     """Iterations between checkpoints; the last state is always saved."""
     keep: int = Field(default=2, ge=1)
     """How many are kept."""
+    keep_best: bool = False
+    """Whether `checkpoints/best` keeps the weights of the evaluation with the highest reward."""
 
 
 class Deepspeed(Section):
@@ -196,10 +209,6 @@ class Recipe(Section):
     deepspeed: Deepspeed = Deepspeed()
 
 
-class RecipeError(ValueError):
-    """A recipe that cannot be run; the message names each wrong key."""
-
-
 def recipe_names() -> list[str]:
     """Names of the recipes in this package."""
     folder = resources.files("sfgrpo.recipes")
@@ -219,61 +228,6 @@ def _source(recipe: str) -> str:
     return (resources.files("sfgrpo.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
 
 
-def _override(data: dict[str, Any], key: str, value: str) -> None:
-    """Set `section.key` from the command line; the value is read as YAML."""
-    *sections, last = key.split(".")
-    for section in sections:
-        child = data[section] = {} if data.get(section) is None else data[section]
-        if not isinstance(child, dict):
-            raise RecipeError(f"--{key}: '{section}' is not a section")
-        data = child
-    data[last] = _numbers(yaml.safe_load(value))
-
-
-def _numbers(value: Any) -> Any:
-    """YAML 1.1 reads 3e-4 (no dot) as text; a recipe means the number."""
-    if isinstance(value, dict):
-        return {key: _numbers(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_numbers(item) for item in value]
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _explain(error: ValidationError) -> str:
-    lines = []
-    for problem in error.errors():
-        place = ".".join(str(part) for part in problem["loc"])
-        if problem["type"] == "extra_forbidden":
-            message = unknown_name("key", str(problem["loc"][-1]), _siblings(problem["loc"]))
-        elif problem["type"] == "literal_error":
-            names = (
-                problem.get("ctx", {})["expected"]
-                .replace(" or ", ", ")
-                .replace("'", "")
-                .split(", ")
-            )
-            message = unknown_name("value", str(problem["input"]), names)
-        else:
-            message = problem["msg"].removeprefix("Value error, ")
-            message += f" (got {problem['input']!r})"
-        lines.append(f"  {place}: {message}")
-    return "the recipe cannot be run:\n" + "\n".join(lines)
-
-
-def _siblings(place: Sequence[int | str]) -> list[str]:
-    section: Any = Recipe
-    for name in place[:-1]:
-        annotation = section.model_fields[str(name)].annotation
-        options = getattr(annotation, "__args__", (annotation,))
-        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return list(section.model_fields)
-
-
 def load(recipe: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
     """Read and validate a recipe.
 
@@ -285,7 +239,7 @@ def load(recipe: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
         RecipeError: with one line per wrong key.
     """
     try:
-        data = _numbers(yaml.safe_load(_source(recipe)) or {})
+        data = numbers(yaml.safe_load(_source(recipe)) or {})
     except yaml.YAMLError as error:
         raise RecipeError(f"recipe '{recipe}' is not valid YAML: {error}") from None
     if not isinstance(data, dict):
@@ -293,8 +247,8 @@ def load(recipe: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
             f"recipe '{recipe}' must be a mapping of sections, got {type(data).__name__}"
         )
     for key, value in overrides:
-        _override(data, key, value)
+        override(data, key, value)
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise RecipeError(_explain(error)) from None
+        raise RecipeError(explain(error, Recipe)) from None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sfgrpo import engine, sde
+from sfgrpo.guard import NonFinite
 from sfgrpo.prompts import Prompt, spread
 from sfgrpo.rollout import Plan, VelocityField, batches, sample
 
@@ -87,15 +88,26 @@ def evaluate(
         images.append((decoded * 255).round().to(torch.uint8))
     total = len(prompts) * images_per_prompt
     index = plan.sample_M - HELD_OUT
-    numbers = {
-        name: engine.gather(torch.cat([s[name] for s in scores]), index)[:total].mean().item()
+    gathered = {
+        name: engine.gather(torch.cat([s[name] for s in scores]), index)[:total]
         for name in scores[0]
     }
-    gathered = engine.gather(torch.cat(images), index)[:total].cpu()
-    images_PN = gathered.unflatten(0, (len(prompts), images_per_prompt))
+    numbers = means(gathered)
+    pictures = engine.gather(torch.cat(images), index)[:total].cpu()
+    images_PN = pictures.unflatten(0, (len(prompts), images_per_prompt))
     for judge in judges:
         numbers.update(judge(images_PN.float() / 255, [p.metadata for p in prompts]))
     return Evaluation(numbers, images_PN, list(prompts))
+
+
+def means(scores: Mapping[str, Tensor]) -> dict[str, float]:
+    """Mean of each score over the images whose reward is finite; `dropped_images` counts the
+    others, if there are any."""
+    kept = scores["reward"].isfinite()
+    if not kept.any():
+        raise NonFinite(f"none of the {len(kept)} images of the evaluation has a finite reward")
+    numbers = {name: values[kept].mean().item() for name, values in scores.items()}
+    return numbers if kept.all() else {**numbers, "dropped_images": int((~kept).sum())}
 
 
 def chosen(prompts: Sequence[Prompt], count: int) -> list[Prompt]:

@@ -24,7 +24,18 @@ from sfgrpo.records import read
 Log = Sequence[Mapping[str, Any]]
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
-COLOURS = ("#0b6e99", "#d9730d", "#2f7d4f", "#a3336b", "#6b4fbb", "#8a6d3b", "#56a3c2", "#9aa5b1")
+COLOURS = (
+    "#0b6e99",
+    "#d9730d",
+    "#2f7d4f",
+    "#a3336b",
+    "#6b4fbb",
+    "#8a6d3b",
+    "#56a3c2",
+    "#9aa5b1",
+    "#c7a92c",
+    "#3f4a54",
+)
 
 plt.rcParams.update(
     {
@@ -118,20 +129,34 @@ def health(metrics: Log) -> Figure:
     return figure
 
 
+PHASES = {
+    "estimates": "clean estimates", "decode": "decoding", "train": "training",
+    "evaluate": "evaluation", "checkpoint": "checkpoints",
+}  # fmt: skip
+"""How phases are called in pictures."""
+
+
 def timing(timings: Log) -> Figure:
-    """Mean seconds of each phase of an iteration."""
-    figure, axes = _axes(height=2.4)
-    seconds: dict[str, float] = defaultdict(float)
+    """Mean seconds and share of each phase of an iteration; below, the slowest rank's."""
+    figure, axes = _axes(height=2.6)
+    bars: list[dict[str, float]] = [defaultdict(float), defaultdict(float)]
     for row in timings:
-        for phase, value in row.items():
-            if phase != "iteration":
-                seconds[phase] += value / len(timings)
-    left = 0.0
-    for (phase, value), colour in zip(seconds.items(), COLOURS * 3, strict=False):
-        axes.barh(0, value, left=left, color=colour, label=f"{phase} {value:.2f} s")
-        left += value
-    axes.set(title=f"Seconds per iteration: {left:.1f}", yticks=[], ylim=(-1.5, 0.6))
-    axes.legend(ncols=4, loc="lower center", fontsize=8)
+        for bar, kind in zip(bars, ("phases", "slowest"), strict=True):
+            for phase, value in row[kind].items():
+                bar[phase] += value / len(timings)
+    total = sum(bars[0].values())
+    images = sum(row["images_per_second"] for row in timings) / max(1, len(timings))
+    for place, bar in enumerate(bars):
+        left = 0.0
+        for (phase, value), colour in zip(bar.items(), COLOURS * 3, strict=False):
+            share = f"{PHASES.get(phase, phase)} {value:.2f} s, {value / total:.0%}"
+            label = share if place == 0 else None
+            axes.barh(-place, value, 0.8 - 0.5 * place, left=left, color=colour, label=label)
+            left += value
+    axes.set(title=f"{total:.1f} seconds per iteration, {images:.1f} images a second")
+    axes.set_yticks([0, -1], ["mean of ranks", "slowest rank"])
+    axes.set(ylim=(-4.2, 0.6))
+    axes.legend(ncols=3, loc="lower center", fontsize=8)
     return figure
 
 

@@ -3,9 +3,9 @@
 metrics.jsonl   one line per iteration: numbers that depend on the recipe alone, so a resumed
                 run writes the same bytes as one that was never stopped
 eval.jsonl      one line per evaluation
-timing.jsonl    seconds per phase of each iteration (these do differ between runs)
+timing.jsonl    seconds and share of each phase of an iteration (these do differ between runs)
 recipe.yaml     the validated recipe
-checkpoints/    one folder per saved iteration, complete or not there at all
+checkpoints/    see `sfgrpo.checkpoints`
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,17 @@ from einops import rearrange
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
+from sfgrpo.checkpoints import sync_folder
 from sfgrpo.config import Recipe
 from sfgrpo.evaluate import Evaluation
 
 LOGS = ("metrics.jsonl", "eval.jsonl", "timing.jsonl")
+FREE = {
+    "run.iterations", "run.output_dir", "run.peer_timeout",
+    "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
+    "train.on_nonfinite", "train.drift_budget",
+}  # fmt: skip
+"""Keys that a run may change when it continues: how long, where, and what stops it."""
 
 
 class RunError(RuntimeError):
@@ -53,21 +60,30 @@ def write_atomically(path: Path, text: str) -> None:
 class Logs:
     """Appends to a run's logs and mirrors numbers to TensorBoard."""
 
-    def __init__(self, folder: Path, start: int) -> None:
-        """Continue the logs of `folder` after iteration `start`, dropping what came later."""
-        self.folder = folder
+    def __init__(self, folder: Path, start: int | None) -> None:
+        """Continue the logs of `folder` after iteration `start`, dropping what came later; None
+        drops everything."""
+        self.folder, last = folder, -1 if start is None else start
         for name in LOGS:
-            kept = [row for row in read(folder / name) if start and row["iteration"] <= start]
+            kept = [row for row in read(folder / name) if row["iteration"] <= last]
             write_atomically(folder / name, "".join(json.dumps(row) + "\n" for row in kept))
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=last + 1)
 
     def write(self, log: str, iteration: int, values: Mapping[str, Any]) -> None:
         """Append one line to `<log>.jsonl`."""
         with (self.folder / f"{log}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"iteration": iteration, **values}) + "\n")
         for name, value in values.items():
-            if isinstance(value, int | float):
-                self.board.add_scalar(f"{log}/{name}", value, iteration)
+            parts = value if isinstance(value, Mapping) else {"": value}
+            for part, number in parts.items():
+                if isinstance(number, int | float):
+                    self.board.add_scalar(f"{log}/{name}/{part}".strip("/"), number, iteration)
+
+    def sync(self) -> None:
+        """Have every line on the disk: a checkpoint counts on those before it."""
+        for name in LOGS:
+            if (self.folder / name).exists():
+                sync_folder(self.folder / name)
 
     def close(self) -> None:
         self.board.close()
@@ -83,56 +99,6 @@ def save_images(folder: Path, iteration: int, evaluation: Evaluation) -> None:
     write_atomically(path.parent / "prompts.txt", lines)
 
 
-class Checkpoints:
-    """Complete checkpoints of a run: written aside, synced, then renamed into place."""
-
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder = folder
-        self.keep = keep
-
-    def saved(self) -> list[Path]:
-        """Complete checkpoints, oldest first."""
-        return sorted(p for p in self.folder.glob("[0-9]*") if p.is_dir())
-
-    def latest(self) -> Path | None:
-        """The newest complete checkpoint."""
-        return (self.saved() or [None])[-1]
-
-    def save(
-        self,
-        iteration: int,
-        write: Callable[[Path], None],
-        *,
-        main: bool,
-        barrier: Callable[[], None],
-    ) -> None:
-        """Let every rank `write` into one folder; rank 0 makes it the checkpoint of `iteration`."""
-        aside = self.folder / f"writing-{iteration:06d}"
-        if main:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-        barrier()
-        write(aside)
-        barrier()
-        if main:
-            _sync(aside)
-            final = self.folder / f"{iteration:06d}"
-            shutil.rmtree(final, ignore_errors=True)
-            aside.rename(final)
-            _sync(self.folder)
-            for old in self.saved()[: -self.keep]:
-                shutil.rmtree(old)
-        barrier()
-
-
-def _sync(folder: Path) -> None:
-    """Flush a folder, and every file below it, to the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
-
-
 def prepare(folder: Path, recipe: Recipe, *, fresh: bool) -> None:
     """Make `folder` ready for this recipe: new, or the same recipe's earlier run.
 
@@ -145,10 +111,11 @@ def prepare(folder: Path, recipe: Recipe, *, fresh: bool) -> None:
     described = folder / "recipe.yaml"
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     if fresh:
-        for name in (*LOGS, "recipe.yaml", "report.html"):
-            (folder / name).unlink(missing_ok=True)
+        # The recipe goes last: stopped in between, what is left is still that recipe's.
         for name in ("checkpoints", "tensorboard", "images", "model"):
             shutil.rmtree(folder / name, ignore_errors=True)
+        for name in (*LOGS, "report.html", "failure.txt", "recipe.yaml"):
+            (folder / name).unlink(missing_ok=True)
     if described.exists():
         changed = _differences(yaml.safe_load(described.read_text()), yaml.safe_load(text))
         if changed:
@@ -161,11 +128,10 @@ def prepare(folder: Path, recipe: Recipe, *, fresh: bool) -> None:
 
 
 def _differences(old: Any, new: Any, place: str = "") -> list[str]:
-    """Keys that differ, except those that only say how long and where."""
+    """Keys that differ, except those in `FREE`."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
         return [
             d for k in keys for d in _differences(old.get(k), new.get(k), f"{place}.{k}".strip("."))
         ]
-    free = {"run.iterations", "run.output_dir", "checkpoint.every", "checkpoint.keep"}
-    return [] if old == new or place in free else [f"{place}: {old!r} there, {new!r} here"]
+    return [] if old == new or place in FREE else [f"{place}: {old!r} there, {new!r} here"]

@@ -17,13 +17,14 @@ Lap = Callable[[str], None]
 def measure(
     reward: Mixture, images: Tensor, prompt: Tensor, prompts: Sequence[Prompt]
 ) -> dict[str, Tensor]:
-    """Scores of images made for the prompts of the rows `prompt [B]`.
+    """Scores of images made for the prompts of the rows `prompt [B]`; they may be not finite.
 
     Returns:
         `{"reward": [B], "<component>": [B], ...}`, fp32 on the images' device.
     """
     asked = [prompts[row] for row in prompt.tolist()]
-    total, parts = reward(images, [p.text for p in asked], [p.metadata for p in asked])
+    texts, metadata = [p.text for p in asked], [p.metadata for p in asked]
+    total, parts = reward(images, texts, metadata, finite=False)
     return {k: v.to(images.device) for k, v in {"reward": total, **parts}.items()}
 
 
@@ -45,10 +46,7 @@ def score(
         lap: called with the name of each phase as it ends.
 
     Returns:
-        `{name: [M, S]}`, the final image last.
-
-    Raises:
-        ValueError: a non-finite score, naming reward and prompt.
+        `{name: [M, S]}`, the final image last; `sfgrpo.guard` sees to values that are not finite.
     """
     states, found = trajectories.states, []
     for rows, latents in clean_estimates(field, states, substeps=substeps):

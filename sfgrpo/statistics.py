@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,12 +15,20 @@ from sfgrpo.credit import gains
 from sfgrpo.loss import Rows
 
 
+def finite_groups(rewards_PNS: Tensor) -> Tensor:
+    """bool `[P]`: the groups whose rewards are all finite."""
+    return rewards_PNS.isfinite().flatten(1).all(1)
+
+
 def reward_statistics(rewards_PNS: Tensor, parts_PN: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Means over the iteration's trajectories.
+    """Means over the iteration's trajectories, without groups that hold a reward that is not
+    finite; `dropped_groups` counts those.
 
     `reward` and its components belong to final images; `reward_per_state` to the clean estimates
     of states 0 .. T; `gain_per_step` is the mean |gain| of each step.
     """
+    kept_P = finite_groups(rewards_PNS)
+    rewards_PNS, parts_PN = rewards_PNS[kept_P], {k: v[kept_P] for k, v in parts_PN.items()}
     final = rewards_PNS[..., -1].double()
     return {
         "reward": final.mean().item(),
@@ -27,7 +36,19 @@ def reward_statistics(rewards_PNS: Tensor, parts_PN: Mapping[str, Tensor]) -> di
         **{name: values.double().mean().item() for name, values in parts_PN.items()},
         "reward_per_state": rewards_PNS.double().mean((0, 1)).tolist(),
         "gain_per_step": gains(rewards_PNS).double().abs().mean((0, 1)).tolist(),
+        "dropped_groups": int((~kept_P).sum()),
     }
+
+
+@dataclass(frozen=True)
+class Drift:
+    """|logp in training - logp at sampling| before the first update, over the rows of all ranks:
+    rounding, if rollout and training agree."""
+
+    mean: float
+    largest: float
+    per_step: list[float]
+    """Mean at each step of the sampler; 0 at noise-free steps."""
 
 
 class RowStatistics:
@@ -35,7 +56,8 @@ class RowStatistics:
 
     def __init__(self) -> None:
         self.rows: list[Tensor] = []
-        self.drift: list[Tensor] = []
+        self.differences: list[Tensor] = []
+        self.drift: Drift | None = None
         self.norms: list[float] = []
         self.skipped = 0
 
@@ -43,7 +65,17 @@ class RowStatistics:
         """One micro-batch; `first` if no update was made since the rows were sampled."""
         self.rows.append(torch.stack([stats.ratio, stats.clipped, stats.kl, stats.surrogate], 1))
         if first:
-            self.drift.append((stats.logp - rows.logp_old).abs())
+            difference = (stats.logp - rows.logp_old).abs().double()
+            self.differences.append(torch.stack([difference, rows.step.double()], 1))
+
+    def measure_drift(self, steps: int) -> Drift:
+        """The drift over a sampler of so many steps; call it before the first update."""
+        difference, step = _all_ranks(torch.cat(self.differences)).unbind(1)
+        zeros, step = difference.new_zeros(steps), step.long()
+        rows = zeros.index_add(0, step, torch.ones_like(difference)).clamp(min=1)
+        per_step = zeros.index_add(0, step, difference) / rows
+        self.drift = Drift(difference.mean().item(), difference.max().item(), per_step.tolist())
+        return self.drift
 
     def add_step(self, norm: float, *, taken: bool) -> None:
         """The gradient norm of one optimiser step, or that it was skipped (fp16 overflow)."""
@@ -52,11 +84,10 @@ class RowStatistics:
         else:
             self.skipped += 1
 
-    def summary(self, beta: float) -> dict[str, float]:
-        """`logp_drift` is |logp in training - logp at sampling| before the first update: rounding,
-        if rollout and training agree."""
+    def summary(self, beta: float) -> dict[str, Any]:
+        """Means over all rows, and the drift that was measured."""
         rows = _all_ranks(torch.cat(self.rows)).double()
-        drift = _all_ranks(torch.cat(self.drift)).double()
+        drift = self.drift or Drift(math.nan, math.nan, [])
         ratio, clipped, kl, surrogate = rows.unbind(1)
         return {
             "loss": (surrogate + beta * kl).mean().item(),
@@ -64,8 +95,9 @@ class RowStatistics:
             "clip_fraction": clipped.mean().item(),
             "ratio_min": ratio.min().item(),
             "ratio_max": ratio.max().item(),
-            "logp_drift_mean": drift.mean().item(),
-            "logp_drift_max": drift.max().item(),
+            "logp_drift_mean": drift.mean,
+            "logp_drift_max": drift.largest,
+            "logp_drift_per_step": drift.per_step,
             "grad_norm": sum(self.norms) / max(1, len(self.norms)),
         }
 
@@ -73,17 +105,3 @@ class RowStatistics:
 def _all_ranks(local: Tensor) -> Tensor:
     start = engine.rank() * len(local)
     return engine.gather(local, torch.arange(start, start + len(local), device=local.device))
-
-
-class Clock:
-    """Seconds per phase of an iteration."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        """Add the time since the last call to `phase`."""
-        now = time.perf_counter()
-        self.laps[phase] = round(self.laps.get(phase, 0.0) + now - self.last, 4)
-        self.last = now

@@ -12,6 +12,11 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # they import PyTorch, which --help and a wrong recipe can do without
+    from sfgrpo.config import Recipe
+    from sfgrpo.stopping import Signals
 
 EPILOG = """\
 Any key of the recipe can be replaced on the command line, its value read as YAML:
@@ -74,26 +79,53 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
     except ValueError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
-    from sfgrpo import engine, records, report
+    from sfgrpo import engine, stopping
+    from sfgrpo.checkpoints import CheckpointError
+    from sfgrpo.guard import Disagreement, NonFinite
+    from sfgrpo.peers import Watch
+    from sfgrpo.records import RunError
+
+    engine.start()
+    together = Watch(
+        rank=engine.rank(), world=engine.world(), largest=engine.largest,
+        timeout=recipe.run.peer_timeout, folder=recipe.run.output_dir,
+    )  # fmt: skip
+    try:
+        with stopping.Signals() as signals, together:
+            status = _run(recipe, signals, fresh=arguments.fresh, prog=prog)
+    except (RunError, CheckpointError) as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 2
+    except (NonFinite, Disagreement) as error:
+        print(f"\n{prog}: {error}", file=sys.stderr)
+        return 1
+    engine.stop()
+    return status
+
+
+def _run(recipe: Recipe, signals: Signals, *, fresh: bool, prog: str) -> int:
+    """Train the recipe; returns the exit status."""
+    from sfgrpo import engine, report
+    from sfgrpo.records import RunError
+    from sfgrpo.stopping import Interrupted
     from sfgrpo.trainer import Trainer
 
     try:
-        trainer = Trainer(recipe, fresh=arguments.fresh)
-    except (ValueError, records.RunError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 2
+        trainer = Trainer(recipe, fresh=fresh)
+    except ValueError as error:
+        raise RunError(str(error)) from error
     try:
-        trainer.train()
-    except KeyboardInterrupt:
-        print(
-            f"\n{prog}: stopped after {trainer.iteration} iterations; the same command (without "
-            "--fresh) continues from the newest checkpoint",
-            file=sys.stderr,
-        )
-        return 130
+        trainer.train(signals)
+    except Interrupted as stop:
+        if engine.rank() == 0:
+            print(
+                f"\n{prog}: {stop} after {trainer.iteration} iterations, which are saved; the same "
+                "command (without --fresh) continues",
+                file=sys.stderr,
+            )
+        return stop.status
     if engine.rank() == 0:
-        print(report.write(trainer.folder))
-    engine.stop()
+        print(report.write(trainer.progress.folder))
     return 0
 
 

@@ -9,26 +9,28 @@ Shapes: P prompts, N trajectories per group, M trajectories of this rank, T step
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sfgrpo import backbones, credit, engine, evaluate, prompts, records, rewards
+from sfgrpo import backbones, credit, engine, evaluate, prompts, rewards
+from sfgrpo.clock import Clock
 from sfgrpo.config import Recipe
+from sfgrpo.guard import Guard
 from sfgrpo.layout import Layout
 from sfgrpo.loss import Rows, TrajectoryRows, policy_loss
 from sfgrpo.policy import Ema, Policy
+from sfgrpo.progress import Progress
 from sfgrpo.prompts import Prompt
+from sfgrpo.randomness import reseed
 from sfgrpo.rollout import Plan, Trajectories, VelocityField, batches, sample
 from sfgrpo.score import as_states, measure, score
-from sfgrpo.statistics import Clock, RowStatistics, reward_statistics
+from sfgrpo.statistics import RowStatistics, finite_groups, reward_statistics
+from sfgrpo.stopping import Interrupted, Signals
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,9 +44,9 @@ class Trainer:
         Raises:
             ValueError: values that do not fit together, naming the key.
             records.RunError: the folder holds the run of another recipe.
+            checkpoints.CheckpointError: its checkpoints cannot be continued.
         """
         self.recipe, self.device = recipe, engine.start()
-        self.folder = Path(recipe.run.output_dir)
         self.backbone = backbones.load(
             recipe.model.backbone,
             recipe.model.path,
@@ -61,6 +63,7 @@ class Trainer:
         self.reward = rewards.load(recipe.reward)
         self.judges = [evaluate.load_judge(name) for name in recipe.eval.judges]
         self.rule = credit.get(recipe.credit.rule)
+        self.guard = Guard(recipe)
         self.policy = Policy(self.backbone.transformer, recipe, self.backbone.lora_targets)
         if recipe.train.gradient_checkpointing:
             self.policy.checkpoint_gradients()
@@ -69,42 +72,72 @@ class Trainer:
         )
         decay = recipe.train.ema_decay
         self.ema = Ema(self.engine.masters, decay) if decay else None
-        self._open(fresh)
+        self.progress = Progress(recipe, self.backbone, self.engine, self.ema, fresh=fresh)
 
-    def train(self) -> None:
-        """Run to `run.iterations`: sample, score, credit, update."""
-        recipe, last = self.recipe, self.recipe.run.iterations
-        if self.iteration == 0:
-            self.evaluate()
+    @property
+    def iteration(self) -> int:
+        """Finished iterations."""
+        return self.progress.state.iteration
+
+    def train(self, signals: Signals | None = None) -> None:
+        """Run to `run.iterations`: sample, score, credit, update.
+
+        Raises:
+            Interrupted: `signals` received one; what was finished is saved.
+        """
+        signals, last = signals or Signals(), self.recipe.run.iterations
         bar = tqdm(
             total=last, initial=self.iteration, unit="it", disable=engine.rank() != 0,
-            desc=f"{recipe.credit.rule} credit", dynamic_ncols=True,
+            desc=f"{self.recipe.credit.rule} credit", dynamic_ncols=True,
         )  # fmt: skip
-        while self.iteration < last:
-            clock = Clock()
-            plan, chosen = self.layout.plan(self.iteration), self.draw()
-            field = self.field(chosen)
-            with self.engine.sampling():
-                trajectories = self.sample(field, plan)
-                clock.lap("rollout")
-                rewards_PNS, parts_PN = self.score(field, trajectories, chosen, clock)
-            advantages_PNT = self.credit(rewards_PNS)
-            rows = self.rows(trajectories, advantages_PNT, plan)
-            clock.lap("credit")
-            metrics = {**reward_statistics(rewards_PNS, parts_PN), **self.update(field, rows)}
-            clock.lap("train")
-            self.iteration += 1
-            self.log("metrics", metrics)
-            bar.set_postfix(reward=f"{metrics['reward']:.3f}", kl=f"{metrics['kl']:.1e}")
-            bar.update()
-            if self.iteration % recipe.eval.every == 0 or self.iteration == last:
-                self.evaluate()
-                clock.lap("evaluate")
-            if self.iteration % recipe.checkpoint.every == 0 or self.iteration == last:
-                self.save()
-                clock.lap("checkpoint")
-            self.log("timing", clock.laps)
-        bar.close()
+        try:
+            with bar:
+                signals.check()
+                if self.progress.owes_evaluation():
+                    self.evaluate()
+                while self.iteration < last:
+                    signals.check()
+                    clock = Clock()
+                    metrics = self.iterate(clock, signals)
+                    self.progress.state.iteration += 1
+                    self.progress.log("metrics", metrics)
+                    bar.set_postfix(reward=f"{metrics['reward']:.3f}", kl=f"{metrics['kl']:.1e}")
+                    bar.update()
+                    signals.check()
+                    self.finish(clock)
+        except Interrupted:
+            self.progress.save()
+            raise
+
+    def iterate(self, clock: Clock, signals: Signals) -> dict[str, Any]:
+        """One iteration; returns its metrics. The weights change in the last phase only."""
+        reseed(self.recipe.run.seed, self.iteration, engine.rank())
+        plan, chosen = self.layout.plan(self.iteration), self.draw()
+        self.guard.begin(self.iteration, chosen)
+        field = self.field(chosen)
+        with self.engine.sampling():
+            trajectories = self.sample(field, plan)
+            clock.lap("rollout")
+            signals.check()
+            rewards_PNS, parts_PN = self.score(field, trajectories, chosen, clock)
+        signals.check()
+        advantages_PNT = self.credit(rewards_PNS)
+        rows = self.rows(trajectories, advantages_PNT, plan)
+        clock.lap("credit")
+        metrics = {**reward_statistics(rewards_PNS, parts_PN), **self.update(field, rows)}
+        clock.lap("train")
+        return metrics
+
+    def finish(self, clock: Clock) -> None:
+        """After an iteration: evaluation and checkpoint where they are due."""
+        if self.progress.owes_evaluation():
+            self.evaluate()
+            clock.lap("evaluate")
+        if self.progress.owes_checkpoint():
+            self.progress.save()
+            clock.lap("checkpoint")
+        images = self.layout.trajectories
+        self.progress.log("timing", clock.row(images, self.device))
 
     def draw(self) -> list[Prompt]:
         """The iteration's P prompts."""
@@ -146,22 +179,28 @@ class Trainer:
             substeps=self.recipe.credit.estimate_substeps, lap=clock.lap,
         )  # fmt: skip
         numbers = self.layout.numbers()
-        rewards_MS = as_states(scores_MS, made.latents_MS.shape[1])
-        parts_PN = {
-            name: engine.gather(values[:, -1], numbers).unflatten(0, shape)
-            for name, values in scores_MS.items()
-            if name != "reward"
-        }
-        return engine.gather(rewards_MS, numbers).unflatten(0, shape), parts_PN
+        parts_MS = {name: values for name, values in scores_MS.items() if name != "reward"}
+
+        def gather(values_M: Tensor) -> Tensor:
+            return engine.gather(values_M, numbers).unflatten(0, shape)
+
+        rewards_PNS = gather(as_states(scores_MS, made.latents_MS.shape[1]))
+        self.guard.rewards(rewards_PNS, lambda: {k: gather(v) for k, v in parts_MS.items()})
+        return rewards_PNS, {name: gather(values[:, -1]) for name, values in parts_MS.items()}
 
     def credit(self, rewards_PNS: Tensor) -> Tensor:
-        """Advantages `[P, N, T]` of every step of the whole group."""
+        """Advantages `[P, N, T]` of every step of the whole group; 0 in groups that are dropped."""
         c = self.recipe.credit
         options = credit.CreditOptions(
             normalize=c.normalize, stride=c.stride, statistics=c.statistics, clamp=c.clamp
         )
         trainable_T = self.layout.trainable_T.to(rewards_PNS.device)
-        return credit.advantages(rewards_PNS, trainable_T, name=c.rule, options=options)
+        kept_P = finite_groups(rewards_PNS)
+        advantages_PNT = rewards_PNS.new_zeros(*rewards_PNS.shape[:2], len(trainable_T))
+        advantages_PNT[kept_P] = credit.advantages(
+            rewards_PNS[kept_P], trainable_T, name=c.rule, options=options
+        )
+        return advantages_PNT
 
     def rows(
         self, trajectories: Trajectories, advantages_PNT: Tensor, plan: Plan
@@ -177,7 +216,7 @@ class Trainer:
             weight_T=self.layout.weight_T.to(self.device),
         )
 
-    def update(self, field: VelocityField, rows: TrajectoryRows) -> dict[str, float]:
+    def update(self, field: VelocityField, rows: TrajectoryRows) -> dict[str, Any]:
         """Split the rows over optimiser steps and micro-batches, and take the steps."""
         train, statistics = self.recipe.train, RowStatistics()
         scale = self.engine.row_weight(self.layout.rows_per_update)
@@ -192,8 +231,12 @@ class Trainer:
                     clip_range=train.clip_range, beta=train.beta, scale=scale,
                 )  # fmt: skip
                 statistics.add(result.stats, batch, first=update == 0)
+                self.guard.rows(batch, result)
+                if update == 0 and part.stop == len(step):
+                    self.guard.drift(statistics.measure_drift(len(rows.table)))
                 taken = self.engine.backward(result.loss)
-            statistics.add_step(self._checked_norm(taken), taken=taken)
+            norm = self.guard.norm(self.engine.grad_norm(), taken=taken)
+            statistics.add_step(norm, taken=taken)
             if self.ema and taken:
                 self.ema.update()
         return {**statistics.summary(train.beta), **self._scaling(statistics)}
@@ -207,65 +250,20 @@ class Trainer:
     def evaluate(self) -> None:
         """Measure the (averaged) policy on held-out noise; log the numbers, keep the images."""
         options = self.recipe.eval
+        reseed(self.recipe.run.seed, self.iteration, engine.rank())
         chosen = evaluate.chosen(self.prompts, options.prompts)
-        with self.averaged(), self.engine.sampling():
+        self.guard.begin(self.iteration, chosen)
+        with self.progress.averaged(), self.engine.sampling():
             result = evaluate.evaluate(
                 self.field(chosen), chosen,
-                lambda images, prompt: measure(self.reward, images, prompt, chosen), self.judges,
+                lambda images, prompt: self.guard.images(
+                    measure(self.reward, images, prompt, chosen), prompt
+                ),
+                self.judges,
                 seed=self.recipe.run.seed, num_steps=options.num_steps,
                 images_per_prompt=options.images_per_prompt, latent_shape=self.latent_shape,
             )  # fmt: skip
-        self.log("eval", result.numbers)
-        if engine.rank() == 0:
-            records.save_images(self.folder, self.iteration, result)
-
-    def save(self) -> None:
-        """Write a complete checkpoint; its folder `model` is what the stock pipeline loads."""
-
-        def write(folder: Path) -> None:
-            self.engine.save(folder)
-            with self.averaged(), self.engine.exporting():
-                averages = self.engine.masters.whole() if self.ema else {}
-                if engine.rank() == 0:
-                    self.backbone.save(folder / "model")
-                    if averages:
-                        save_file(averages, folder / "ema.safetensors")
-
-        self.checkpoints.save(
-            self.iteration, write, main=engine.rank() == 0, barrier=engine.barrier
-        )
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Within the context the policy carries its averaged weights, if it keeps any."""
-        return self.ema.applied() if self.ema else nullcontext()
-
-    def log(self, log: str, values: Mapping[str, object]) -> None:
-        """Append to a log of the run (rank 0)."""
-        if self.logs:
-            self.logs.write(log, self.iteration, values)
-
-    def _open(self, fresh: bool) -> None:
-        """Prepare the run folder and continue its newest checkpoint."""
-        if engine.rank() == 0:
-            records.prepare(self.folder, self.recipe, fresh=fresh)
-        engine.barrier()
-        self.checkpoints = records.Checkpoints(
-            self.folder / "checkpoints", self.recipe.checkpoint.keep
-        )
-        self.iteration = 0
-        if latest := self.checkpoints.latest():
-            self.iteration = int(latest.name)
-            self.engine.load(latest)
-            if self.ema:
-                self.ema.load(load_file(latest / "ema.safetensors"))
-        self.logs = records.Logs(self.folder, self.iteration) if engine.rank() == 0 else None
-
-    def _checked_norm(self, taken: bool) -> float:
-        norm = self.engine.grad_norm()
-        # fp16 overflows on purpose while the loss scale is searched; the engine skips such steps.
-        if not (taken and math.isfinite(norm)) and self.recipe.model.dtype != "fp16":
-            raise FloatingPointError(f"the gradient is not finite in iteration {self.iteration}")
-        return norm
+        self.progress.evaluated(result)
 
     def _scaling(self, statistics: RowStatistics) -> dict[str, float]:
         """What fp16 adds to the metrics."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import pytest
+
+from tests import tiny
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,32 +29,28 @@ def pytest_ignore_collect(config: pytest.Config) -> bool | None:
 @pytest.fixture(scope="session")
 def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The embedded architecture with random weights, saved as a pipeline folder."""
-    import torch
-
-    from sfgrpo.embedded import architecture
-
-    pipeline = architecture.build_pipeline(0)
-    for parameter in pipeline.transformer.parameters():
-        if not parameter.any():  # a zero output would leave adapters without a gradient
-            torch.nn.init.normal_(parameter, std=0.05)
-    folder = tmp_path_factory.mktemp("pipeline")
-    pipeline.save_pretrained(folder)
-    return folder
+    return tiny.build_pipeline(tmp_path_factory.mktemp("pipeline"))
 
 
 @pytest.fixture(scope="session")
 def prompt_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five prompts with the metadata that the rewards read."""
-    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
-    words = {"1": "one", "3": "three", "5": "five", "7": "seven", "9": "nine"}
-    records = [
-        {
-            "prompt": f"a white {word} on a red background",
-            "text": digit,
-            "foreground": "white",
-            "background": "red",
+    return tiny.write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.jsonl")
+
+
+@pytest.fixture
+def recipe(pipeline_folder: Path, prompt_file: Path):
+    """Makes recipes of small runs: `recipe(folder, sample__eta="0.5")`."""
+    from sfgrpo import config
+
+    def make(folder: Path, **changes: str) -> config.Recipe:
+        keys = {
+            **tiny.SMALL,
+            "model.path": str(pipeline_folder),
+            "prompts": str(prompt_file),
+            "run.output_dir": str(folder),
+            **{key.replace("__", "."): value for key, value in changes.items()},
         }
-        for digit, word in words.items()
-    ]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
+        return config.load("embedded", list(keys.items()))
+
+    return make

@@ -26,7 +26,12 @@ def make_run(folder: Path, rule: str, rewards: list[float]) -> Path:
     evals = [{"iteration": k, "reward": r, "judge": 1 - r} for k, r in enumerate(rewards)]
     for name, rows in {"metrics": metrics, "eval": evals}.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "timing.jsonl").write_text('{"iteration": 1, "rollout": 1.5, "train": 0.5}\n')
+    phases = {"rollout": 1.5, "communication": 0.0, "waiting": 0.25, "train": 0.5}
+    timing = {
+        "iteration": 1, "seconds": 2.25, "images_per_second": 4.0,
+        "phases": phases, "share": {}, "slowest": {**phases, "waiting": 0.5},
+    }  # fmt: skip
+    (folder / "timing.jsonl").write_text(json.dumps(timing) + "\n")
     (folder / "recipe.yaml").write_text(yaml.safe_dump({"credit": {"rule": rule}, "note": "<b>"}))
     for k in (0, len(rewards) - 1):
         Image.fromarray(np.full((8, 8, 3), 40 * k, np.uint8)).save(

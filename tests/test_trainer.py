@@ -23,42 +23,11 @@ from sfgrpo.rollout import START, sample
 from sfgrpo.trainer import Trainer
 from tests.rewards import Crash, Redness
 
-SMALL = {
-    "run.iterations": "3",
-    "reward": "{'tests.rewards:Redness': 1}",
-    "sample.prompts_per_iteration": "2",
-    "sample.group_size": "4",
-    "sample.num_steps": "4",
-    "sample.batch_size": "8",
-    "credit.estimate_substeps": "2",
-    "lora": "{rank: 32, alpha: 64}",
-    "train.updates_per_iteration": "1",
-    "train.micro_batch_size": "5",
-    "train.beta": "0.01",
-    "eval": "{every: 1, prompts: 2, images_per_prompt: 2, num_steps: 2, judges: []}",
-    "checkpoint": "{every: 1, keep: 2}",
-}
-
 
 @pytest.fixture(autouse=True)
 def _no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Redness, "calls", 0)
     monkeypatch.setattr(Redness, "crash_at", None)
-
-
-@pytest.fixture
-def recipe(pipeline_folder: Path, prompt_file: Path):
-    def make(folder: Path, **changes: str) -> config.Recipe:
-        keys = {
-            **SMALL,
-            "model.path": str(pipeline_folder),
-            "prompts": str(prompt_file),
-            "run.output_dir": str(folder),
-            **{key.replace("__", "."): value for key, value in changes.items()},
-        }
-        return config.load("embedded", list(keys.items()))
-
-    return make
 
 
 def logs(folder: Path) -> dict[str, str]:
@@ -121,7 +90,7 @@ def test_what_was_trained_loads_into_the_stock_pipeline(
         pipe.load_lora_weights(str(model))
     else:
         pipe.transformer = SD3Transformer2DModel.from_pretrained(model / "transformer")
-    with trainer.averaged():
+    with trainer.progress.averaged():
         field = trainer.field(trainer.prompts[:1])
         plan = evaluate.held_out_plan(1, 1, trainer.device)
         table = sde.coefficients(trainer.backbone.sigmas(4), "ode")

@@ -2,6 +2,7 @@
 
     processes.py       start, rank, barrier, gather: the ranks and how they talk
     configuration.py   a recipe as DeepSpeed's configuration
+    traffic.py         seconds spent on other ranks
     masters.py         the fp32 values the optimiser steps, this rank's share of them
     sharded.py         stage 3: parameters whole for a while, or layer by layer
     training.py        the engine: accumulate, step, save, load
@@ -49,6 +50,7 @@ Stage 3
 """
 
 from sfgrpo.engine.processes import barrier, gather, largest, rank, start, stop, world
+from sfgrpo.engine.traffic import spent, synchronize
 from sfgrpo.engine.training import Engine, frozen
 
 __all__ = [
@@ -58,7 +60,9 @@ __all__ = [
     "gather",
     "largest",
     "rank",
+    "spent",
     "start",
     "stop",
+    "synchronize",
     "world",
 ]

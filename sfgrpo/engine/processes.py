@@ -15,6 +15,8 @@ if not torch.cuda.is_available():  # said here, DeepSpeed does not warn that it 
 import deepspeed
 from deepspeed.utils import logger
 
+from sfgrpo.engine.traffic import listen, timed
+
 
 def start() -> torch.device:
     """Join the processes that the `deepspeed` launcher started, or be the only one.
@@ -34,6 +36,8 @@ def start() -> torch.device:
     if not dist.is_initialized() and "RANK" not in os.environ:  # alone, so no port is opened
         dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
     deepspeed.init_distributed(dist_backend=backend, verbose=False, auto_mpi_discovery=False)
+    if world() > 1:
+        listen()
     return device
 
 
@@ -56,7 +60,8 @@ def world() -> int:
 def barrier() -> None:
     """Wait for every rank."""
     if world() > 1:
-        dist.barrier()
+        with timed("waiting"):
+            dist.barrier()
 
 
 def largest(value: int) -> int:
@@ -64,7 +69,8 @@ def largest(value: int) -> int:
     if world() == 1:
         return value
     found = torch.tensor(value, device="cuda" if dist.get_backend() == "nccl" else "cpu")
-    dist.all_reduce(found, dist.ReduceOp.MAX)
+    with timed("waiting"):
+        dist.all_reduce(found, dist.ReduceOp.MAX)
     return int(found)
 
 
@@ -80,6 +86,8 @@ def gather(local: Tensor, index: Tensor) -> Tensor:
         return local[index.argsort()]
     rows = [torch.empty_like(local) for _ in range(world())]
     places = [torch.empty_like(index) for _ in range(world())]
-    dist.all_gather(rows, local.contiguous())
-    dist.all_gather(places, index.contiguous())
+    barrier()
+    with timed("communication"):
+        dist.all_gather(rows, local.contiguous())
+        dist.all_gather(places, index.contiguous())
     return torch.cat(rows)[torch.cat(places).argsort()]

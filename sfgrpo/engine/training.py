@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sfgrpo.config import Recipe
 from sfgrpo.engine import configuration, sharded
 from sfgrpo.engine.masters import Masters
-from sfgrpo.engine.processes import largest
+from sfgrpo.engine.processes import barrier, largest
 
 
 def frozen(network: nn.Module, recipe: Recipe) -> nn.Module:
@@ -58,9 +58,13 @@ class Engine:
         Returns whether a step was taken: not between micro-batches, and not when the gradient was
         not finite on some rank.
         """
+        if self.network.is_gradient_accumulation_boundary():
+            barrier()  # waiting for slower ranks shall not pass for communication
         self.network.backward(loss)
         if self.network.is_gradient_accumulation_boundary():
             self._own_norm = self._norm_before_step()
+            if self._own_norm is not None and not self._own_norm.isfinite():
+                return False  # stage 0 would step regardless; the others check by themselves
         self.network.step()
         return self.network.was_step_applied()
 

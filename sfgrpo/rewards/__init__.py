@@ -46,12 +46,17 @@ class Mixture:
         self.weights = dict(weights)
 
     def __call__(
-        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
+        self,
+        images: Tensor,
+        prompts: Sequence[str],
+        metadata: Sequence[Metadata],
+        *,
+        finite: bool = True,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Total [B] float32 and every reward's own scores [B] float32, on the CPU.
 
         ValueError if the lengths differ, or a reward returns another shape or a value that is not
-        finite (the message names the reward).
+        finite (the message names the reward; `finite=False` passes such values on).
         """
         if not len(images) == len(prompts) == len(metadata):
             raise ValueError(
@@ -64,7 +69,7 @@ class Mixture:
                 raise ValueError(
                     f"reward {name!r} returned shape {tuple(score.shape)} for {len(images)} images"
                 )
-            if not torch.isfinite(score).all():
+            if finite and not torch.isfinite(score).all():
                 bad = int((~torch.isfinite(score)).nonzero()[0])
                 raise ValueError(f"reward {name!r} is {score[bad]} for prompt {prompts[bad]!r}")
             scores[name] = score

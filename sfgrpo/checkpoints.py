@@ -1,0 +1,266 @@
+"""Checkpoints that are whole or not there: written aside, summed, synced, renamed into place.
+
+    000010/            the state after 10 iterations
+        engine/        DeepSpeed's files: parameters, optimiser, loss scale, one share per rank
+        ema.safetensors
+        model/         what the stock pipeline loads
+        state.json     `State`
+        manifest.json  size and SHA-256 of every other file; written last
+    best/              weights of the best evaluation so far (`checkpoint.keep_best`)
+    writing-*          being written: a crash leaves it, the next start removes it
+    removing-*         on its way out: likewise
+    damaged-*          did not match its manifest; set aside for whoever wants to look
+
+A folder gets its number by one rename, after all its files are on the disk, and loses it by one
+before the first file is removed, so that a kill at any moment leaves numbered folders whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+STATE = "state.json"
+LAYOUT = 1
+"""Number of this folder layout."""
+
+Write = Callable[[Path], None]
+"""What a rank puts into the folder of a checkpoint."""
+
+
+class CheckpointError(RuntimeError):
+    """Checkpoints that cannot be continued; the message says what to do."""
+
+
+@dataclass(kw_only=True)
+class State:
+    """What a run knows beside its weights.
+
+    Not in it, since they follow from the recipe and the iteration: which prompts come next, the
+    noise (counter based), the order of rows, and the seeds of torch's, numpy's and Python's
+    generators, which are set anew for every iteration (`sfgrpo.randomness`).
+    """
+
+    iteration: int = 0
+    """Finished iterations; the sampler's position."""
+    evaluated: int | None = None
+    """The last iteration that was evaluated."""
+    best_reward: float | None = None
+    """The highest mean reward of an evaluation,"""
+    best_iteration: int | None = None
+    """and the iteration it was reached at."""
+    world: int = 1
+    """Ranks that wrote the checkpoint."""
+    zero_stage: int = 0
+    """What they sharded."""
+    layout: int = LAYOUT
+
+
+def write_file(path: Path, text: str) -> None:
+    """Write a file and have it on the disk before this returns."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def refusal(state: State, *, world: int, zero_stage: int) -> str | None:
+    """Why this many ranks cannot continue the checkpoint; None if they can.
+
+    DeepSpeed 0.19.8 keeps a stage-0 checkpoint in one file that any number of ranks loads. From
+    stage 1 on every rank loads its own share of the optimiser; other numbers of ranks are refused
+    ("Automatic adjustment of ZeRO's optimizer state partitioning ... not currently supported"),
+    short of converting the files to its universal format.
+    """
+    if state.layout != LAYOUT:
+        return f"it has layout {state.layout}, this version of sfgrpo reads layout {LAYOUT}"
+    if state.zero_stage != zero_stage:
+        return (
+            f"it was written at ZeRO stage {state.zero_stage}, this run is at {zero_stage}; go on "
+            f"with --deepspeed.zero_stage {state.zero_stage}"
+        )
+    if world != state.world and zero_stage > 0:
+        return (
+            f"it was written by {state.world} ranks and this run has {world}: at ZeRO stage "
+            f"{zero_stage} DeepSpeed continues on as many ranks as saved (stage 0 on any number); "
+            f"start {state.world} ranks"
+        )
+    return None
+
+
+class Checkpoints:
+    """The checkpoints of a run. Only rank 0 changes the folder; `main` says who that is."""
+
+    def __init__(self, folder: Path, keep: int, *, main: bool = True) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.main = main
+
+    def path(self, iteration: int) -> Path:
+        """Where the checkpoint of an iteration stands."""
+        return self.folder / f"{iteration:06d}"
+
+    def saved(self) -> list[Path]:
+        """Complete checkpoints, oldest first."""
+        return sorted(p for p in self.folder.glob("[0-9]*") if p.is_dir())
+
+    def clean(self) -> None:
+        """Remove what a crash left half written or half removed (rank 0)."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        former = self.folder / "removing-best"
+        if former.exists() and not (self.folder / "best").exists():
+            former.rename(self.folder / "best")
+        for pattern in ("writing-*", "removing-*"):
+            for left in self.folder.glob(pattern):
+                shutil.rmtree(left)
+
+    def newest(self) -> Path | None:
+        """The newest checkpoint that is whole (rank 0); damaged ones are set aside, with a warning.
+
+        Raises:
+            CheckpointError: there are checkpoints, and every one is damaged.
+        """
+        found: dict[Path, list[str]] = {}
+        for folder in reversed(self.saved()):
+            problems = damage(folder)
+            if not problems:
+                self._set_aside(found, folder)
+                return folder
+            found[folder] = problems
+        if found:
+            raise CheckpointError(
+                f"every checkpoint is damaged: {_told(found)}; restore one from a copy, or start "
+                "over with --fresh"
+            )
+        return None
+
+    def _set_aside(self, found: dict[Path, list[str]], used: Path) -> None:
+        if not found:
+            return
+        for folder in found:
+            aside, copies = folder.with_name(f"damaged-{folder.name}"), 1
+            while aside.exists():
+                copies += 1
+                aside = folder.with_name(f"damaged-{folder.name}-{copies}")
+            folder.rename(aside)
+        warnings.warn(
+            f"damaged checkpoint set aside as damaged-*: {_told(found)}; the run continues from "
+            f"{used.name}",
+            stacklevel=3,
+        )
+
+    def save(
+        self, state: State, write: Callable[[Path], None], barrier: Callable[[], None]
+    ) -> None:
+        """Let every rank `write` into one folder; rank 0 makes it the checkpoint of the state."""
+        name = self.path(state.iteration).name
+        aside = self._aside(name)
+        barrier()
+        write(aside)
+        barrier()
+        if self.main:
+            write_file(aside / STATE, json.dumps(asdict(state), indent=1))
+            self._publish(aside, name)
+            for old in self.saved()[: -self.keep]:
+                self._remove(old)
+        barrier()
+
+    def save_best(self, state: State, write: Write, barrier: Callable[[], None]) -> None:
+        """Replace `best` by the weights that every rank writes."""
+        aside = self._aside("best")
+        barrier()
+        write(aside)
+        barrier()
+        if self.main:
+            described = {"reward": state.best_reward, "iteration": state.best_iteration}
+            write_file(aside / "best.json", json.dumps(described))
+            self._publish(aside, "best")
+        barrier()
+
+    def _aside(self, name: str) -> Path:
+        aside = self.folder / f"writing-{name}"
+        if self.main:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+        return aside
+
+    def _publish(self, aside: Path, name: str) -> None:
+        """Have the folder's files on the disk, describe them, give the folder its name."""
+        sync(aside)
+        write_file(aside / MANIFEST, json.dumps({"files": sums(aside)}, indent=1))
+        sync_folder(aside)
+        final, former = self.folder / name, self.folder / f"removing-{name}"
+        if final.exists():
+            shutil.rmtree(former, ignore_errors=True)
+            final.rename(former)
+        aside.rename(final)
+        sync_folder(self.folder)
+        shutil.rmtree(former, ignore_errors=True)
+
+    def _remove(self, folder: Path) -> None:
+        former = folder.with_name(f"removing-{folder.name}")
+        folder.rename(former)
+        shutil.rmtree(former)
+
+
+def load_state(folder: Path) -> State:
+    """The state of a checkpoint that is whole."""
+    return State(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+
+
+def sums(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file below `folder`, by relative path."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            digest = hashlib.sha256()
+            while block := file.read(1 << 22):
+                digest.update(block)
+        name = path.relative_to(folder).as_posix()
+        found[name] = {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+    return found
+
+
+def damage(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint: each file that does not match the manifest, and how."""
+    try:
+        expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        wanted = {name: (entry["size"], entry["sha256"]) for name, entry in expected.items()}
+    except FileNotFoundError:
+        return [f"{MANIFEST} is missing"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"{MANIFEST} cannot be read"]
+    found, problems = sums(folder), []
+    for name, (size, digest) in wanted.items():
+        if name not in found:
+            problems.append(f"{name} is missing")
+        elif found[name]["size"] != size:
+            problems.append(f"{name} has {found[name]['size']} bytes, {size} were written")
+        elif found[name]["sha256"] != digest:
+            problems.append(f"{name} has other contents than were written (SHA-256)")
+    return problems
+
+
+def sync(folder: Path) -> None:
+    """Flush a folder, and every file below it, to the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        sync_folder(path)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush one folder's list of names (or one file) to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _told(found: dict[Path, list[str]]) -> str:
+    return "; ".join(f"{folder}: {', '.join(problems)}" for folder, problems in found.items())

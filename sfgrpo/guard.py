@@ -1,0 +1,200 @@
+"""What stops a run before it spoils its weights, each with the rows and prompts it is about.
+
+Rewards that are not finite end the run, or drop their group (`train.on_nonfinite`). A loss that is
+not finite ends it before the backward pass, a gradient before the optimiser step: weights and
+checkpoints stay good. In fp16 a gradient overflows on purpose while the loss scale is searched;
+`OVERFLOWS` skipped steps in a row are no search any more.
+
+Rollout and training compute the same log-density twice. Their difference d before an iteration's
+first update should be rounding; it moves the ratio exp(logp - logp_old) from 1 to about 1 + d,
+which the clipping takes for a change of the policy. For rounding errors of normal distribution with
+mean |d| = clip_range / 2, the standard deviation is 0.63 clip_range and one row in nine leaves the
+clip range before anything was learnt: that is the default budget, beyond which a run stops. In fp32
+d is about 1e-7. In bf16 each element's velocity is off by 2^-9, and the mean over D elements leaves
+about (b / n) 2^-9 / sqrt(D): 1e-5 for 65,536 elements, where Flow-GRPO clips at 1e-4, so that bf16
+has room and only a broken pair (dropout, other kernels, other guidance) has not. The last, nearly
+noise-free steps are worst: a single step above the budget is a warning, given once.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from sfgrpo import engine, ops
+from sfgrpo.config import Recipe
+from sfgrpo.loss import Rows
+from sfgrpo.prompts import Prompt
+from sfgrpo.statistics import Drift, finite_groups
+
+OVERFLOWS = 40
+"""Halving the first loss scale, 2^16, to 1 takes half as many."""
+SHOWN = 3
+"""How many rows a message lists."""
+
+
+class NonFinite(ValueError):
+    """A reward, loss or gradient is not finite; the message says which."""
+
+
+class Disagreement(RuntimeError):
+    """Rollout and training compute different log-densities; the message says how different."""
+
+
+class Guard:
+    """Looks at the numbers of each iteration."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.train = recipe, recipe.train
+        self.budget = self.train.drift_budget or self.train.clip_range / 2
+        self.iteration, self.texts = 0, list[str]()
+        self.overflows = 0
+        self._warned = False
+        self._rows: list[Tensor] = []
+
+    def begin(self, iteration: int, prompts: Sequence[Prompt]) -> None:
+        """What the following numbers belong to: an iteration or its evaluation, its prompts."""
+        self.iteration, self.texts = iteration, [prompt.text for prompt in prompts]
+        self._rows.clear()
+
+    def rewards(self, rewards_PNS: Tensor, parts: Callable[[], Mapping[str, Tensor]]) -> None:
+        """The rewards of all ranks.
+
+        Args:
+            parts: gives the scores `[P, N, S]` of each reward (a collective, called if needed).
+
+        Raises:
+            NonFinite: a reward is not finite and `train.on_nonfinite` is "stop", or it is
+                "drop_group" and no group is left.
+        """
+        kept_P = finite_groups(rewards_PNS)
+        if kept_P.all():
+            return
+        places = (~rewards_PNS.isfinite()).nonzero().tolist()
+        named = parts()
+        told = "; ".join(self._reward(named, rewards_PNS, *place) for place in places[:SHOWN])
+        told += f" (and {len(places) - SHOWN} more)" if len(places) > SHOWN else ""
+        told += f", in iteration {self.iteration}"
+        if self.train.on_nonfinite == "stop":
+            raise NonFinite(f"{told}. Set train.on_nonfinite to drop_group to go on without.")
+        if not kept_P.any():
+            raise NonFinite(f"no group is left: {told}")
+        dropped = int((~kept_P).sum())
+        _warn(f"{dropped} of {len(kept_P)} groups dropped: {told}")
+
+    def _reward(
+        self, parts: Mapping[str, Tensor], rewards_PNS: Tensor, group: int, member: int, state: int
+    ) -> str:
+        name, value = "sum", rewards_PNS[group, member, state]
+        for part, scores in parts.items():
+            score = scores[group, member, state - rewards_PNS.shape[2]]
+            if not score.isfinite():
+                name, value = part, score
+                break
+        return (
+            f"reward '{name}' is {float(value)} for prompt '{self.texts[group]}' (group {group}, "
+            f"trajectory {member}, clean estimate of state {state} of {rewards_PNS.shape[2] - 1})"
+        )
+
+    def images(self, scores: Mapping[str, Tensor], prompt: Tensor) -> Mapping[str, Tensor]:
+        """The scores `[B]` of an evaluation's images, passed on unless they stop the run.
+
+        Raises:
+            NonFinite: a score is not finite and `train.on_nonfinite` is "stop".
+        """
+        for name, values in scores.items():
+            bad = (~values.isfinite()).nonzero().flatten().tolist()
+            if bad and name != "reward" and self.train.on_nonfinite == "stop":
+                text = self.texts[int(prompt[bad[0]])]
+                raise NonFinite(
+                    f"reward '{name}' is {float(values[bad[0]])} for prompt '{text}' in the "
+                    f"evaluation after iteration {self.iteration}"
+                )
+        return scores
+
+    def rows(self, rows: Rows, result: ops.PolicyLoss) -> None:
+        """One micro-batch, before its backward pass.
+
+        Raises:
+            NonFinite: the loss or a statistic of a row is not finite.
+        """
+        s = result.stats
+        columns = (s.ratio, s.logp, rows.logp_old, s.kl, rows.advantage, rows.prompt, rows.step)
+        numbers = torch.stack([column.double() for column in columns], 1)
+        bad = ~numbers.isfinite().all(1)
+        if bool(bad.any()) or not bool(result.loss.isfinite()):
+            raise NonFinite(
+                f"the loss is {result.loss.item()} in iteration {self.iteration}; rows that are not"
+                f" finite: {int(bad.sum())} of the {len(bad)} of a micro-batch: "
+                f"{self._told(numbers[bad])}. {self._advice()}"
+            )
+        self._rows.append(numbers)
+
+    def drift(self, drift: Drift) -> None:
+        """How far rollout and training are apart, before the first update.
+
+        Raises:
+            Disagreement: by more than the budget, in the mean over all rows.
+        """
+        worst = max(range(len(drift.per_step)), key=drift.per_step.__getitem__)
+        told = (
+            f"|logp in training - logp at sampling| is {drift.mean:.2g} on average before the first"
+            f" update of iteration {self.iteration}, most at step {worst} "
+            f"({drift.per_step[worst]:.2g}); the budget is {self.budget:.2g}"
+        )
+        if drift.mean > self.budget:
+            raise Disagreement(
+                f"rollout and training disagree: {told}, so that rounding alone would fill the clip"
+                f" range (train.clip_range {self.train.clip_range:g}). Check that the network "
+                "computes the same in both (no dropout); compute in higher precision (model.dtype "
+                f"{self.recipe.model.dtype}), widen train.clip_range, or accept it with a larger "
+                "train.drift_budget."
+            )
+        if drift.per_step[worst] > self.budget and not self._warned:
+            self._warned = True
+            _warn(f"rollout and training disagree at a step: {told}")
+
+    def norm(self, norm: float, *, taken: bool) -> float:
+        """The gradient norm of an optimiser step that was `taken`, or not for overflow.
+
+        Raises:
+            NonFinite: the gradient is not finite (in fp16: too many times in a row).
+        """
+        rows, self._rows = torch.cat(self._rows), []
+        if taken and math.isfinite(norm):
+            self.overflows = 0
+            return norm
+        self.overflows += 1
+        if self.recipe.model.dtype == "fp16" and self.overflows < OVERFLOWS:
+            return norm
+        far = (rows[:, 0] - 1).abs().argsort(descending=True)
+        times = f"{self.overflows} times in a row, last " if self.overflows > 1 else ""
+        raise NonFinite(
+            f"the gradient is not finite {times}in iteration {self.iteration}, though the loss is. "
+            f"Rows of this step whose ratio is farthest from 1: {self._told(rows[far])}. "
+            f"{self._advice()}"
+        )
+
+    def _told(self, rows: Tensor) -> str:
+        return "; ".join(
+            f"prompt '{self.texts[int(prompt)]}', step {int(step)}, ratio {ratio:.4g}, "
+            f"logp {logp:.4g} (at sampling {old:.4g}), kl {kl:.3g}, advantage {advantage:.3g}"
+            for ratio, logp, old, kl, advantage, prompt, step in rows[:SHOWN].tolist()
+        )
+
+    def _advice(self) -> str:
+        return (
+            "No optimiser step was taken with it: the weights and the checkpoints are as they were."
+            f" A lower train.learning_rate (now {self.train.learning_rate:g}) or, in fp16, bf16 may"
+            " help; continuing the run as it is repeats this."
+        )
+
+
+def _warn(message: str) -> None:
+    """Once for all ranks, which see the same numbers."""
+    if engine.rank() == 0:
+        warnings.warn(message, stacklevel=3)

@@ -1,0 +1,173 @@
+"""A rank that dies takes the run down, at once and with its reason.
+
+Without this, ranks that wait for a dead one wait until NCCL or gloo times out, half an hour later,
+and say "connection closed".
+
+Every rank holds one TCP connection to rank 0, apart from those that carry tensors, and a thread
+that does nothing but read it. A process that dies, even by SIGKILL, has its connections closed by
+the system: rank 0 sees the end of the stream, tells the others which rank it was, and all exit. A
+rank that fails with an exception sends it first. A machine that falls silent is noticed by TCP's
+own keep-alive within `run.peer_timeout`. There are no heartbeats: a rank that is busy for minutes
+(writing a checkpoint, compiling) cannot be taken for dead.
+
+Only ranks other than 0 connect, so rank 0 sees W - 1 connections and a thread each.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn, TextIO
+
+from torch.distributed import DistError
+
+STATUS = 1
+"""Exit status of a rank that ends because of another."""
+GONE = "died without a word: killed from outside, perhaps by the system for want of memory"
+REASON = "failure.txt"
+SETTLE = 5.0
+"""Seconds a rank whose communication failed waits to hear which rank is behind it."""
+
+
+class Watch:
+    """Within the context, ranks live and die together."""
+
+    def __init__(
+        self,
+        *,
+        rank: int,
+        world: int,
+        largest: Callable[[int], int],
+        timeout: float,
+        folder: Path,
+    ) -> None:
+        """
+        Args:
+            largest: the largest of all ranks' values (a collective).
+            timeout: seconds after which a machine that fell silent is given up.
+            folder: the run's; the reason is left in it.
+        """
+        self.rank, self.world, self.largest, self.timeout = rank, world, largest, timeout
+        self.folder = folder
+        self.name = f"rank {rank} (process {os.getpid()} on {socket.gethostname()})"
+        self.others: list[socket.socket] = []
+        self._done = threading.Event()
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Watch:
+        if self.world > 1:
+            # Both numbers are rank 0's; the secret keeps strangers on the network out.
+            secret = self.largest(secrets.randbits(62) if self.rank == 0 else 0)
+            if self.rank == 0:
+                (self.folder / REASON).unlink(missing_ok=True)
+                self._listen(secret)
+            else:
+                self._connect(secret)
+            self.largest(0)  # nobody works before everybody is watched
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if self.world == 1:
+            return
+        if error is None:
+            self.largest(0)  # nobody leaves before everybody is done
+            for other in self.others:
+                _send(other, {"done": True})
+            self._done.set()
+            return
+        traceback.print_exception(error)
+        if concerns_others(error):
+            time.sleep(SETTLE)  # the rank that is behind it is heard of meanwhile
+        reason = "".join(traceback.format_exception_only(error)).strip()
+        self.fail(f"{self.name} failed: {reason}")
+
+    def fail(self, reason: str) -> NoReturn:
+        """Tell every rank the reason, and exit with it."""
+        with self._lock:  # the first reason counts: who comes later waits for the exit
+            print(f"\nsfgrpo: the run ends: {reason}", file=sys.stderr, flush=True)
+            for other in self.others:
+                _send(other, {"failure": reason})
+            with suppress(OSError), (self.folder / REASON).open("x", encoding="utf-8") as file:
+                file.write(reason + "\n")
+            sys.stdout.flush()
+            os._exit(STATUS)
+
+    def _listen(self, secret: int) -> None:
+        """Rank 0: let every other rank connect."""
+        with socket.create_server(("", 0), backlog=self.world) as server:
+            self.largest(server.getsockname()[1])
+            server.settimeout(self.timeout)
+            while len(self.others) < self.world - 1:
+                connection, _ = server.accept()
+                connection.settimeout(self.timeout)
+                stream = connection.makefile("r", encoding="utf-8")
+                hello = _read(stream.readline())
+                if hello.get("secret") != secret:
+                    connection.close()
+                    continue
+                self._watch(connection, stream, str(hello.get("name")))
+
+    def _connect(self, secret: int) -> None:
+        """The other ranks."""
+        host, port = os.environ["MASTER_ADDR"], self.largest(0)
+        connection = socket.create_connection((host, port), self.timeout)
+        _send(connection, {"secret": secret, "name": self.name})
+        stream = connection.makefile("r", encoding="utf-8")
+        self._watch(connection, stream, f"rank 0 (on {host})")
+
+    def _watch(self, connection: socket.socket, stream: TextIO, name: str) -> None:
+        connection.settimeout(None)
+        self._keep_alive(connection)
+        self.others.append(connection)
+        threading.Thread(target=self._follow, args=(stream, name), daemon=True).start()
+
+    def _follow(self, stream: TextIO, name: str) -> None:
+        """Wait for what `name` has to say, or for its end."""
+        try:
+            said = _read(stream.readline())
+        except OSError as error:  # nothing answered the keep-alive, or a reset
+            said = {"failure": f"{name} is out of reach: {error}"}
+        if not (self._done.is_set() or said.get("done")):
+            self.fail(str(said.get("failure", f"{name} {GONE}")))
+
+    def _keep_alive(self, connection: socket.socket) -> None:
+        """Let the system ask a silent machine four times within the timeout."""
+        pause = max(1, int(self.timeout / 5))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, pause)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, pause)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
+
+
+def concerns_others(error: BaseException) -> bool:
+    """Whether an error was raised by communication: then another rank is behind it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = ("torch/distributed/", "deepspeed/comm/")
+    return isinstance(error, DistError) or any(place in frames[-1].filename for place in places)
+
+
+def _send(connection: socket.socket, message: dict[str, object]) -> None:
+    try:
+        connection.sendall(json.dumps(message).encode() + b"\n")
+    except OSError:
+        return  # whoever cannot be told sees the connection end
+
+
+def _read(line: str) -> dict[str, object]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

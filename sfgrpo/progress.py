@@ -1,0 +1,125 @@
+"""How far a run is: its state, its logs, its checkpoints; where it continues."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from sfgrpo import checkpoints, engine, records
+from sfgrpo.backbones.base import Backbone
+from sfgrpo.checkpoints import Checkpoints, State
+from sfgrpo.config import Recipe
+from sfgrpo.engine.configuration import stage
+from sfgrpo.evaluate import Evaluation
+from sfgrpo.policy import Ema
+
+
+class Progress:
+    """The run in `run.output_dir`, new or continued."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        backbone: Backbone,
+        trained: engine.Engine,
+        ema: Ema | None,
+        *,
+        fresh: bool,
+    ) -> None:
+        """Prepare the folder; load its newest whole checkpoint into `trained` and `ema`.
+
+        Raises:
+            records.RunError: the folder holds the run of another recipe.
+            checkpoints.CheckpointError: its checkpoints cannot be continued.
+        """
+        self.recipe, self.backbone, self.trained, self.ema = recipe, backbone, trained, ema
+        self.folder, self.main = Path(recipe.run.output_dir), engine.rank() == 0
+        if self.main:
+            records.prepare(self.folder, recipe, fresh=fresh)
+        engine.barrier()
+        self.checkpoints = Checkpoints(
+            self.folder / "checkpoints", recipe.checkpoint.keep, main=self.main
+        )
+        self.state = State(world=engine.world(), zero_stage=stage(recipe))
+        self.saved = self._resume()
+        self.logs = records.Logs(self.folder, self.saved) if self.main else None
+
+    def _resume(self) -> int | None:
+        """Continue the newest whole checkpoint; returns its iteration, None if there is none."""
+        newest = None
+        if self.main:
+            self.checkpoints.clean()
+            newest = self.checkpoints.newest()
+        found = engine.largest(int(newest.name) if newest else -1)  # rank 0's answer
+        if found < 0:
+            return None
+        folder, now = self.checkpoints.path(found), self.state
+        state = checkpoints.load_state(folder)
+        if why := checkpoints.refusal(state, world=now.world, zero_stage=now.zero_stage):
+            raise checkpoints.CheckpointError(f"'{folder}' cannot be continued: {why}")
+        self.state = replace(state, world=now.world)
+        self.trained.load(folder)
+        if self.ema:
+            self.ema.load(load_file(folder / "ema.safetensors"))
+        return found
+
+    def log(self, log: str, values: Mapping[str, object]) -> None:
+        """Append to a log of the run (rank 0)."""
+        if self.logs:
+            self.logs.write(log, self.state.iteration, values)
+
+    def owes_evaluation(self) -> bool:
+        """Whether this state is to be evaluated and has not been (a run can stop in between)."""
+        iteration = self.state.iteration
+        due = iteration % self.recipe.eval.every == 0 or iteration == self.recipe.run.iterations
+        return due and self.state.evaluated != iteration
+
+    def evaluated(self, result: Evaluation) -> None:
+        """Log an evaluation, keep its images, and the weights if none was better."""
+        state, reward = self.state, result.numbers["reward"]
+        self.log("eval", result.numbers)
+        if self.main:
+            records.save_images(self.folder, state.iteration, result)
+        state.evaluated = state.iteration
+        if state.best_reward is None or reward > state.best_reward:
+            state.best_reward, state.best_iteration = reward, state.iteration
+            if self.recipe.checkpoint.keep_best:
+                self.checkpoints.save_best(state, self._write_weights, engine.barrier)
+
+    def owes_checkpoint(self) -> bool:
+        """Whether this state is to be saved."""
+        iteration = self.state.iteration
+        return (
+            iteration % self.recipe.checkpoint.every == 0 or iteration == self.recipe.run.iterations
+        )
+
+    def save(self) -> None:
+        """Write a complete checkpoint, if this state is not saved yet."""
+
+        def write(folder: Path) -> None:
+            self.trained.save(folder)
+            self._write_weights(folder)
+
+        if self.saved == self.state.iteration:
+            return
+        if self.logs:
+            self.logs.sync()
+        self.checkpoints.save(self.state, write, engine.barrier)
+        self.saved = self.state.iteration
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within the context the policy carries its averaged weights, if it keeps any."""
+        return self.ema.applied() if self.ema else nullcontext()
+
+    def _write_weights(self, folder: Path) -> None:
+        """Every rank's part in writing the (averaged) weights; the stock pipeline loads `model`."""
+        with self.averaged(), self.trained.exporting():
+            averages = self.trained.masters.whole() if self.ema else {}
+            if self.main:
+                self.backbone.save(folder / "model")
+                if averages:
+                    save_file(averages, folder / "ema.safetensors")
