@@ -20,6 +20,8 @@ CASES: list[tuple[int, memory.Dtype]] = [
     (1, "bf16"),
     (2, "fp32"),
     (2, "bf16"),
+    (3, "fp32"),
+    (3, "bf16"),
 ]
 
 
