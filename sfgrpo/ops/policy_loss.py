@@ -99,7 +99,7 @@ def policy_loss_reference(
         square = (velocity - to_rows(v_ref, dtype)).square().sum(dim=1) / elements
     kl = scale * square
     if weights is None:
-        weights = (1.0 / noisy.sum().clamp(min=1)).to(dtype).expand_as(ratio)
+        weights = 1.0 / noisy.sum().clamp(min=1).to(dtype).expand_as(ratio)
     loss = (torch.where(noisy, weights, 0.0) * (surrogate + kl_weight * kl)).sum()
 
     g1 = torch.where(noisy & ~active, -weights * unclipped * b / (variance * elements), 0.0)

@@ -220,3 +220,13 @@ def test_empty(shape: tuple[int, ...]) -> None:
     assert stats.logp.tolist() == [0.0] * shape[0]
     assert v.grad is not None
     assert v.grad.shape == shape
+
+
+def test_the_default_weight_is_one_over_the_noisy_rows() -> None:
+    r = rows(4, (30,), F64, F64)  # three of them
+    given = arguments(r, full=False)["policy_loss"]
+    weights = torch.full((4,), 1 / 3, dtype=F64)
+    for function in (lambda *args: call("policy_loss", args), reference("policy_loss")):
+        default, explicit = function(*given), function(*given[:-2], weights, False)
+        torch.testing.assert_close(default[0], explicit[0], rtol=1e-15, atol=0)
+        torch.testing.assert_close(default[2], explicit[2], rtol=1e-15, atol=0)
