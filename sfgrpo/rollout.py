@@ -63,20 +63,21 @@ class VelocityField:
 
     def batched(self, x: Tensor, t: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor | None]:
         """The same for any number of rows, `batch_size` at a time."""
+        spare = self.spare_batches(len(x))
         parts = [self(x[r], t[r], prompt[r]) for r in batches(len(x), self.batch_size)]
-        self.keep_pace(x, t, prompt, forwards=1)
+        self.keep_pace(x, t, prompt, forwards=spare)
         unconditional = [u for _, u in parts if u is not None]
         return torch.cat([v for v, _ in parts]), torch.cat(unconditional) if unconditional else None
 
-    def keep_pace(self, x: Tensor, t: Tensor, prompt: Tensor, *, forwards: int) -> None:
-        """After all batches of these rows: join the forwards of ranks that have more batches.
+    def spare_batches(self, rows: int) -> int:
+        """How many batches fewer than the rank with most it takes for so many rows; asked before
+        the first of them, or ranks would wait for each other's answers and forwards crosswise."""
+        here = -(-rows // self.batch_size)
+        return self.pace(here) - here if self.pace else 0
 
-        `forwards` is the number of forwards a batch takes. What they compute is thrown away.
-        """
-        if self.pace is None:
-            return
-        batches_here = -(-len(x) // self.batch_size)
-        for _ in range((self.pace(batches_here) - batches_here) * forwards):
+    def keep_pace(self, x: Tensor, t: Tensor, prompt: Tensor, *, forwards: int) -> None:
+        """Join so many forwards of ranks that have more; what they compute is thrown away."""
+        for _ in range(forwards):
             self(x[:1], t[:1], prompt[:1])
 
 
@@ -226,6 +227,7 @@ def clean_estimates(
         `(rows, latents [B, ...])` covering the U states in order, so that decoding and scoring
         can follow batch by batch and no more than one batch of images is held.
     """
+    spare = field.spare_batches(states.unfinished) if substeps > 1 else 0
     for rows in batches(len(states.x_U), field.batch_size):
         x, t, dt, prompt = (y[rows] for y in (states.x_U, states.t_U, states.dt_U, states.prompt_U))
         unfinished = max(0, min(states.unfinished - rows.start, len(x)))
@@ -237,7 +239,4 @@ def clean_estimates(
                 t = t - dt
             x = torch.cat([estimate, x[unfinished:]])
         yield rows, x
-    above = slice(states.unfinished)
-    field.keep_pace(
-        states.x_U[above], states.t_U[above], states.prompt_U[above], forwards=substeps - 1
-    )
+    field.keep_pace(states.x_U, states.t_U, states.prompt_U, forwards=spare * (substeps - 1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -14,6 +14,8 @@ from tests.toy import PointBackbone, PointVelocity
 
 T, GROUPS, SIZE = 6, 3, 4
 CENTRES = ["-1", "0.5", "2"]
+
+Calls = list[tuple[int, int]]
 
 
 def field(bend: float = 0.0, *, guidance: float = 1.0, batch_size: int = 64) -> VelocityField:
@@ -158,23 +160,26 @@ def test_without_estimates_only_final_states_are_kept() -> None:
 
 
 def test_ranks_with_fewer_batches_keep_pace() -> None:
-    """Where a forward waits for all ranks, each makes as many as the one with most batches; what
-    is sampled does not change."""
+    """Where a forward waits for all ranks, each makes as many as the one with most batches, and
+    asks before it starts; what is sampled does not change."""
     shares = [plan(slice(0, 3)), plan(slice(3, 6))]  # one group here, parts of two there
 
-    def paced(share: Plan, pace: Callable[[int], int] | None) -> tuple[torch.Tensor, int]:
-        velocity = replace(field(batch_size=1), pace=pace)
-        found = finished(velocity, run(velocity, which=share))
-        return found, len(forward_rows(velocity))
+    def paced(share: Plan, slowest: Iterator[int] | None) -> tuple[torch.Tensor, Calls]:
+        """What is sampled, and at which forward how many batches were announced."""
+        velocity, calls = field(batch_size=1), []
 
-    counts: list[list[int]] = [[], []]
-    for share, batches in zip(shares, counts, strict=True):
-        paced(share, lambda count, batches=batches: batches.append(count) or count)
-    assert counts[0] != counts[1]
-    made = []
-    for share in shares:
-        slowest = iter([max(pair) for pair in zip(*counts, strict=True)])
-        found, forwards = paced(share, lambda _, slowest=slowest: next(slowest))
-        assert torch.equal(found, paced(share, None)[0])
-        made.append(forwards)
-    assert made[0] == made[1]
+        def pace(count: int) -> int:
+            calls.append((len(forward_rows(velocity)), count))
+            return next(slowest) if slowest else count
+
+        velocity = replace(velocity, pace=pace)
+        found = finished(velocity, run(velocity, which=share))
+        return found, [*calls, (len(forward_rows(velocity)), 0)]
+
+    alone = [paced(share, None) for share in shares]
+    assert alone[0][1] != alone[1][1]
+    slowest = [max(one[1], two[1]) for one, two in zip(alone[0][1], alone[1][1], strict=True)]
+    together = [paced(share, iter(slowest)) for share in shares]
+    assert [at for at, _ in together[0][1]] == [at for at, _ in together[1][1]]
+    for (expected, _), (found, _) in zip(alone, together, strict=True):
+        assert torch.equal(found, expected)

@@ -45,7 +45,8 @@ Stage 3
   and reward models or judges cannot be sharded by accident.
 - `safe_set_full_fp32_param` fails where ranks do not divide the number of elements.
 
-Buckets: stages 2 and 3 allocate `reduce_bucket_size` (500 million) elements whatever the model.
+- Buckets: stages 2 and 3 allocate `reduce_bucket_size` elements, 500 million unless told otherwise,
+  for however small a network; ours is a sixteenth of what is trained.
 """
 
 from sfgrpo.engine.processes import barrier, gather, largest, rank, start, stop, world

@@ -60,10 +60,10 @@ def inference(recipe: Recipe, network: nn.Module) -> dict[str, Any]:
 def _zero(recipe: Recipe, network: nn.Module) -> dict[str, Any]:
     """What is sharded and where it lies."""
     parameters = list(network.parameters())
-    trainable = sum(p.numel() for p in parameters if p.requires_grad)
+    trainable = [p.numel() for p in parameters if p.requires_grad] or [1]
     options: dict[str, Any] = {
         "stage": stage(recipe),
-        "reduce_bucket_size": min(BUCKET, max(trainable, 1)),
+        "reduce_bucket_size": min(BUCKET, max(sum(trainable) // 16, max(trainable))),
         "allgather_bucket_size": BUCKET,
         "offload_optimizer": {"device": recipe.deepspeed.offload_optimizer},
     }
