@@ -42,6 +42,9 @@ Stage 3
   we keep vectors whole and shard matrices.
 - `initialize` turns a loaded network into a sharded one, so nothing is built inside `zero.Init`
   and reward models or judges cannot be sharded by accident.
+- `initialize` replaces `torch.nn.functional.linear` for the whole process, and for good: its own
+  lets gathered weights go between forward and backward, and adds the bias after rounding. In bf16
+  numbers therefore differ from the other stages' by rounding, as do other networks' in the process.
 - `safe_set_full_fp32_param` fails where ranks do not divide the number of elements.
 
 - Buckets: stages 2 and 3 allocate `reduce_bucket_size` elements, 500 million unless told otherwise,
