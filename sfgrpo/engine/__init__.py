@@ -39,10 +39,15 @@ Stage 3
 - Every forward counts on all ranks running the same modules: a rank that has one batch less to
   sample makes the others wait for ever. `Engine.pace` evens the number of batches out.
 - Each forward gathers every layer anew; `Engine.sampling` gathers once for a whole rollout.
+- By default layers are let go only beyond a billion gathered parameters, so that a smaller network
+  is whole on every rank while it trains; ours keep a quarter.
 - Parameters of up to 100,000 elements stay whole by default, which is all of a small network;
   we keep vectors whole and shard matrices.
 - `initialize` turns a loaded network into a sharded one, so nothing is built inside `zero.Init`
   and reward models or judges cannot be sharded by accident.
+- `initialize` replaces `torch.nn.functional.linear` for the whole process, and for good: its own
+  lets gathered weights go between forward and backward, and adds the bias after rounding. In bf16
+  numbers therefore differ from the other stages' by rounding, as do other networks' in the process.
 - `safe_set_full_fp32_param` fails where ranks do not divide the number of elements.
 
 - Buckets: stages 2 and 3 allocate `reduce_bucket_size` elements, 500 million unless told otherwise,

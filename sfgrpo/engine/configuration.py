@@ -71,5 +71,10 @@ def _zero(recipe: Recipe, network: nn.Module) -> dict[str, Any]:
         # Vectors (biases, norms) stay whole on every rank, matrices are sharded.
         vectors = [p.numel() for p in parameters if p.dim() < 2]
         options["stage3_param_persistence_threshold"] = max(vectors, default=0)
+        # By default nothing is let go below a billion parameters, which is all of most networks.
+        elements = sum(p.numel() for p in parameters)
+        options["stage3_max_live_parameters"] = min(1_000_000_000, elements // 4)
+        options["stage3_max_reuse_distance"] = min(1_000_000_000, elements // 4)
+        options["stage3_prefetch_bucket_size"] = min(50_000_000, elements // 16)
         options["offload_param"] = {"device": recipe.deepspeed.offload_parameters}
     return options
