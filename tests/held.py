@@ -20,9 +20,9 @@ CASES: list[tuple[int, memory.Dtype]] = [
     (1, "bf16"),
     (2, "fp32"),
     (2, "bf16"),
-    (3, "fp32"),
-    (3, "bf16"),
 ]
+STAGE_3: list[tuple[int, memory.Dtype]] = [(3, "fp32"), (3, "bf16")]
+"""Apart: DeepSpeed's stage 3 replaces `torch.nn.functional.linear` for the rest of the process."""
 
 
 def network(dtype: torch.dtype) -> nn.Sequential:
@@ -58,7 +58,7 @@ def compare(stage: int, dtype: memory.Dtype) -> tuple[int, int]:
 
 
 def main() -> int:
-    found = [(stage, dtype, *compare(stage, dtype)) for stage, dtype in CASES]
+    found = [(stage, dtype, *compare(stage, dtype)) for stage, dtype in (*CASES, *STAGE_3)]
     if engine.rank() == 0:
         print("HELD", json.dumps(found), flush=True)
     engine.stop()
