@@ -39,6 +39,16 @@ SETTLE = 5.0
 """Seconds a rank whose communication failed waits to hear which rank is behind it."""
 
 
+def _interface() -> str:
+    """Where rank 0 listens: on loopback, unless MASTER_ADDR says that ranks come over a network.
+
+    A host's own name may stand for a loopback address in its own table of hosts, and for another
+    in everybody else's: only what cannot be meant for others counts as loopback.
+    """
+    host = os.environ["MASTER_ADDR"]
+    return host if host == "localhost" or host.startswith("127.") else ""
+
+
 class Watch:
     """Within the context, ranks live and die together."""
 
@@ -106,7 +116,7 @@ class Watch:
 
     def _listen(self, secret: int) -> None:
         """Rank 0: let every other rank connect."""
-        with socket.create_server(("", 0), backlog=self.world) as server:
+        with socket.create_server((_interface(), 0), backlog=self.world) as server:
             self.largest(server.getsockname()[1])
             server.settimeout(self.timeout)
             while len(self.others) < self.world - 1:
