@@ -71,6 +71,7 @@ class Watch:
         self.folder = folder
         self.name = f"rank {rank} (process {os.getpid()} on {socket.gethostname()})"
         self.others: list[socket.socket] = []
+        self._readers: list[threading.Thread] = []
         self._done = threading.Event()
         self._lock = threading.Lock()
 
@@ -96,6 +97,8 @@ class Watch:
             for other in self.others:
                 _send(other, {"done": True})
             self._done.set()
+            for reader in self._readers:  # Python aborts if one still reads while it shuts down
+                reader.join(self.timeout)
             return
         traceback.print_exception(error)
         if concerns_others(error):
@@ -141,7 +144,9 @@ class Watch:
         connection.settimeout(None)
         self._keep_alive(connection)
         self.others.append(connection)
-        threading.Thread(target=self._follow, args=(stream, name), daemon=True).start()
+        reader = threading.Thread(target=self._follow, args=(stream, name), daemon=True)
+        self._readers.append(reader)
+        reader.start()
 
     def _follow(self, stream: TextIO, name: str) -> None:
         """Wait for what `name` has to say, or for its end."""

@@ -32,6 +32,7 @@ with Watch(rank=rank, world=2, largest=largest, timeout=30, folder=folder):
         time.sleep(600)  # busy for longer than any test
     else:
         largest(1)
+dist.destroy_process_group()
 """
 
 

@@ -47,7 +47,8 @@ def _published(
 
 
 def _operands(dtype: torch.dtype = F32) -> tuple[Any, Tensor, Tensor, Tensor]:
-    scheduler, generator = _scheduler(), torch.Generator().manual_seed(0)
+    scheduler: Any = _scheduler()
+    generator = torch.Generator().manual_seed(0)
     x, v = (torch.randn(4, 3, 8, 8, generator=generator, dtype=F64).to(dtype) for _ in range(2))
     return scheduler, v, scheduler.timesteps[[0, 3, 8, 9]], x
 
@@ -133,7 +134,7 @@ def test_one_timestep_for_all_rows_and_no_noise() -> None:
 
 
 def test_of_a_timestep_that_occurs_twice_the_second_counts() -> None:
-    schedule = SimpleNamespace(
+    schedule: Any = SimpleNamespace(
         timesteps=torch.tensor([900.0, 500.0, 500.0, 100.0]),
         sigmas=torch.tensor([0.9, 0.5, 0.4, 0.1, 0.0]),
     )

@@ -14,7 +14,7 @@ from sfgrpo.ops.gain_advantages import NORMALIZATIONS, Normalization
 from tests.ops import budget
 from tests.ops.cases import DTYPES, F32, F64, SHAPES, poisoned, reference, rows, same_bits
 
-IDS = {"seed": 2**35, "step_ids": 3}
+IDS: dict[str, Any] = {"seed": 2**35, "step_ids": 3}
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -114,6 +114,7 @@ def test_channels_last() -> None:
     plain = r.v.clone().requires_grad_()
     ops.sde_logprob(r.x, plain, r.x_next, r.coef).sum().backward()
     assert leaf.grad is not None
+    assert plain.grad is not None
     assert torch.equal(leaf.grad, plain.grad)
 
 
