@@ -18,7 +18,7 @@ from sfgrpo.ops.gain_advantages import (
 from sfgrpo.ops.philox import philox_normal
 from sfgrpo.ops.policy_loss import PolicyLoss, PolicyStats, policy_loss
 from sfgrpo.ops.sde_logprob import Reduction, sde_logprob
-from sfgrpo.ops.sde_step import sde_step, sde_step_, sde_step_x0
+from sfgrpo.ops.sde_step import sde_step, sde_step_, sde_step_x0, sde_step_x0_
 from sfgrpo.ops.tweedie import tweedie, tweedie_
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "sde_step_",
     "sde_step_with_logprob",
     "sde_step_x0",
+    "sde_step_x0_",
     "tweedie",
     "tweedie_",
 ]

@@ -250,3 +250,30 @@ def sde_step_(
     _checks.writable("x", x)
     logp, _ = _op_in_place(*arguments, False)
     return x, logp
+
+
+def sde_step_x0_(
+    x: Tensor,
+    v: Tensor,
+    coef: Tensor,
+    *,
+    seed: int | None = None,
+    sample_ids: Tensor | None = None,
+    step_ids: int | Tensor | None = None,
+    v_uncond: Tensor | None = None,
+    guidance: float = 1.0,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``sde_step_`` and, from the same pass, the clean estimate of the state that was in ``x``.
+
+    Traffic per element (fp32): 16 bytes: reads x, v; writes x, x0_hat.
+
+    Arguments and errors as in ``sde_step_``.
+
+    Returns:
+        ``x`` itself, which now holds ``x_next``; ``logp [B]``; ``x0_hat`` in the dtype of ``x``.
+    """
+    arguments = _checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise)
+    _checks.writable("x", x)
+    logp, x0_hat = _op_in_place(*arguments, True)
+    return x, logp, x0_hat
