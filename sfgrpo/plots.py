@@ -155,8 +155,9 @@ def timing(timings: Log) -> Figure:
             left += value
     axes.set(title=f"{total:.1f} seconds per iteration, {images:.1f} images a second")
     axes.set_yticks([0, -1], ["mean of ranks", "slowest rank"])
-    axes.set(ylim=(-4.2, 0.6))
-    axes.legend(ncols=3, loc="lower center", fontsize=8)
+    axes.set(xlabel="seconds")
+    axes.grid(visible=False, axis="y")
+    axes.legend(ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.35), fontsize=8)
     return figure
 
 
