@@ -152,6 +152,8 @@ def gain_advantages_(
 ) -> Tensor:
     """``gain_advantages`` that writes the advantage of step k over the reward of state k.
 
+    Traffic per element (fp32): 8 bytes: reads a reward, writes an advantage.
+
     Arguments and errors as in ``gain_advantages``; rewards that require grad are a RuntimeError
     while gradients are recorded.
 
