@@ -1,0 +1,133 @@
+"""Configurations of the published models that recipes name: all of a model but its weights.
+
+One JSON file a model, with the public sources of its values. Networks are built from them on
+PyTorch's meta device, so that what a model needs can be said without a network connection and
+without memory. Training never reads these files: it loads what the model's publisher serves.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+SLASH = "--"
+"""Stands for the slash of an id in a file's name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """One part of a pipeline."""
+
+    library: str
+    """"diffusers" or "transformers"."""
+    kind: str
+    """Name of the class in that library."""
+    config: Mapping[str, Any]
+    """What the part's configuration file says, without entries that change nothing here."""
+
+    @property
+    def made(self) -> Any:
+        """The class."""
+        return getattr(importlib.import_module(self.library), self.kind)
+
+    def build(self) -> Any:
+        """An instance as the configuration describes it, on the current default device."""
+        made, config = self.made, json.loads(json.dumps(self.config))  # both libraries change it
+        if self.library == "diffusers":
+            return made.from_config(config)
+        return made(made.config_class.from_dict(config))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A published model."""
+
+    id: str
+    """Its id on the Hub, in the layout of diffusers."""
+    pipeline: str
+    """Name of its pipeline class in diffusers."""
+    pipeline_config: Mapping[str, Any]
+    """Arguments of the pipeline beside the components."""
+    components: Mapping[str, Component]
+    """By the pipeline's names; no tokenizers."""
+    sources: tuple[str, ...]
+    """Where the values come from, and what could not be confirmed."""
+
+    def networks(self, dtype: torch.dtype) -> dict[str, nn.Module]:
+        """Every network on the meta device, as `from_pretrained(dtype=dtype)` would return it."""
+        with torch.device("meta"):
+            return {
+                name: _as_loaded(component.build(), dtype)
+                for name, component in self.components.items()
+                if issubclass(component.made, nn.Module)
+            }
+
+    def build(self, dtype: torch.dtype) -> DiffusionPipeline:
+        """The pipeline around `networks(dtype)`, with its scheduler and without tokenizers."""
+        parts = self.networks(dtype)
+        for name, component in self.components.items():
+            if name not in parts:
+                parts[name] = component.build()
+        made = getattr(importlib.import_module("diffusers"), self.pipeline)
+        names = inspect.signature(made.__init__).parameters
+        tokenizers = {name: None for name in names if name.startswith("tokenizer")}
+        return made(**parts, **tokenizers, **self.pipeline_config)
+
+
+def names() -> list[str]:
+    """Ids of the models known here."""
+    found = (file.name for file in files(__name__).iterdir())
+    return sorted(
+        name.removesuffix(".json").replace(SLASH, "/") for name in found if name.endswith(".json")
+    )
+
+
+def find(model_id: str) -> Published | None:
+    """The model of that id, if it is known here."""
+    if model_id not in names():
+        return None
+    path = files(__name__) / f"{model_id.replace('/', SLASH)}.json"
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    components = {
+        name: Component(library=library, kind=kind, config=config)
+        for name, (library, kind, config) in tree.pop("components").items()
+    }
+    return Published(components=components, sources=tuple(tree.pop("sources")), **tree)
+
+
+def _as_loaded(network: Any, dtype: torch.dtype) -> nn.Module:
+    """In the dtypes that loading gives: some parameters stay fp32, and so do computed buffers.
+
+    Tensors that a class keeps as plain attributes (Qwen-Image's rotary table) become buffers, where
+    code that moves or replaces a module's tensors finds them.
+    """
+    kept = set(getattr(network, "_keep_in_fp32_modules_strict", None) or ())
+    # transformers upcasts its plain list in fp16 alone.
+    if dtype == torch.float16 or not hasattr(network, "_keep_in_fp32_modules_strict"):
+        kept |= set(network._keep_in_fp32_modules or ())
+    for module in network.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor):
+                delattr(module, name)
+                module.register_buffer(name, value, persistent=False)
+    for name, tensor in _stored(network):
+        if tensor.is_floating_point():
+            tensor.data = tensor.to(torch.float32 if kept & set(name.split(".")) else dtype)
+    return network.eval()
+
+
+def _stored(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and those buffers that checkpoints hold."""
+    stored = network.state_dict(keep_vars=True)
+    yield from {id(tensor): (name, tensor) for name, tensor in stored.items()}.values()

@@ -1,0 +1,161 @@
+"""Published models: their networks have the published sizes, and their pipelines can be built."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sfgrpo import footprint, published
+
+CLIP_L, CLIP_G = (123_650_304, 123.65e6), (694_659_840, 694.66e6)
+T5, UMT5 = (4_762_310_656, 4.762e9), (5_680_910_336, 5.68e9)
+QWEN3_4B, QWEN3_8B = (4_022_468_096, 4.02e9), (8_190_735_360, 8.19e9)
+KL, KL_WAN, KL_FLUX2 = (83_819_683, 83.8e6), (126_892_531, 127e6), (84_046_115, 84.0e6)
+WAN_14B, Z_IMAGE = (14_288_491_584, 14.29e9), (6_154_908_736, 6.15e9)
+SD3 = {"vae": KL, "text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5}
+COUNTS = {
+    "Qwen/Qwen-Image": {
+        "transformer": (20_430_401_088, 20.43e9), "vae": KL_WAN,
+        "text_encoder": (8_292_166_656, 8.29e9),
+    },
+    "Tongyi-MAI/Z-Image": {"transformer": Z_IMAGE, "vae": KL, "text_encoder": QWEN3_4B},
+    "Tongyi-MAI/Z-Image-Turbo": {"transformer": Z_IMAGE, "vae": KL, "text_encoder": QWEN3_4B},
+    "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": {
+        "transformer": (1_418_996_800, 1.42e9), "vae": KL_WAN, "text_encoder": UMT5,
+    },
+    "Wan-AI/Wan2.1-T2V-14B-Diffusers": {
+        "transformer": WAN_14B, "vae": KL_WAN, "text_encoder": UMT5,
+    },
+    "Wan-AI/Wan2.2-T2V-A14B-Diffusers": {
+        "transformer": WAN_14B, "transformer_2": WAN_14B, "vae": KL_WAN, "text_encoder": UMT5,
+    },
+    "Wan-AI/Wan2.2-TI2V-5B-Diffusers": {
+        "transformer": (4_999_787_712, 5.0e9), "vae": (704_688_668, 704.7e6), "text_encoder": UMT5,
+    },
+    "black-forest-labs/FLUX.1-dev": {
+        "transformer": (11_901_408_320, 11.90e9), "vae": KL,
+        "text_encoder": (123_060_480, 123.06e6), "text_encoder_2": T5,
+    },
+    "black-forest-labs/FLUX.2-dev": {
+        "transformer": (32_223_281_152, 32.2e9), "vae": KL_FLUX2,
+        "text_encoder": (24_011_361_280, 24.01e9),
+    },
+    "black-forest-labs/FLUX.2-klein-4B": {
+        "transformer": (3_875_544_576, 3.88e9), "vae": KL_FLUX2, "text_encoder": QWEN3_4B,
+    },
+    "black-forest-labs/FLUX.2-klein-9B": {
+        "transformer": (9_078_581_248, 9.08e9), "vae": KL_FLUX2, "text_encoder": QWEN3_8B,
+    },
+    "stabilityai/stable-diffusion-3.5-large": {"transformer": (8_056_627_520, 8.06e9), **SD3},
+    "stabilityai/stable-diffusion-3.5-medium": {"transformer": (2_243_171_520, 2.24e9), **SD3},
+}  # fmt: skip
+"""Parameters of what is built, and the figure published with the weights."""
+
+
+def found(model_id: str) -> published.Published:
+    model = published.find(model_id)
+    assert model
+    return model
+
+
+def test_an_id_is_found_exactly() -> None:
+    assert published.names() == sorted(COUNTS)
+    assert all(known.id == name and known.sources for name in COUNTS if (known := found(name)))
+    for other in ("", "embedded", "Qwen/Qwen-Image-Edit", "qwen/qwen-image", "Qwen--Qwen-Image"):
+        assert published.find(other) is None
+
+
+@pytest.mark.parametrize("model_id", COUNTS)
+def test_the_pipeline_has_networks_of_the_published_sizes(model_id: str) -> None:
+    model = found(model_id)
+    pipeline = model.build(torch.bfloat16)
+    assert type(pipeline).__name__ == model.pipeline
+    assert {name: pipeline.config[name] for name in model.pipeline_config} == model.pipeline_config
+    parts = {name: getattr(pipeline, name) for name in model.components}
+    assert {n: type(p).__name__ for n, p in parts.items()} == {
+        name: component.kind for name, component in model.components.items()
+    }
+    networks = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    assert networks.keys() == COUNTS[model_id].keys()
+    for name, network in networks.items():
+        exact, figure = COUNTS[model_id][name]
+        assert sum(p.numel() for p in network.parameters()) == exact
+        assert exact == pytest.approx(figure, rel=0.005)
+        held = [*network.parameters(), *network.buffers()]
+        assert {tensor.device.type for tensor in held} == {"meta"}
+
+
+def transformers() -> list[tuple[str, str]]:
+    """(model, component) of every transformer; of those that are configured alike, the first."""
+    distinct = {}
+    for model_id in COUNTS:
+        for name, component in found(model_id).components.items():
+            if name.startswith("transformer"):
+                key = component.kind, json.dumps(component.config)
+                distinct.setdefault(key, (model_id, name))
+    return list(distinct.values())
+
+
+@pytest.mark.parametrize(("model_id", "name"), transformers())
+def test_the_transformer_runs(model_id: str, name: str) -> None:
+    latent, result = run(found(model_id).networks(torch.bfloat16)[name])
+    assert result.shape == latent.shape
+    assert result.dtype == torch.bfloat16
+
+
+def test_what_loading_keeps_in_fp32() -> None:
+    """As `from_pretrained` does: Wan's norms in any dtype, T5's outputs in fp16 alone."""
+    for dtype in (torch.bfloat16, torch.float16):
+        networks = found("Wan-AI/Wan2.1-T2V-1.3B-Diffusers").networks(dtype)
+        kinds = {
+            name.split(".", 2)[-1]: p.dtype
+            for n in networks.values()
+            for name, p in n.named_parameters()
+        }
+        assert kinds["norm2.weight"] == torch.float32
+        assert kinds["attn1.to_q.weight"] == dtype
+        wide = torch.float32 if dtype == torch.float16 else dtype
+        assert kinds["0.layer.1.DenseReluDense.wo.weight"] == wide
+
+
+def rand(*shape: int) -> Tensor:
+    return torch.rand(*shape, dtype=torch.bfloat16)
+
+
+def run(network: nn.Module) -> tuple[Tensor, Tensor]:
+    """A small latent, and what the network makes of it: shapes alone are computed."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    footprint.fake(mode, [network])
+    made: Any = network
+    c = made.config
+    plain = {"return_dict": False}
+    with mode, torch.no_grad():
+        t, text = torch.rand(2), rand(2, 7, getattr(c, "joint_attention_dim", 4096))
+        tokens = rand(2, 64, c.in_channels)
+        match type(network).__name__:
+            case "SD3Transformer2DModel":
+                x = rand(2, 16, 16, 16)
+                return x, made(x, text, rand(2, 2048), t, **plain)[0]
+            case "FluxTransformer2DModel":
+                ids = torch.zeros(64, 3), torch.zeros(7, 3)
+                return tokens, made(tokens, text, rand(2, 768), t, *ids, t, **plain)[0]
+            case "Flux2Transformer2DModel":
+                ids = torch.zeros(64, 4), torch.zeros(7, 4)
+                guidance = t if c.guidance_embeds else None
+                return tokens, made(tokens, text, t, *ids, guidance, **plain)[0]
+            case "QwenImageTransformer2DModel":
+                mask, shapes = torch.ones(2, 7), [[(1, 8, 8)]] * 2
+                return tokens, made(tokens, text, mask, t, shapes, **plain)[0]
+            case "WanTransformer3DModel":
+                x = rand(2, c.in_channels, 2, 16, 16)
+                return x, made(x, t, text, **plain)[0]
+            case "ZImageTransformer2DModel":
+                x, text = rand(2, 16, 1, 16, 16), rand(2, 7, 2560)
+                return x, torch.stack(made([*x], t, [*text], **plain)[0])
+            case kind:
+                raise NotImplementedError(kind)
