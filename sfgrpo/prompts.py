@@ -1,14 +1,24 @@
-"""Prompt files, and which prompts an iteration draws."""
+"""Prompt files, which prompts are trained on and which shown, and which an iteration draws."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from sfgrpo import prompt_folders
+
+BUILTIN = {
+    "embedded": ("sfgrpo.embedded", "prompts.jsonl"),
+    "signs": ("sfgrpo.prompt_sets", "signs.jsonl"),
+}
+"""Sets in this package; a folder of such a name is written `./signs`."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +27,15 @@ class Prompt:
 
     text: str
     metadata: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """What a run trains on and what its evaluation shows."""
+
+    train: list[Prompt]
+    evaluation: list[Prompt]
+    """The same list as `train` if nothing is set apart for evaluation."""
 
 
 def _parse(line: str, number: int, source: str) -> Prompt:
@@ -30,29 +49,130 @@ def _parse(line: str, number: int, source: str) -> Prompt:
 
 
 def load(source: str) -> list[Prompt]:
-    """Read a `.jsonl` file (prompt and metadata) or a `.txt` file (a prompt a line).
+    """The prompts of a source that training uses.
 
-    "embedded" is the prompt set of the embedded model. Blank lines are passed over.
+    A source is "embedded" (the set of the embedded model), "signs" (prompts that ask for text in
+    an image, `{"text": ...}`), a `.jsonl` file (an object with "prompt" a line, its other keys are
+    the metadata), a `.txt` file (a prompt a line), or a folder (`sfgrpo.prompt_folders`), of which
+    this is the split "train". Blank lines are passed over.
 
     Raises:
-        ValueError: names the file, and the line where there is one.
+        ValueError: names the file or folder, and the line where there is one.
     """
-    if source == "embedded":
-        text = (resources.files("sfgrpo.embedded") / "prompts.jsonl").read_text(encoding="utf-8")
-    elif Path(source).is_file():
-        text = Path(source).read_text(encoding="utf-8")
+    if _is_folder(source):
+        return _prompts(prompt_folders.training(prompt_folders.read(source), source))
+    return _read_file(source)
+
+
+def split(source: str, *, prompts_from: str | None = None, held_out: float = 0) -> Split:
+    """The prompts of a run: to train on, and to show in evaluation.
+
+    Evaluation shows, whichever is given: the prompts of `prompts_from` (a source like any other;
+    of a folder its split for evaluation, or the only one); a share `held_out` of `source`, which
+    training then never sees; the validation or test split of `source`, if it is a folder that has
+    one. Otherwise it shows the training prompts, on noise that training never draws.
+
+    A prompt is held out if the hash of its text, as a number in [0, 1), is below `held_out`. So the
+    choice depends on no seed and no other prompt: it stays when a file grows or is sorted anew,
+    copies of a prompt go together, and a larger share contains a smaller one. The share is
+    `held_out` only on average.
+
+    Raises:
+        ValueError: as `load`; two of these are given; nothing would be left for one side.
+    """
+    if not 0 <= held_out < 1:
+        raise ValueError(f"eval.held_out: needs 0 <= held_out < 1, got {held_out}")
+    if prompts_from is not None and held_out:
+        raise ValueError(
+            f"eval: prompts_from ('{prompts_from}') and held_out ({held_out}) exclude each other"
+        )
+    if not _is_folder(source):
+        train, brought = _read_file(source), None
     else:
-        raise ValueError(f"prompts: file '{source}' does not exist")
-    lines = [(n, line.strip()) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+        splits = prompt_folders.read(source)
+        train = _prompts(prompt_folders.training(splits, source))
+        brought = prompt_folders.evaluation(splits)
+    if prompts_from is not None:
+        return Split(train=train, evaluation=_for_evaluation(prompts_from))
+    if held_out and brought is not None:
+        raise ValueError(
+            f"eval.held_out: folder '{source}' has a split for evaluation; set held_out to 0, or "
+            "name the file to train on"
+        )
+    if held_out:
+        return _hold_out(train, held_out, source)
+    return Split(train=train, evaluation=train if brought is None else _prompts(brought))
+
+
+def _hold_out(found: list[Prompt], share: float, source: str) -> Split:
+    chosen = {prompt.text for prompt in found if _place(prompt.text) < share}
+    train = [prompt for prompt in found if prompt.text not in chosen]
+    evaluation = [prompt for prompt in found if prompt.text in chosen]
+    if not train or not evaluation:
+        side = "evaluation" if train else "training"
+        raise ValueError(
+            f"eval.held_out: {share} of the {len(found)} prompts of '{source}' leaves none for "
+            f"{side}; use another share, or eval.prompts_from"
+        )
+    return Split(train=train, evaluation=evaluation)
+
+
+def _place(text: str) -> float:
+    """The hash of a text as a number in [0, 1)."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
+
+
+def _for_evaluation(source: str) -> list[Prompt]:
+    if not _is_folder(source):
+        return _read_file(source)
+    splits = prompt_folders.read(source)
+    found = prompt_folders.evaluation(splits)
+    return _prompts(prompt_folders.training(splits, source) if found is None else found)
+
+
+def _is_folder(source: str) -> bool:
+    return source not in BUILTIN and Path(source).is_dir()
+
+
+def _prompts(records: Iterable[prompt_folders.Record]) -> list[Prompt]:
+    return [Prompt(record.text, record.metadata) for record in records]
+
+
+def _read_file(source: str) -> list[Prompt]:
+    if source in BUILTIN:
+        package, name = BUILTIN[source]
+        text = (resources.files(package) / name).read_text(encoding="utf-8")
+    elif not Path(source).is_file():
+        raise ValueError(
+            f"prompts: file '{source}' does not exist, nor does a folder; known sets are "
+            f"{', '.join(BUILTIN)}"
+        )
+    elif not source.endswith((".jsonl", ".txt")):
+        raise ValueError(
+            f"prompts: '{source}' is neither a .jsonl nor a .txt file; other formats are read from "
+            "a folder that holds them"
+        )
+    else:
+        try:
+            text = Path(source).read_text(encoding="utf-8-sig")  # editors of Windows write a mark
+        except UnicodeDecodeError as error:
+            raise ValueError(f"prompts: '{source}' is not UTF-8 text ({error})") from None
+    # Not splitlines(): JSON may hold U+2028 and its like, which end no line of the file.
+    lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not lines:
         raise ValueError(f"prompts: '{source}' holds no prompt")
-    if source == "embedded" or source.endswith(".jsonl"):
-        return [_parse(line, n, source) for n, line in lines]
-    return [Prompt(line, {}) for _, line in lines]
+    if source.endswith(".txt"):
+        return [Prompt(line, {}) for _, line in lines]
+    return [_parse(line, n, source) for n, line in lines]
 
 
 def draw(count: int, available: int, *, seed: int, iteration: int) -> list[int]:
     """Which prompts iteration `iteration` uses: each once per pass, each pass in its own order.
+
+    Every prompt drawn becomes one group, `sample.group_size` trajectories over all ranks together:
+    Flow-GRPO's "repeat k" sampling (its `DistributedKRepeatSampler`, which draws an iteration's
+    prompts from all of the file, where this one goes through the file before it repeats a prompt).
+    An iteration in which one pass ends and another begins may draw a prompt in both: two groups.
 
     A function of its arguments alone, so a resumed run draws what the first would have.
     """
