@@ -16,7 +16,12 @@ Metadata = Mapping[str, Any]
 
 
 class Reward(Protocol):
-    """Scores images; higher is better."""
+    """Scores images; higher is better.
+
+    A reward of videos has the attribute `takes_video = True`, and gets them whole, as
+    [B, F, 3, H, W]. Any other gets frames of them as images, each with its video's prompt. A reward
+    for a generator of other samples gets what that one decodes, [B, ...].
+    """
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
