@@ -44,7 +44,7 @@ def noise(count: int, seed: int = 0) -> torch.Tensor:
 @torch.no_grad()
 def euler(backbone: SD3Backbone, x: torch.Tensor, prompts: list[str], guidance: float, steps: int):
     cond, free = backbone.encode(prompts), backbone.encode([""] * len(prompts))
-    for t, s in pairwise(backbone.sigmas(steps)):
+    for t, s in pairwise(backbone.sigmas(steps, tuple(x.shape[1:]))):
         times = t.expand(len(prompts))
         v = backbone.velocity(backbone.transformer, x, times, cond)
         if guidance != 1.0:
@@ -86,10 +86,11 @@ def test_sigmas_are_those_of_sd35() -> None:
     pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     backbone = SD3Backbone(pipeline, max_sequence_length=0)
     known = [1, 0.9601, 0.9133, 0.8577, 0.7904, 0.7073, 0.6022, 0.4649, 0.2780, 0.0089, 0]
-    torch.testing.assert_close(backbone.sigmas(10), torch.tensor(known), atol=5e-5, rtol=0)
-    assert backbone.sigmas(1).tolist() == [1.0, 0.0]
+    sigmas = backbone.sigmas(10, (4, 8, 8))
+    torch.testing.assert_close(sigmas, torch.tensor(known), atol=5e-5, rtol=0)
+    assert backbone.sigmas(1, (4, 8, 8)).tolist() == [1.0, 0.0]
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        backbone.sigmas(0)
+        backbone.sigmas(0, (4, 8, 8))
 
 
 def test_conditioning_rows(backbone: SD3Backbone) -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sfgrpo.backbones.base import Conditioning
+from sfgrpo.backbones.base import Conditioning, Modality
 
 
 class PointVelocity(nn.Module):
@@ -32,23 +32,27 @@ class PointBackbone:
     device = torch.device("cpu")
     dtype = torch.float32
     lora_targets = ()
-    image_size = (4, 4)
+    modality: Modality = "image"
+    decode_batch = 64
 
     def __init__(self, bend: float = 0.0) -> None:
         self.transformer = PointVelocity(bend)
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
         return 3, height, width
 
-    def sigmas(self, num_steps: int) -> Tensor:
+    def sigmas(self, num_steps: int, latent_shape: tuple[int, ...]) -> Tensor:
         return torch.linspace(1, 0, num_steps + 1, dtype=torch.float64).float()
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         centre = torch.tensor([[float(p or 0)] for p in prompts])
-        return Conditioning(tokens=centre[:, None], pooled=centre)
+        return Conditioning(tokens=centre)
 
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        return transformer(x, t, cond.pooled[:, 0])
+        return transformer(x, t, cond.tokens[:, 0])
+
+    def guide(self, v: Tensor, v_uncond: Tensor, scale: float) -> tuple[Tensor, Tensor | None]:
+        return v, v_uncond
 
     def save(self, folder: Path) -> None:
         save_file(self.transformer.state_dict(), folder / "model.safetensors")

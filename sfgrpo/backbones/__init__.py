@@ -1,28 +1,76 @@
-"""Generators by name: `load("sd3", path)` calls `sfgrpo.backbones.sd3.load(path)`."""
+"""Generators by name: `load("sd3", path)` calls `sfgrpo.backbones.sd3.load(path)`.
+
+    sd3         Stable Diffusion 3 and 3.5, and the embedded model
+    flux        FLUX.1
+    flux2       FLUX.2 dev and klein
+    qwenimage   Qwen-Image
+    wan         Wan 2.1 and 2.2, text to video
+    zimage      Z-Image
+
+A name with a colon, "package.module:function", is a backbone of one's own.
+"""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sfgrpo.backbones.base import Backbone, Conditioning
 from sfgrpo.names import unknown_name
 
-__all__ = ["Backbone", "Conditioning", "available", "load"]
+if TYPE_CHECKING:
+    from sfgrpo.backbones._module import ModuleBackbone
+
+__all__ = ["Backbone", "Conditioning", "ModuleBackbone", "available", "check", "folder", "load"]
 
 
 def available() -> list[str]:
     """Names of the backbones in this package, one per module."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+    names = (m.name for m in pkgutil.iter_modules(__path__))
+    return sorted(name for name in names if name != "base" and not name.startswith("_"))
+
+
+def check(name: str) -> None:
+    """ValueError if there is no backbone of that name; one's own is not imported for that."""
+    if ":" not in name and name not in available():
+        raise ValueError(unknown_name("backbone", name, available()) + "; or 'module:function'")
 
 
 def load(name: str, path: str | Path, **options: Any) -> Backbone:
     """Load the weights at `path` (a folder, a Hub id, or "embedded") with the backbone `name`.
 
-    `options` are those of the backbone's own `load`. ValueError for an unknown name.
+    `options` are those of the backbone's own `load`; those of the families are listed at
+    `sfgrpo.backbones._pipeline.PipelineBackbone.load`.
+
+    Raises:
+        ValueError: unknown name, or options that the model cannot serve.
     """
-    if name not in available():
-        raise ValueError(unknown_name("backbone", name, available()))
-    return importlib.import_module(f"{__name__}.{name}").load(path, **options)
+    check(name)
+    module, _, function = name.partition(":")
+    try:
+        found = importlib.import_module(module if function else f"{__name__}.{name}")
+        maker = getattr(found, function or "load")
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(f"backbone '{name}' cannot be imported: {error}") from error
+    return maker(path, **options)
+
+
+def folder(path: str | Path) -> Path:
+    """The folder on this disk of a pipeline that `load` would load; downloads one of the Hub."""
+    if str(path) == "embedded":
+        return Path(__file__).parents[1] / "embedded" / "model"
+    if Path(path).is_dir():
+        return Path(path)
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    return Path(DiffusionPipeline.download(path))
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ModuleBackbone":  # needs peft, which naming a backbone does not
+        from sfgrpo.backbones._module import ModuleBackbone
+
+        return ModuleBackbone
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,18 +1,22 @@
 """What the trainer needs of a generator: encode prompts, predict velocities, decode latents.
 
 A backbone is one module of this package with a function `load(path, **options) -> Backbone`; the
-module's name is the name in the configuration, so a backbone is added by adding a file.
+module's name is the name in the configuration, so a backbone is added by adding a file. One of
+your own is named "package.module:function" (see `ModuleBackbone`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+Modality = Literal["image", "video", "other"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,34 +24,66 @@ class Conditioning:
     """What the velocity network is told about each of P prompts."""
 
     tokens: Tensor
-    """[P, L, C] text token embeddings."""
-    pooled: Tensor
-    """[P, E] pooled text embeddings."""
+    """[P, L, C] token embeddings, or any tensor [P, ...] that a network of one's own reads."""
+    pooled: Tensor | None = None
+    """[P, E] pooled text embeddings, for networks that read them."""
+    mask: Tensor | None = None
+    """bool [P, L], True where a token stands, padding last; None where all L stand."""
 
     def __len__(self) -> int:
-        return self.pooled.shape[0]
+        return self.tokens.shape[0]
 
     def rows(self, index: Tensor) -> Conditioning:
         """The rows of `index` [B] int64, in its order; rows may repeat."""
-        return Conditioning(
-            **{f.name: getattr(self, f.name).index_select(0, index) for f in fields(self)}
-        )
+        return self._each(lambda part: part.index_select(0, index))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Conditioning:
-        """A copy on `device`, cast to `dtype` if one is given."""
-        return Conditioning(
-            **{f.name: getattr(self, f.name).to(device=device, dtype=dtype) for f in fields(self)}
-        )
+        """A copy on `device`, its embeddings cast to `dtype` if one is given."""
+
+        def move(part: Tensor) -> Tensor:
+            return part.to(device=device, dtype=dtype if part.is_floating_point() else None)
+
+        return self._each(move)
+
+    def unpadded(self) -> list[Tensor]:
+        """The tokens [L_p, C] of each prompt, without padding (waits for the device)."""
+        if self.mask is None:
+            return list(self.tokens.unbind())
+        lengths = self.mask.sum(1).tolist()
+        return [tokens[:length] for tokens, length in zip(self.tokens, lengths, strict=True)]
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Concatenate along the prompts."""
+        """Concatenate along the prompts, padding to the longest."""
+        longest = max(part.tokens.shape[1] if part.tokens.ndim > 2 else 0 for part in parts)
+        parts = [part._padded(longest) for part in parts]
+        if any(part.mask is not None for part in parts):
+            parts = [part._with_mask() for part in parts]
+        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Conditioning)}
+        present: dict[str, Any] = {k: torch.cat(v) for k, v in columns.items() if v[0] is not None}
+        return Conditioning(**present)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {k: change(v) for k, v in values.items() if v is not None}
+        return Conditioning(**changed)
+
+    def _with_mask(self) -> Conditioning:
+        if self.mask is not None:
+            return self
+        every = torch.ones(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device)
+        return Conditioning(tokens=self.tokens, pooled=self.pooled, mask=every)
+
+    def _padded(self, length: int) -> Conditioning:
+        missing = length - self.tokens.shape[1] if self.tokens.ndim > 2 else 0
+        if not missing:
+            return self
+        mask = self._with_mask().mask
+        assert mask is not None
         return Conditioning(
-            **{
-                f.name: torch.cat([getattr(part, f.name) for part in parts])
-                for f in fields(Conditioning)
-            }
-        )
+            tokens=F.pad(self.tokens, (0, 0, 0, missing)), pooled=self.pooled,
+            mask=F.pad(mask, (0, missing)),
+        )  # fmt: skip
 
 
 class Backbone(Protocol):
@@ -70,20 +106,28 @@ class Backbone(Protocol):
 
     @property
     def lora_targets(self) -> tuple[str, ...]:
-        """Names of the linear layers that low-rank adapters attach to."""
+        """Names (ends of them) of the linear layers that low-rank adapters attach to."""
         ...
 
     @property
-    def image_size(self) -> tuple[int, int]:
-        """Default (height, width) in pixels."""
+    def modality(self) -> Modality:
+        """What `decode` returns; pictures are kept of images and videos alone."""
         ...
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        """Shape (C, h, w) of one latent; ValueError for a size the model cannot make."""
+    @property
+    def decode_batch(self) -> int:
+        """Samples that are decoded, and scored, at once."""
         ...
 
-    def sigmas(self, num_steps: int) -> Tensor:
-        """The sampler's times [num_steps + 1] float32 on the CPU, descending from 1 to 0."""
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
+        """Shape of one latent; ValueError for a size the model cannot make."""
+        ...
+
+    def sigmas(self, num_steps: int, latent_shape: tuple[int, ...]) -> Tensor:
+        """The sampler's times [num_steps + 1] float32 on the CPU, descending from 1 to 0.
+
+        Some models shift them by the number of tokens, so by the shape of the latent.
+        """
         ...
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -91,15 +135,22 @@ class Backbone(Protocol):
         ...
 
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """Velocity [B, C, h, w] in float32 at latents x [B, C, h, w] and times t [B] in [0, 1].
+        """Velocity [B, ...] in float32 at latents x [B, ...] and times t [B] in [0, 1].
 
-        `transformer` is called in place of `self.transformer`, so that a wrapped module (an
-        engine's, an adapter's) can be passed; differentiable with respect to its parameters.
+        Rows stand at times of their own. `transformer` is called in place of `self.transformer`,
+        so that a wrapped module (an engine's, an adapter's) can be passed; differentiable with
+        respect to its parameters.
         """
         ...
 
+    def guide(self, v: Tensor, v_uncond: Tensor, scale: float) -> tuple[Tensor, Tensor | None]:
+        """How guidance enters: the velocities that `v_uncond + scale (v - v_uncond)` is taken of,
+        which the fused ops do; or the guided velocity and None, where it is another formula."""
+        ...
+
     def decode(self, latents: Tensor) -> Tensor:
-        """Images [B, 3, H, W] float32 in [0, 1] of latents [B, C, h, w], without gradient."""
+        """Samples of latents [B, ...], without gradient: images [B, 3, H, W] or videos
+        [B, F, 3, H, W], float32 in [0, 1], or what else the model makes."""
         ...
 
     def save(self, folder: Path) -> None:

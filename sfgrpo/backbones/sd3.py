@@ -1,8 +1,4 @@
-"""Stable Diffusion 3 and 3.5, and any pipeline folder of the same classes (the embedded model).
-
-Left out of the stock pipeline: image prompts (IP adapter), skip-layer guidance and CLIP skip.
-Classifier-free guidance is the sampler's business: it combines two calls of `velocity`.
-"""
+"""Stable Diffusion 3 and 3.5, and any pipeline folder of the same classes (the embedded model)."""
 
 from __future__ import annotations
 
@@ -13,101 +9,62 @@ from typing import Any
 import torch
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
     StableDiffusion3Pipeline,
+    calculate_shift,
 )
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
+from typing_extensions import Self
 
+from sfgrpo.backbones._pipeline import PipelineBackbone, dynamic_shift
 from sfgrpo.backbones.base import Conditioning
 
 EMBEDDED = Path(__file__).parents[1] / "embedded" / "model"
 
-FLOW_GRPO_LORA_TARGETS = (
-    "attn.add_k_proj",
-    "attn.add_q_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-    "attn.to_k",
-    "attn.to_out.0",
-    "attn.to_q",
-    "attn.to_v",
-)
-"""The attention projections that Flow-GRPO's SD3 training script adapts (arXiv 2505.05470)."""
 
+class SD3Backbone(PipelineBackbone):
+    """A StableDiffusion3Pipeline."""
 
-class SD3Backbone:
-    """The parts of a StableDiffusion3Pipeline, called the way the pipeline calls them.
+    pipeline_classes = (StableDiffusion3Pipeline,)
+    lora_targets = (  # those of Flow-GRPO's SD3 training script (arXiv 2505.05470)
+        "attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out",
+        "attn.to_k", "attn.to_out.0", "attn.to_q", "attn.to_v",
+    )  # fmt: skip
+    default_length = 256
+    """T5 tokens; a pipeline without T5 pads that many zeros, so a model that was never trained with
+    them wants 0."""
 
-    The decoder runs in float32: SD3's overflows in float16. Text encoders and autoencoder are
-    frozen; `transformer.requires_grad` is left as it is.
-    """
-
-    def __init__(
-        self,
-        pipeline: StableDiffusion3Pipeline,
-        *,
-        max_sequence_length: int = 256,
-        decode_batch: int = 64,
-    ) -> None:
-        """Wrap a loaded pipeline.
-
-        `max_sequence_length` is the number of T5 tokens; a pipeline without T5 pads that many
-        zeros, so a model that was never trained with them wants 0. `decode_batch` bounds the
-        images decoded at once (memory).
-        """
-        if max_sequence_length < 0 or decode_batch < 1:
-            raise ValueError(
-                "max_sequence_length must be >= 0 and decode_batch >= 1, got "
-                f"{max_sequence_length} and {decode_batch}"
-            )
-        self.pipeline = pipeline
-        self.max_sequence_length = max_sequence_length
-        self.decode_batch = decode_batch
-        self.lora_targets = FLOW_GRPO_LORA_TARGETS
-        encoders = (pipeline.text_encoder, pipeline.text_encoder_2, pipeline.text_encoder_3)
-        for frozen in (pipeline.vae, *encoders):
-            if frozen is not None:
-                frozen.requires_grad_(False).eval()
-
-    @property
-    def transformer(self) -> nn.Module:
-        return self.pipeline.transformer
-
-    @property
-    def device(self) -> torch.device:
-        return self.pipeline.vae.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.pipeline.text_encoder.dtype
+    @classmethod
+    def load(cls, path: str | Path, **options: Any) -> Self:
+        """As every family's; "embedded" is the small model in this package."""
+        self = super().load(EMBEDDED if str(path) == "embedded" else path, **options)
+        if self.pipeline.vae is not None:
+            self.pipeline.vae.to(memory_format=torch.channels_last)
+        return self
 
     @property
     def image_size(self) -> tuple[int, int]:
+        """Default (height, width) in pixels."""
         side = self.pipeline.default_sample_size * self.pipeline.vae_scale_factor
         return side, side
 
-    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
-        config = self.pipeline.transformer.config
-        scale = self.pipeline.vae_scale_factor
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
+        config, scale = self.pipeline.transformer.config, self.pipeline.vae_scale_factor
         multiple = scale * config.patch_size
+        h, w = self._spatial(height, width, frames, scale=scale, multiple=multiple)
         largest = config.pos_embed_max_size * multiple
-        for name, pixels in (("height", height), ("width", width)):
-            if pixels < multiple or pixels % multiple or pixels > largest:
-                raise ValueError(
-                    f"{name} must be a multiple of {multiple} between {multiple} and {largest}, "
-                    f"got {pixels}"
-                )
-        return config.in_channels, height // scale, width // scale
+        if max(height, width) > largest:
+            raise ValueError(
+                f"height and width must be at most {largest} pixels, got {height} x {width}"
+            )
+        return config.in_channels, h, w
 
-    def sigmas(self, num_steps: int) -> Tensor:
-        if num_steps < 1:
-            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-        # A fresh scheduler: set_timesteps changes the one it is called on.
-        scheduler = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
-        scheduler.set_timesteps(num_steps, device="cpu")
-        return scheduler.sigmas.clone()
+    def _schedule(self, num_steps: int, latent_shape: tuple[int, ...]) -> dict[str, Any]:
+        tokens = (
+            latent_shape[-1] * latent_shape[-2] // self.pipeline.transformer.config.patch_size**2
+        )
+        shift = dynamic_shift(self.pipeline.scheduler, tokens, calculate_shift)
+        return {"num_inference_steps": num_steps, "mu": shift}
 
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def _encode(self, prompts: list[str]) -> Conditioning:
         return encode_prompts(self.pipeline, prompts, self.max_sequence_length)
 
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
@@ -121,24 +78,13 @@ class SD3Backbone:
         )
         return velocity.float()
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        config = self.pipeline.vae.config
-        unscaled = latents.to(self.device, torch.float32) / config.scaling_factor
-        parts = (unscaled + config.shift_factor).split(self.decode_batch)
-        images = [self.pipeline.vae.decode(part, return_dict=False)[0] for part in parts]
-        return (torch.cat(images) / 2 + 0.5).clamp(0, 1)
-
-    def save(self, folder: Path) -> None:
-        transformer = self.pipeline.transformer
-        adapters = getattr(transformer, "peft_config", None)
-        if not adapters:
-            transformer.save_pretrained(folder / "transformer")
-            return
-        StableDiffusion3Pipeline.save_lora_weights(
-            folder,
-            transformer_lora_layers={**get_peft_model_state_dict(transformer)},
-            transformer_lora_adapter_metadata=adapters["default"].to_dict(),
+    def blank(self, prompts: int) -> Conditioning:
+        config = self.pipeline.transformer.config
+        clip = self.pipeline.tokenizer_max_length
+        length = clip + self.max_sequence_length
+        return Conditioning(
+            tokens=torch.zeros(prompts, length, config.joint_attention_dim, dtype=self.dtype),
+            pooled=torch.zeros(prompts, config.pooled_projection_dim, dtype=self.dtype),
         )
 
 
@@ -158,32 +104,7 @@ def encode_prompts(
         max_sequence_length=max_sequence_length,
     )
     assert tokens is not None
-    assert pooled is not None
     return Conditioning(tokens=tokens, pooled=pooled)
 
 
-def load(
-    path: str | Path,
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    max_sequence_length: int = 256,
-    decode_batch: int = 64,
-    **from_pretrained: Any,
-) -> SD3Backbone:
-    """Load a pipeline folder or a Hub id; "embedded" is the small model in this package.
-
-    Further options go to `StableDiffusion3Pipeline.from_pretrained` (`revision`, `variant`, ...).
-    OSError says where a folder or id was looked for.
-    """
-    folder = EMBEDDED if str(path) == "embedded" else path
-    index = StableDiffusion3Pipeline.load_config(folder, **from_pretrained)
-    assert isinstance(index, dict)
-    # A part saved as None (SD3 without T5) has to be passed as None.
-    absent = {name: None for name, entry in index.items() if entry == [None, None]}
-    pipeline = StableDiffusion3Pipeline.from_pretrained(
-        folder, dtype=dtype, **{**absent, **from_pretrained}
-    )
-    pipeline.to(device)
-    pipeline.vae.to(dtype=torch.float32, memory_format=torch.channels_last)
-    return SD3Backbone(pipeline, max_sequence_length=max_sequence_length, decode_batch=decode_batch)
+load = SD3Backbone.load

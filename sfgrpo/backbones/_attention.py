@@ -1,0 +1,105 @@
+"""Which attention kernel a transformer runs, through diffusers' attention backends.
+
+"auto" takes the first of `PREFERRED` for the device that is installed and serves the network.
+Any other name of diffusers ("native", "xformers", "flash", "_flash_3", "sage", ...) is an explicit
+choice: where it cannot serve training here, that is an error that says why. Whether one can is
+found by a forward and a backward of a small attention with the network's own head size, dtype and
+mask.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    attention_backend,
+    dispatch_attention_fn,
+)
+from torch import nn
+
+from sfgrpo.names import unknown_name
+
+PREFERRED = {"cuda": ("flash", "xformers", "native")}
+"""On other devices PyTorch's own attention is the only one that has a gradient."""
+INSTALL = {
+    "xformers": 'pip install "sfgrpo[xformers]"',
+    "flash": "pip install flash-attn --no-build-isolation",
+    "sage": "pip install sageattention",
+}
+logger = logging.getLogger(__name__)
+
+
+def choose(network: Any, name: str, *, masked: bool) -> str:
+    """Set the attention backend of `network`; returns its name.
+
+    Args:
+        network: a diffusers transformer, on the device and in the dtype it will run in.
+        name: "auto" or one of diffusers' names.
+        masked: whether the network hands padding masks to its attention.
+
+    Raises:
+        ValueError: an unknown name, or a backend that cannot serve this network here.
+    """
+    known = [backend.value for backend in AttentionBackendName]
+    if name != "auto" and name not in known:
+        raise ValueError("model.attention: " + unknown_name("backend", name, ["auto", *known]))
+    parameter = next(network.parameters())
+    if parameter.device.type == "meta":  # sizes are being measured; nothing runs
+        return name
+    if name == "auto":
+        name = _first(network, parameter, masked)
+        logger.info("attention of %s: %s", type(network).__name__, name)
+    elif why := _refusal(network, name, masked):
+        raise ValueError(f"model.attention: '{name}' cannot serve this network here: {why}")
+    _set(network, name)
+    return name
+
+
+def _first(network: nn.Module, parameter: torch.Tensor, masked: bool) -> str:
+    names = PREFERRED.get(parameter.device.type, ("native",))
+    return next((n for n in names[:-1] if _refusal(network, n, masked) is None), names[-1])
+
+
+def _refusal(network: Any, name: str, masked: bool) -> str | None:
+    """Why the backend cannot serve; None if it can."""
+    parameter = next(network.parameters())
+    shape = (2, 128, 2, _head_size(network))
+    q, k, v = (
+        torch.ones(shape, device=parameter.device, dtype=network.dtype, requires_grad=True)
+        for _ in range(3)
+    )
+    mask = torch.ones(2, 1, 1, 128, dtype=torch.bool, device=parameter.device) if masked else None
+    try:
+        with attention_backend(name):
+            out: Any = dispatch_attention_fn(q, k, v, attn_mask=mask)
+        if not out.requires_grad:
+            return "its result has no gradient, so it can sample but not train"
+        out.sum().backward()
+    except Exception as error:  # whatever a kernel library raises is the answer
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        remedy = INSTALL.get(name.split("_")[0])
+        missing = remedy and ("missing" in reason or "install" in reason)
+        return f"{reason} ({remedy})" if missing else reason
+    if v.grad is None or not v.grad.isfinite().all():
+        return "its gradient is missing or not finite"
+    return None
+
+
+def _head_size(network: Any) -> int:
+    config = network.config
+    if "attention_head_dim" in config:
+        return config["attention_head_dim"]
+    return config["dim"] // config["n_heads"]
+
+
+def _set(network: Any, name: str) -> None:
+    diffusers_logger = logging.getLogger("diffusers.models.modeling_utils")
+    level = diffusers_logger.level
+    diffusers_logger.setLevel(logging.ERROR)  # "experimental": what is chosen was just tried
+    try:
+        network.set_attention_backend(name)
+    finally:
+        diffusers_logger.setLevel(level)

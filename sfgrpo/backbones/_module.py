@@ -1,0 +1,90 @@
+"""A velocity network of one's own (a robot's policy, molecules) as a backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sfgrpo.backbones.base import Conditioning, Modality
+
+
+class ModuleBackbone:
+    """A plain module `network(x [B, *shape], t [B], condition [B, ...]) -> velocity [B, *shape]`.
+
+    Convention: data at t = 0, noise at t = 1, velocity = noise - data. A model trained the other
+    way round wants a wrapper that passes 1 - t and negates the result.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        shape: tuple[int, ...],
+        encode: Callable[[Sequence[str]], Tensor],
+        decode: Callable[[Tensor], Tensor] = lambda latents: latents,
+        sigmas: Callable[[int], Tensor] = lambda steps: torch.linspace(1, 0, steps + 1),
+        lora_targets: tuple[str, ...] = (),
+        modality: Modality = "other",
+        decode_batch: int = 1024,
+    ) -> None:
+        """Wrap `network`.
+
+        Args:
+            shape: of one sample, e.g. (16, 7) for sixteen actions of seven joints.
+            encode: the lines of the prompt file -> one condition [P, ...] each, on the network's
+                device ("" is the unconditional one, asked for under guidance alone).
+            decode: samples -> what the rewards get.
+            sigmas: number of steps -> times [steps + 1] descending from 1 to 0.
+            lora_targets: names of linear layers; needed if the recipe's `lora` is not null.
+        """
+        self.transformer, self.shape = network, shape
+        self.lora_targets, self.modality = lora_targets, modality
+        self.decode_batch = decode_batch
+        self._encode, self._decode, self._sigmas = encode, decode, sigmas
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.transformer.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.transformer.parameters()).dtype
+
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
+        return self.shape
+
+    def sigmas(self, num_steps: int, latent_shape: tuple[int, ...]) -> Tensor:
+        return self._sigmas(num_steps).float()
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        return Conditioning(tokens=self._encode(prompts))
+
+    def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        return transformer(x.to(self.dtype), t.to(self.dtype), cond.tokens).float()
+
+    def guide(self, v: Tensor, v_uncond: Tensor, scale: float) -> tuple[Tensor, Tensor | None]:
+        return v, v_uncond
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        return self._decode(latents)
+
+    def save(self, folder: Path) -> None:
+        """Write `network.safetensors`: the adapters alone under LoRA, else all weights."""
+        adapted = hasattr(self.transformer, "peft_config")
+        state = (
+            get_peft_model_state_dict(self.transformer)
+            if adapted
+            else self.transformer.state_dict()
+        )
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in state.items()},
+            folder / "network.safetensors",
+        )

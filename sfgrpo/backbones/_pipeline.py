@@ -1,0 +1,337 @@
+"""What every family of diffusers pipelines shares; a family is a subclass in a file of its own.
+
+Left out of the stock pipelines: image prompts (IP adapters, reference images), ControlNets, prompt
+rewriting and callbacks. Classifier-free guidance is the sampler's business: it combines two halves
+of one call of `velocity`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from sfgrpo.backbones import _attention
+from sfgrpo.backbones.base import Conditioning, Modality
+from sfgrpo.scheduler import FlowMatchSDEScheduler
+
+ENCODE_BATCH = 16
+"""Prompts embedded at once: language models keep the hidden states of every layer."""
+PACK, UNPACK = "b c (h p) (w q) -> b (h w) (c p q)", "b (h w) (c p q) -> b c (h p) (w q)"
+"""Latents as tokens of 2 x 2 patches, and back."""
+TextEncoders = Literal["resident", "offload", "absent", "only"]
+GUIDANCE_KEY = "sample.embedded_guidance"
+
+
+class PipelineBackbone:
+    """The parts of a diffusers pipeline, called the way the pipeline calls them.
+
+    `load` keeps the decoder in float32: SD3's overflows in float16, and rounding is no reward.
+    Text encoders and autoencoder are frozen; `transformer.requires_grad` is left as it is.
+    """
+
+    pipeline_classes: ClassVar[tuple[type[DiffusionPipeline], ...]]
+    """Pipelines of this family; the first is the usual one."""
+    lora_targets: tuple[str, ...]
+    """Ends of the names of the linear layers that adapters attach to."""
+    modality: Modality = "image"
+    default_length: ClassVar[int]
+    """Text tokens that the stock pipeline takes unless told otherwise."""
+    masks_text: ClassVar[bool] = False
+    """Whether attention leaves out padding, which not every attention kernel can."""
+
+    def __init__(
+        self,
+        pipeline: Any,
+        *,
+        max_sequence_length: int | None = None,
+        embedded_guidance: float | None = None,
+        decode_batch: int | None = None,
+        text_encoders: TextEncoders = "resident",
+    ) -> None:
+        """Wrap a loaded pipeline; see `load` for the options.
+
+        Raises:
+            ValueError: options that the model cannot serve, naming the recipe's key.
+        """
+        length = self.default_length if max_sequence_length is None else max_sequence_length
+        batch = (64 if self.modality == "image" else 1) if decode_batch is None else decode_batch
+        if length < 0 or batch < 1:
+            raise ValueError(
+                f"max_sequence_length must be >= 0 and decode_batch >= 1, got {length} and {batch}"
+            )
+        self.pipeline = pipeline
+        self.max_sequence_length, self.decode_batch = length, batch
+        self.embedded_guidance = embedded_guidance
+        self.text_encoders = text_encoders
+        for frozen in (pipeline.vae, *self._encoders()):
+            if frozen is not None:
+                frozen.requires_grad_(False).eval()
+        if text_encoders != "only":
+            self._prepare()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        pipeline: Any = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        max_sequence_length: int | None = None,
+        embedded_guidance: float | None = None,
+        attention: str = "auto",
+        compile_blocks: bool = False,
+        decode_batch: int | None = None,
+        vae_tiling: bool = False,
+        vae_slicing: bool = False,
+        text_encoders: TextEncoders = "resident",
+        **from_pretrained: Any,
+    ) -> Self:
+        """Load a pipeline folder or a Hub id with diffusers' `from_pretrained`.
+
+        Args:
+            path: local folder or Hub id.
+            pipeline: a pipeline that is loaded already, in place of `path`.
+            device: where the network, the decoder and (if resident) the text encoders lie.
+            dtype: of the network and the text encoders; the decoder is float32.
+            max_sequence_length: text tokens, None for the stock pipeline's own number.
+            embedded_guidance: what a guidance-distilled network is told.
+            attention: see `sfgrpo.backbones._attention`.
+            compile_blocks: torch.compile the repeated transformer blocks.
+            decode_batch: samples decoded at once; None is 64 images or one video.
+            vae_tiling, vae_slicing: decode in tiles, or sample by sample, for less memory.
+            text_encoders: "resident" on the device, "offload" to the CPU between uses, "absent":
+                not loaded (embeddings come from `sfgrpo.embeddings`), or "only": nothing else is.
+            from_pretrained: what else goes to `from_pretrained` (`revision`, `variant`, a part).
+
+        Raises:
+            OSError: says where a folder or id was looked for.
+            ValueError: options that the model or the device cannot serve, naming the key.
+        """
+        given = pipeline is not None
+        pipeline = pipeline or cls._read(path, dtype, text_encoders, from_pretrained)
+        self = cls(
+            pipeline, max_sequence_length=max_sequence_length, decode_batch=decode_batch,
+            embedded_guidance=embedded_guidance, text_encoders=text_encoders,
+        )  # fmt: skip
+        if not given:
+            self._place(torch.device(device))
+        if text_encoders == "only":
+            return self
+        for network in self._networks():
+            _attention.choose(network, attention, masked=cls.masks_text)
+            if compile_blocks:
+                compile_blocks_of(network)
+        for wanted, method in ((vae_tiling, "enable_tiling"), (vae_slicing, "enable_slicing")):
+            if wanted:
+                getattr(pipeline.vae, method)()
+        return self
+
+    @classmethod
+    def _read(cls, path: str | Path, dtype: torch.dtype, texts: str, options: Any) -> Any:
+        index: Any = DiffusionPipeline.load_config(path, **options)
+        found = {made.__name__: made for made in cls.pipeline_classes}
+        made = found.get(index.get("_class_name", ""), cls.pipeline_classes[0])
+        # A part saved as None (SD3 without T5) has to be passed as None.
+        absent = {name: None for name, entry in index.items() if entry == [None, None]}
+        left_out = {"absent": "text_encoder", "only": ("transformer", "vae")}.get(texts)
+        if left_out:
+            absent |= {name: None for name in index if name.startswith(left_out)}
+        dtypes = {"default": dtype, "vae": torch.float32}
+        return made.from_pretrained(path, dtype=dtypes, **{**absent, **options})
+
+    def _place(self, device: torch.device) -> None:
+        """Move the parts to where they belong."""
+        if self.text_encoders == "offload":
+            for part in (self.pipeline.vae, *self._networks()):
+                part.to(device)
+        else:
+            self.pipeline.to(device)
+
+    def _encoders(self) -> list[Any]:
+        parts = self.pipeline.components.items()
+        return [part for name, part in parts if name.startswith("text_encoder") and part]
+
+    def _networks(self) -> list[Any]:
+        """The velocity networks of the pipeline."""
+        return [self.pipeline.transformer]
+
+    def _prepare(self) -> None:
+        """What is done once the networks are there. Guidance that a network was distilled to read
+        is to be said, and only there."""
+        told, reads = self.embedded_guidance, self._reads_guidance()
+        if reads and told is None:
+            raise ValueError(
+                f"{GUIDANCE_KEY}: this network was distilled to read its guidance, so it must be "
+                f"given one (the stock pipeline's default is {self._stock_guidance()}); "
+                "sample.guidance_scale is classifier-free guidance, 1 for none"
+            )
+        if told is not None and not reads:
+            raise ValueError(
+                f"{GUIDANCE_KEY}: got {told}, but this network reads no guidance; use null, and "
+                "sample.guidance_scale for classifier-free guidance"
+            )
+
+    def _reads_guidance(self) -> bool:
+        return bool(self.pipeline.transformer.config.get("guidance_embeds", False))
+
+    def _stock_guidance(self) -> float:
+        import inspect
+
+        return inspect.signature(type(self.pipeline).__call__).parameters["guidance_scale"].default
+
+    def _guidance_rows(self, t: Tensor) -> Tensor | None:
+        """The guidance each row is told, [B], for networks that read it."""
+        told = self.embedded_guidance
+        return None if told is None else t.new_full((len(t),), told, dtype=torch.float32)
+
+    @property
+    def transformer(self) -> nn.Module:
+        return self.pipeline.transformer
+
+    @property
+    def device(self) -> torch.device:
+        return (self.pipeline.vae or self._encoders()[0]).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return (self.pipeline.transformer or self._encoders()[0]).dtype
+
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def _spatial(
+        self, height: int, width: int, frames: int = 1, *, scale: int, multiple: int
+    ) -> tuple[int, int]:
+        """Latent (h, w); ValueError unless both sides are multiples of `multiple` pixels, and for
+        several frames of what makes images."""
+        if frames != 1 and self.modality == "image":
+            raise ValueError(f"num_frames: this model makes images, got {frames} frames; use 1")
+        for name, pixels in (("height", height), ("width", width)):
+            if pixels < multiple or pixels % multiple:
+                raise ValueError(
+                    f"{name} must be a multiple of {multiple} pixels and at least {multiple}, "
+                    f"got {pixels}"
+                )
+        return height // scale, width // scale
+
+    def sigmas(self, num_steps: int, latent_shape: tuple[int, ...]) -> Tensor:
+        if num_steps < 1:
+            raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+        # A fresh scheduler: set_timesteps changes the one it is called on.
+        config = self.pipeline.scheduler.config
+        scheduler = FlowMatchSDEScheduler.from_config(config, kind="ode")
+        scheduler.set_timesteps(device="cpu", **self._schedule(num_steps, latent_shape))
+        return scheduler.sigmas.clone()
+
+    def _schedule(self, num_steps: int, latent_shape: tuple[int, ...]) -> dict[str, Any]:
+        """What the stock pipeline hands to its scheduler's `set_timesteps`."""
+        return {"num_inference_steps": num_steps}
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        if isinstance(prompts, str):
+            raise TypeError("prompts must be a sequence of strings, got one string")
+        texts = list(prompts)
+        with self._encoders_at_hand():
+            parts = [
+                self._encode(texts[start : start + ENCODE_BATCH])
+                for start in range(0, len(texts), ENCODE_BATCH)
+            ]
+        return Conditioning.cat(parts).to(self.device, self.dtype)
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        """Embed a few prompts at once, by the stock pipeline's own method."""
+        raise NotImplementedError
+
+    def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        raise NotImplementedError
+
+    def blank(self, prompts: int) -> Conditioning:
+        """Conditioning of `max_sequence_length` zeros for each prompt: what sizes memory."""
+        raise NotImplementedError
+
+    @contextmanager
+    def _encoders_at_hand(self) -> Iterator[None]:
+        """Within the context the text encoders are on the device."""
+        if self.text_encoders == "absent":
+            raise RuntimeError("the text encoders were not loaded")
+        if self.text_encoders != "offload":
+            yield
+            return
+        encoders = self._encoders()
+        for encoder in encoders:
+            encoder.to(self.device)
+        try:
+            yield
+        finally:
+            for encoder in encoders:
+                encoder.to("cpu")
+
+    def guide(self, v: Tensor, v_uncond: Tensor, scale: float) -> tuple[Tensor, Tensor | None]:
+        return v, v_uncond
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        parts = latents.to(self.device, self.pipeline.vae.dtype).split(self.decode_batch)
+        return torch.cat([(self._decode(part).float() / 2 + 0.5).clamp(0, 1) for part in parts])
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """Samples in [-1, 1] of a few latents, here of an AutoencoderKL's."""
+        config = self.pipeline.vae.config
+        unscaled = latents / config.scaling_factor + (config.shift_factor or 0.0)
+        return self.pipeline.vae.decode(unscaled, return_dict=False)[0]
+
+    def _unnormalised(self, latents: Tensor) -> Tensor:
+        """Latents [B, C, F, h, w] as the video autoencoders of Wan and Qwen want them."""
+        config = self.pipeline.vae.config
+        mean, std = (latents.new_tensor(x) for x in (config.latents_mean, config.latents_std))
+        return torch.addcmul(mean.view(-1, 1, 1, 1), latents, std.view(-1, 1, 1, 1))
+
+    def save(self, folder: Path) -> None:
+        self._save(self.transformer, folder, "transformer")
+
+    def _save(self, network: Any, folder: Path, name: str) -> None:
+        """Write one network's adapters into `folder`, or all its weights into `folder/name`."""
+        adapters = getattr(network, "peft_config", None)
+        if not adapters:
+            network.save_pretrained(folder / name)
+            return
+        self.pipeline.save_lora_weights(
+            folder,
+            transformer_lora_layers={**get_peft_model_state_dict(network)},
+            transformer_lora_adapter_metadata=adapters["default"].to_dict(),
+        )
+
+
+def dynamic_shift(scheduler: Any, tokens: int, line: Callable[..., float]) -> float | None:
+    """The `mu` of a schedule that shifts by the number of image tokens, None for other schedules.
+
+    `line` is the pipeline's own `calculate_shift`, which knows the defaults."""
+    config = scheduler.config
+    if not config.get("use_dynamic_shifting"):
+        return None
+    keys = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    names = ("base_seq_len", "max_seq_len", "base_shift", "max_shift")
+    given = {name: config[key] for name, key in zip(names, keys, strict=True) if key in config}
+    return line(tokens, **given)
+
+
+def compile_blocks_of(network: Any) -> None:
+    """Mark a diffusers transformer's repeated blocks for torch.compile, at their first call."""
+    kinds = getattr(network, "_repeated_blocks", None) or getattr(network, "_no_split_modules", ())
+    blocks = [module for module in network.modules() if type(module).__name__ in (kinds or ())]
+    if not blocks:
+        raise ValueError(
+            f"model.compile_blocks: {type(network).__name__} names no repeated blocks; use false"
+        )
+    for block in blocks:
+        block.compile()

@@ -1,0 +1,86 @@
+"""Qwen-Image.
+
+Guidance keeps the norm: `v_u + w (v_c - v_u)`, scaled at every token to the length of v_c (the
+stock pipeline's `true_cfg_scale`). It is not affine, so it is computed here and not in the ops.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline, calculate_shift
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from sfgrpo.backbones._pipeline import PACK, UNPACK, PipelineBackbone, dynamic_shift
+from sfgrpo.backbones.base import Conditioning
+
+
+class QwenImageBackbone(PipelineBackbone):
+    """A QwenImagePipeline."""
+
+    pipeline_classes = (QwenImagePipeline,)
+    lora_targets = (
+        "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
+        "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
+        "img_mlp.net.0.proj", "img_mlp.net.2", "txt_mlp.net.0.proj", "txt_mlp.net.2",
+    )  # fmt: skip
+    default_length = 512
+    masks_text = True
+
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
+        scale = self.pipeline.vae_scale_factor
+        h, w = self._spatial(height, width, frames, scale=scale, multiple=2 * scale)
+        return self.pipeline.transformer.config.in_channels // 4, h, w
+
+    def _schedule(self, num_steps: int, latent_shape: tuple[int, ...]) -> dict[str, Any]:
+        tokens = latent_shape[-1] * latent_shape[-2] // 4
+        return {
+            "sigmas": np.linspace(1.0, 1 / num_steps, num_steps),
+            "mu": dynamic_shift(self.pipeline.scheduler, tokens, calculate_shift),
+        }
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        tokens, mask = self.pipeline.encode_prompt(
+            prompt=prompts, device=self.device, max_sequence_length=self.max_sequence_length
+        )
+        return Conditioning(tokens=tokens, mask=None if mask is None else mask.bool())
+
+    def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        h, w = x.shape[-2] // 2, x.shape[-1] // 2
+        (packed,) = transformer(
+            hidden_states=rearrange(x.to(self.dtype), PACK, p=2, q=2),
+            timestep=t,
+            guidance=self._guidance_rows(t),
+            encoder_hidden_states=cond.tokens,
+            encoder_hidden_states_mask=cond.mask,
+            img_shapes=[[(1, h, w)]] * len(x),
+            return_dict=False,
+        )
+        return rearrange(packed, UNPACK, h=h, p=2, q=2).float()
+
+    def guide(self, v: Tensor, v_uncond: Tensor, scale: float) -> tuple[Tensor, Tensor | None]:
+        guided = torch.lerp(v_uncond, v, scale)
+        wanted, found = (_token_norm(u) for u in (v, guided))
+        return guided * (wanted / found), None
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        unscaled = self._unnormalised(latents[:, :, None])
+        return self.pipeline.vae.decode(unscaled, return_dict=False)[0][:, :, 0]
+
+    def blank(self, prompts: int) -> Conditioning:
+        config, length = self.pipeline.transformer.config, self.max_sequence_length
+        return Conditioning(
+            tokens=torch.zeros(prompts, length, config.joint_attention_dim, dtype=self.dtype)
+        )
+
+
+def _token_norm(v: Tensor) -> Tensor:
+    """[B, C, h, w] -> [B, 1, h, w]: the length of each 2 x 2 patch, over its own four places."""
+    squares = reduce(v.square(), "b c (h p) (w q) -> b 1 h w", "sum", p=2, q=2)
+    return squares.sqrt().repeat_interleave(2, -2).repeat_interleave(2, -1)
+
+
+load = QwenImageBackbone.load

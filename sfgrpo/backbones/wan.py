@@ -1,0 +1,183 @@
+"""Wan 2.1 and 2.2, text to video.
+
+Wan 2.2 A14B has two networks: one for t above a boundary, one for t below. Here they are one
+module, `Experts`, which sends each row to its own; both are trained. Published folders come with
+UniPC, a multistep solver; ours are Euler steps on a schedule with the same `flow_shift`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.pipelines.wan.pipeline_wan import WanPipeline
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from sfgrpo.backbones._pipeline import PipelineBackbone
+from sfgrpo.backbones.base import Conditioning
+
+
+class Experts(nn.Module):
+    """Two networks of which each row of a batch runs one: `high` where its time is at least
+    `boundary`, `low` below."""
+
+    def __init__(self, high: Any, low: Any, boundary: float) -> None:
+        """`boundary` in [0, 1]."""
+        super().__init__()
+        self.high, self.low, self.boundary = high, low, boundary
+
+    @property
+    def config(self) -> Any:
+        """The first network's configuration; both have the same shape."""
+        return self.high.config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.high.dtype
+
+    def forward(
+        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **options: Any
+    ) -> tuple[Tensor]:
+        """As a WanTransformer3DModel, with timesteps [B] in [0, 1000]; (velocity [B, ...],)."""
+        is_high = (timestep if timestep.ndim == 1 else timestep[:, 0]) >= 1000 * self.boundary
+        result = torch.zeros_like(hidden_states)
+        for network, chosen in ((self.high, is_high), (self.low, ~is_high)):
+            rows = chosen.nonzero().flatten()
+            unused = len(rows) == 0
+            if unused and not self._must_run(network):
+                continue
+            if unused:  # a row whose velocity is thrown away
+                rows = torch.zeros(1, dtype=torch.int64, device=timestep.device)
+            (part,) = network(
+                hidden_states=hidden_states[rows], timestep=timestep[rows],
+                encoder_hidden_states=encoder_hidden_states[rows], **options,
+            )  # fmt: skip
+            result = result.to(part.dtype).index_add(0, rows, part * 0 if unused else part)
+        return (result,)
+
+    @staticmethod
+    def _must_run(network: nn.Module) -> bool:
+        """Whether a network without rows has to run, too. Ranks average gradients, and at ZeRO
+        stage 3 gather weights (empty until gathered), in step: all have to use the same."""
+        return torch.is_grad_enabled() or any(p.numel() == 0 for p in network.parameters())
+
+    def enable_gradient_checkpointing(self) -> None:
+        for network in (self.high, self.low):
+            network.enable_gradient_checkpointing()
+
+
+class WanBackbone(PipelineBackbone):
+    """A WanPipeline."""
+
+    pipeline_classes = (WanPipeline,)
+    modality = "video"
+    lora_targets = (
+        "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0",
+        "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
+        "ffn.net.0.proj", "ffn.net.2",
+    )  # fmt: skip
+    default_length = 512
+    """UMT5 tokens; the network was trained with so many, zeros after the prompt."""
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        pipeline = self.pipeline
+        self._network: nn.Module = pipeline.transformer
+        if pipeline.config.get("boundary_ratio") is not None:
+            high, low = pipeline.transformer, pipeline.transformer_2
+            if high is None or low is None:
+                raise ValueError(
+                    "model.path: the pipeline has a boundary_ratio, so it needs both 'transformer' "
+                    "and 'transformer_2'"
+                )
+            self._network = Experts(high, low, pipeline.config.boundary_ratio)
+
+    @property
+    def transformer(self) -> nn.Module:
+        return self._network
+
+    def _networks(self) -> list[Any]:
+        found = (self.pipeline.transformer, self.pipeline.transformer_2)
+        return [network for network in found if network is not None]
+
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
+        scale, every = (
+            self.pipeline.vae_scale_factor_spatial,
+            self.pipeline.vae_scale_factor_temporal,
+        )
+        config = self.pipeline.transformer.config
+        h, w = self._spatial(height, width, scale=scale, multiple=scale * config.patch_size[-1])
+        if frames < 1 or (frames - 1) % every:
+            raise ValueError(f"num_frames must be 1 more than a multiple of {every}, got {frames}")
+        return config.in_channels, (frames - 1) // every + 1, h, w
+
+    def _encode(self, prompts: list[str]) -> Conditioning:
+        tokens, _ = self.pipeline.encode_prompt(
+            prompt=prompts, device=self.device, do_classifier_free_guidance=False,
+            max_sequence_length=self.max_sequence_length,
+        )  # fmt: skip
+        return Conditioning(tokens=tokens)
+
+    def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        times = t.float() * self.pipeline.scheduler.config.num_train_timesteps
+        if self.pipeline.config.get("expand_timesteps"):
+            # Wan 2.2 TI2V reads a time per token, since an image given as the start has none.
+            p = self.pipeline.transformer.config.patch_size
+            tokens = x.shape[2] // p[0] * (x.shape[3] // p[1]) * (x.shape[4] // p[2])
+            times = times[:, None].expand(-1, tokens)
+        (velocity,) = transformer(
+            hidden_states=x.to(self.dtype), timestep=times, encoder_hidden_states=cond.tokens,
+            return_dict=False,
+        )  # fmt: skip
+        return velocity.float()
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        videos = self.pipeline.vae.decode(self._unnormalised(latents), return_dict=False)[0]
+        return videos.transpose(1, 2)
+
+    def save(self, folder: Path) -> None:
+        """As every family's; the second network's adapters go to `transformer_2/`, for
+        `load_lora_weights(folder / "transformer_2", load_into_transformer_2=True)`."""
+        network = self._network
+        if not isinstance(network, Experts):
+            super().save(folder)
+            return
+        adapters = getattr(network, "peft_config", None)
+        state = get_peft_model_state_dict(network) if adapters else network.state_dict()
+        for part, name in (("high", "transformer"), ("low", "transformer_2")):
+            mine = {
+                key.removeprefix(f"{part}."): value
+                for key, value in state.items()
+                if key.startswith(f"{part}.")
+            }
+            if not adapters:
+                _save_weights(getattr(network, part), mine, folder / name)
+                continue
+            self.pipeline.save_lora_weights(
+                folder if part == "high" else folder / name,
+                transformer_lora_layers=mine,
+                transformer_lora_adapter_metadata=adapters["default"].to_dict(),
+            )
+
+    def blank(self, prompts: int) -> Conditioning:
+        config, length = self.pipeline.transformer.config, self.max_sequence_length
+        return Conditioning(tokens=torch.zeros(prompts, length, config.text_dim, dtype=self.dtype))
+
+
+def _save_weights(network: Any, state: dict[str, Tensor], folder: Path) -> None:
+    """`save_pretrained` of a network whose weights were collected by the module around it (at ZeRO
+    stage 3 they are whole in that module's state alone)."""
+    hook = network.register_state_dict_post_hook(
+        lambda module, found, prefix, metadata: found.update(
+            {prefix + name: value for name, value in state.items()}
+        )
+    )
+    try:
+        network.save_pretrained(folder)
+    finally:
+        hook.remove()
+
+
+load = WanBackbone.load

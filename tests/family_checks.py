@@ -1,0 +1,231 @@
+"""What is measured of every family: parity with its stock pipeline, an iteration, its export.
+
+python -m tests.family_checks            the table of benchmarks/results/families_cpu.md
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from sfgrpo import backbones, config, ops, records, sde
+from sfgrpo.backbones._pipeline import PACK, UNPACK, PipelineBackbone
+from sfgrpo.rollout import START, Plan, VelocityField, sample
+from tests import families
+from tests.families import FAMILIES, PROMPTS, Family, diffusers
+
+SEED, STEPS = 7, 3
+
+
+def stock(folder: Path) -> Any:
+    """The stock pipeline, as its users load it."""
+    index: Any = diffusers.DiffusionPipeline.load_config(folder)
+    absent = {name: None for name, entry in index.items() if entry == [None, None]}
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, **absent)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load(name: str, folder: Path, **options: Any) -> PipelineBackbone:
+    """The backbone of a family, through the path that users take."""
+    family = FAMILIES[name]
+    given = {
+        "max_sequence_length": family.length, "embedded_guidance": family.embedded_guidance,
+        **options,
+    }  # fmt: skip
+    backbone: Any = backbones.load(family.backbone, folder, **given)
+    return backbone
+
+
+def field(backbone: PipelineBackbone, prompts: Sequence[str], guidance: float) -> VelocityField:
+    """The velocity for these prompts; klein knows no other negative prompt than none."""
+    is_klein = type(backbone.pipeline).__name__ == "Flux2KleinPipeline"
+    negative = ["" if is_klein else families.NEGATIVE]
+    return VelocityField(
+        backbone=backbone, network=backbone.transformer, conditioning=backbone.encode(prompts),
+        unconditional=backbone.encode(negative) if guidance != 1 else None, guidance=guidance,
+        batch_size=8,
+    )  # fmt: skip
+
+
+def ours(backbone: PipelineBackbone, shape: tuple[int, ...], guidance: float) -> Tensor:
+    """Final latents of `PROMPTS` from our own rollout with the ODE's table."""
+    table = sde.coefficients(backbone.sigmas(STEPS, shape), "ode")
+    rows = torch.arange(len(PROMPTS))
+    plan = Plan(group_G=rows, prompt_G=rows, group_of_M=rows, sample_M=rows)
+    velocity = field(backbone, PROMPTS, guidance)
+    made = sample(velocity, table, plan, seed=SEED, latent_shape=shape, substeps=None)
+    return made.states.x_U
+
+
+def theirs(pipeline: Any, family: Family, noise: Tensor, guidance: float) -> tuple[Tensor, Tensor]:
+    """Final latents, and samples in [0, 1], of the stock pipeline from the same noise."""
+    height, width, _ = family.size
+    is_packed = family.backbone in ("flux", "qwenimage")
+    start = rearrange(noise, PACK, p=2, q=2) if is_packed else noise
+
+    def call(kind: str) -> Tensor:
+        return pipeline(
+            prompt=list(PROMPTS), latents=start.clone(), height=height, width=width,
+            num_inference_steps=STEPS, output_type=kind, return_dict=False,
+            max_sequence_length=family.length, **family.stock,
+            **(family.guided(guidance) if family.guided else {}),
+        )[0]  # fmt: skip
+
+    latents = call("latent")
+    if is_packed:
+        latents = rearrange(latents, UNPACK, h=noise.shape[-2] // 2, p=2, q=2)
+    elif family.backbone == "flux2" and latents.ndim == 4:  # klein has undone the normalisation
+        bn = pipeline.vae.bn
+        patches = rearrange(latents, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
+        std = torch.sqrt(bn.running_var + pipeline.vae.config.batch_norm_eps)
+        latents = (patches - bn.running_mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+    elif family.backbone == "flux2":
+        latents = rearrange(latents, "b (h w) c -> b c h w", h=noise.shape[-2])
+    return latents, call("pt")
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Largest differences between our rollout and the stock pipeline."""
+
+    latents: float
+    samples: float
+    spread: float
+    """Standard deviation of the stock latents, for scale."""
+
+
+def parity(name: str, folder: Path, guidance: float) -> Parity:
+    """Compare final latents and decoded samples for the same noise, schedule and guidance."""
+    family, backbone = FAMILIES[name], load(name, folder)
+    shape = backbone.latent_shape(*family.size)
+    noise = ops.philox_normal(
+        shape, seed=SEED, sample_ids=torch.arange(len(PROMPTS)), step_ids=START
+    )
+    expected, pictures = theirs(stock(folder), family, noise, guidance)
+    found = ours(backbone, shape, guidance)
+    assert found.shape == expected.shape
+    assert backbone.decode(found).shape == pictures.shape
+    return Parity(
+        latents=float((found - expected).abs().max()),
+        samples=float((backbone.decode(found) - pictures).abs().max()),
+        spread=float(expected.std()),
+    )
+
+
+def recipe(name: str, folder: Path, out: Path, **changes: str) -> config.Recipe:
+    """One iteration of training of a family, small."""
+    family = FAMILIES[name]
+    height, width, frames = family.size
+    prompts = out.parent / f"{out.name}.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS))
+    keys = {
+        "model.backbone": family.backbone,
+        "model.path": str(folder),
+        "model.resolution": str([height, width]),
+        "model.num_frames": str(frames),
+        "model.max_sequence_length": str(family.length),
+        "prompts": str(prompts),
+        "reward": "{'tests.rewards:Redness': 1}",
+        "run": f"{{output_dir: {out}, iterations: 1}}",
+        "lora": "{rank: 4, alpha: 8}",
+        "sample.num_steps": "4",
+        "sample.guidance_scale": "3.0" if family.guided else "1.0",
+        "sample.embedded_guidance": json.dumps(family.embedded_guidance),
+        "sample.prompts_per_iteration": "2",
+        "sample.group_size": "3",
+        "sample.batch_size": "8",
+        "credit.estimate_substeps": "2",
+        "train.learning_rate": "1e-2",
+        "train.updates_per_iteration": "2",
+        "train.micro_batch_size": "3",
+        "train.beta": "0.01",
+        "train.ema_decay": "0.0",
+        "eval": "{every: 1, prompts: 2, images_per_prompt: 2, num_steps: 2, judges: []}",
+        "checkpoint": "{every: 1, keep: 1}",
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    return config.load("embedded", list(keys.items()))
+
+
+def train(name: str, folder: Path, out: Path, **changes: str) -> tuple[Any, dict[str, Any]]:
+    """Run that iteration; the trainer, and its metrics with what moved (largest change of a
+    trained parameter)."""
+    from sfgrpo.trainer import Trainer
+
+    trainer = Trainer(recipe(name, folder, out, **changes))
+    network = trainer.backbone.transformer
+    before = {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}
+    trainer.train()
+    moved = max(
+        float((p.detach() - before[n]).abs().max())
+        for n, p in network.named_parameters()
+        if p.requires_grad
+    )
+    return trainer, {**records.read(out / "metrics.jsonl")[-1], "moved": moved}
+
+
+def load_export(pipeline: Any, model: Path, *, lora: bool) -> None:
+    """Give the stock pipeline what training wrote, as its users would."""
+    second = (model / "transformer_2").is_dir()
+    if lora:
+        pipeline.load_lora_weights(str(model))
+        if second:
+            pipeline.load_lora_weights(str(model / "transformer_2"), load_into_transformer_2=True)
+        return
+    for part in ("transformer", *(["transformer_2"] if second else [])):
+        made = type(getattr(pipeline, part))
+        setattr(pipeline, part, made.from_pretrained(model / part))
+
+
+def export(trainer: Any, name: str, folder: Path, out: Path) -> tuple[float, float]:
+    """(largest difference between samples of the trained network here and of the stock pipeline
+    with the export, how far training moved the stock pipeline's samples)."""
+    family, backbone = FAMILIES[name], trainer.backbone
+    guidance = 3.0 if family.guided else 1.0
+    shape = backbone.latent_shape(*family.size)
+    noise = ops.philox_normal(
+        shape, seed=SEED, sample_ids=torch.arange(len(PROMPTS)), step_ids=START
+    )
+    pipeline = stock(folder)
+    _, untouched = theirs(pipeline, family, noise, guidance)
+    load_export(pipeline, out / "checkpoints/000001/model", lora=trainer.recipe.lora is not None)
+    _, exported = theirs(pipeline, family, noise, guidance)
+    found = backbone.decode(ours(backbone, shape, guidance))
+    return float((found - exported).abs().max()), float((exported - untouched).abs().max())
+
+
+def main() -> None:
+    """Print the table."""
+    columns = (
+        "family", "guidance", "latents", "samples", "reward", "KL", "ratio", "gradient norm",
+        "moved", "export",
+    )  # fmt: skip
+    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    with tempfile.TemporaryDirectory() as place:
+        for name, family in FAMILIES.items():
+            folder = families.save(name, Path(place) / name)
+            guidance = 3.0 if family.guided else 1.0
+            found = parity(name, folder, guidance)
+            out = Path(place) / f"{name}-run"
+            trainer, m = train(name, folder, out)
+            difference, change = export(trainer, name, folder, out)
+            print(
+                f"| {name} | {guidance:g} | {found.latents:.1e} (of {found.spread:.2f}) "
+                f"| {found.samples:.1e} | {m['reward']:.4f} | {m['kl']:.1e} "
+                f"| {m['ratio_min']:.6f} to {m['ratio_max']:.6f} | {m['grad_norm']:.2e} "
+                f"| {m['moved']:.1e} | {difference:.1e} (of {change:.1e}) |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

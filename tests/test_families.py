@@ -1,0 +1,188 @@
+"""Every family of pipelines: what diffusers' own pipeline does, trained, exported, loaded back."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sfgrpo import records
+from sfgrpo.backbones.base import Conditioning
+from sfgrpo.backbones.wan import Experts
+from tests import families, family_checks
+from tests.families import FAMILIES, PROMPTS
+
+GUIDED = [name for name, family in FAMILIES.items() if family.guided]
+LOGGED = ("reward", "kl", "ratio_min", "ratio_max", "grad_norm", "loss", "logp_drift_mean")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A saved pipeline of every family."""
+    place = tmp_path_factory.mktemp("families")
+    return {name: families.save(name, place / name) for name in FAMILIES}
+
+
+def latents(backbone: Any, name: str, seed: int = 0) -> Tensor:
+    shape = backbone.latent_shape(*FAMILIES[name].size)
+    return torch.randn(len(PROMPTS), *shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rollout_is_the_stock_pipeline(name: str, folders: dict[str, Path]) -> None:
+    """The same operations in the same order: not one bit differs, but for the affine step, which
+    the fused kernel rounds once where the scheduler rounds twice."""
+    found = family_checks.parity(name, folders[name], 1.0)
+    assert found.spread > 0.5
+    assert found.latents <= 4 * torch.finfo(torch.float32).eps * found.spread
+    assert found.samples <= 1e-6
+
+
+@pytest.mark.parametrize("name", GUIDED)
+def test_guided_rollout_is_the_stock_pipeline(name: str, folders: dict[str, Path]) -> None:
+    """Both halves of a guided batch come from one forward here and from two there: other shapes,
+    other roundings, amplified by the scale."""
+    found = family_checks.parity(name, folders[name], 3.0)
+    assert found.latents <= 2e-5 * found.spread
+    assert found.samples <= 2e-6
+    backbone = family_checks.load(name, folders[name])
+    shape = backbone.latent_shape(*FAMILIES[name].size)
+    weak, strong = (family_checks.ours(backbone, shape, g) for g in (1.0, 3.0))
+    assert (weak - strong).abs().max() > 100 * found.latents  # or the test would see no guidance
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_rows_stand_at_times_and_prompts_of_their_own(name: str, folders: dict[str, Path]) -> None:
+    """A batch of rows at different noise levels, with prompts of different lengths, is its rows."""
+    backbone = family_checks.load(name, folders[name])
+    x, cond = latents(backbone, name), backbone.encode(PROMPTS)
+    t = torch.tensor([0.95, 0.2])
+    with torch.no_grad():
+        together = backbone.velocity(backbone.transformer, x, t, cond)
+        for row in range(len(PROMPTS)):
+            one = slice(row, row + 1)
+            alone = backbone.encode(PROMPTS[one])
+            v = backbone.velocity(backbone.transformer, x[one], t[one], alone)
+            torch.testing.assert_close(v[0], together[row], rtol=1e-4, atol=1e-4)
+        later = backbone.velocity(backbone.transformer, x, t.flip(0), cond)
+        other = backbone.velocity(
+            backbone.transformer, x, t, cond.rows(torch.tensor([1, 0], dtype=torch.int64))
+        )
+    assert together.dtype == torch.float32
+    for changed in (later, other):
+        assert ((changed - together).flatten(1).abs().amax(1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_iteration_and_its_export(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """Sampling, estimates, rewards, credit, update; then the stock pipeline with what was saved."""
+    out = tmp_path / "run"
+    trainer, metrics = family_checks.train(name, folders[name], out)
+    assert all(math.isfinite(metrics[key]) for key in LOGGED)
+    assert metrics["kl"] > 0  # the second update no longer stands at the start
+    assert metrics["ratio_min"] < metrics["ratio_max"]
+    assert metrics["grad_norm"] > 0
+    assert metrics["moved"] > 1e-3
+    assert metrics["logp_drift_max"] < 1e-4
+    difference, change = family_checks.export(trainer, name, folders[name], out)
+    assert change > 2e-3
+    assert difference < 1e-5
+    assert len(records.read(out / "eval.jsonl")) == 2
+    assert (out / "report.html").exists() or list((out / "images").glob("*.png"))
+
+
+@pytest.mark.parametrize("name", ["flux", "wan22"])
+def test_all_weights_and_their_export(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    trainer, metrics = family_checks.train(
+        name, folders[name], out, lora="null", train__learning_rate="1e-3",
+        train__gradient_checkpointing="true",
+    )  # fmt: skip
+    assert metrics["moved"] > 1e-4
+    difference, change = family_checks.export(trainer, name, folders[name], out)
+    assert change > 1e-3
+    assert difference < 1e-5
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_adapters_attach_where_they_are_said_to(name: str, folders: dict[str, Path]) -> None:
+    backbone = family_checks.load(name, folders[name])
+    layers = {
+        n for n, module in backbone.transformer.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }  # fmt: skip
+    for target in backbone.lora_targets:
+        assert any(n == target or n.endswith(f".{target}") for n in layers), target
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_sizes_and_lengths(name: str, folders: dict[str, Path]) -> None:
+    backbone, (height, width, frames) = family_checks.load(name, folders[name]), FAMILIES[name].size
+    shape = backbone.latent_shape(height, 2 * width, frames)
+    assert shape[-1] == 2 * shape[-2]
+    for wrong in ((height + 1, width), (height, 0)):
+        with pytest.raises(ValueError, match=r"must be a multiple of \d+ pixels.*got"):
+            backbone.latent_shape(*wrong, frames)
+    sigmas = backbone.sigmas(4, shape)
+    assert sigmas.shape == (5,)
+    assert (sigmas[:-1] > sigmas[1:]).all()
+    assert (sigmas[0], sigmas[-1]) == (1, 0)
+    blank, real = backbone.blank(2), backbone.encode(PROMPTS)
+    assert blank.tokens.shape[-1] == real.tokens.shape[-1]
+    assert blank.tokens.shape[1] >= real.tokens.shape[1]
+    assert (blank.pooled is None) == (real.pooled is None)
+    with pytest.raises(TypeError, match="one string"):
+        backbone.encode(PROMPTS[0])
+
+
+def test_videos_want_whole_groups_of_frames_and_images_one(folders: dict[str, Path]) -> None:
+    video = family_checks.load("wan", folders["wan"])
+    assert video.latent_shape(32, 32, 9) == (4, 3, 4, 4)
+    with pytest.raises(ValueError, match="num_frames must be 1 more than a multiple of 4, got 8"):
+        video.latent_shape(32, 32, 8)
+    image = family_checks.load("flux", folders["flux"])
+    with pytest.raises(ValueError, match="num_frames: this model makes images, got 5 frames"):
+        image.latent_shape(32, 32, 5)
+    assert video.decode(latents(video, "wan")).shape == (2, 5, 3, 32, 32)
+
+
+def test_guidance_is_told_to_networks_that_read_it(folders: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match=r"embedded_guidance: this network was distilled.*3\.5"):
+        family_checks.load("flux", folders["flux"], embedded_guidance=None)
+    with pytest.raises(ValueError, match=r"embedded_guidance: got 3\.5, but this network reads"):
+        family_checks.load("wan", folders["wan"], embedded_guidance=3.5)
+
+
+def test_padding_changes_nothing(folders: dict[str, Path]) -> None:
+    """A prompt beside a longer one is padded; attention must not see that."""
+    backbone = family_checks.load("qwenimage", folders["qwenimage"])
+    short = backbone.encode(PROMPTS[1:])
+    padded = Conditioning.cat([short, backbone.encode(PROMPTS[:1])])
+    assert padded.mask is not None
+    assert padded.tokens.shape[1] > short.tokens.shape[1]
+    assert torch.equal(padded.unpadded()[0], short.tokens[0])
+    assert torch.equal(padded.rows(torch.tensor([0])).unpadded()[0], short.tokens[0])
+
+
+def test_each_row_runs_the_expert_of_its_time(folders: dict[str, Path]) -> None:
+    backbone = family_checks.load("wan22", folders["wan22"])
+    experts = backbone.transformer
+    assert isinstance(experts, Experts)
+    x, cond = latents(backbone, "wan22"), backbone.encode(PROMPTS)
+    t = torch.tensor([0.875, 0.8749])  # the boundary itself belongs to the first network
+    with torch.no_grad():
+        both = backbone.velocity(experts, x, t, cond)
+        high, low = (backbone.velocity(part, x, t, cond) for part in (experts.high, experts.low))
+    torch.testing.assert_close(both, torch.stack([high[0], low[1]]), rtol=1e-5, atol=1e-5)
+    assert (high - low).abs().max() > 0.01
+    # With gradients both run, so that ranks whose rows differ still agree on what they average.
+    t = torch.tensor([0.95, 0.9])
+    v = backbone.velocity(experts, x, t, cond)
+    v.square().mean().backward()
+    unused = [p.grad for p in experts.low.parameters()]
+    assert all(g is not None and not g.any() for g in unused)
+    assert torch.equal(v.detach(), backbone.velocity(experts.high, x, t, cond))
