@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import (
@@ -22,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from sfgrpo import credit, sde
+from sfgrpo import backbones, credit, sde
 from sfgrpo.names import unknown_name
 from sfgrpo.recipe_text import RecipeError, explain, numbers, override
 
@@ -49,20 +49,69 @@ class Run(Section):
 
 class Model(Section):
     backbone: str = "sd3"
-    """A file in sfgrpo/backbones: which family of pipelines `path` holds."""
+    """A file in sfgrpo/backbones: which family of pipelines `path` holds; or "module:function",
+    a backbone of your own."""
     path: str = "embedded"
     """Local folder or hub id of a diffusers pipeline; "embedded" is the model in this package."""
-    resolution: int = Field(default=32, ge=8)
-    """Side of the square images, in pixels."""
+    resolution: int | tuple[int, int] = 32
+    """Pixels: the side of square images, or [height, width]."""
+    num_frames: int = Field(default=1, ge=1)
+    """Frames of a video; 1 for images."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the network in sampling and training; latents and densities stay fp32."""
-    max_sequence_length: int = Field(default=256, ge=0)
-    """Length of the T5 prompt embedding; 0 where the pipeline has no third text encoder."""
+    max_sequence_length: int | None = Field(default=None, ge=0)
+    """Tokens of the prompt embedding (of T5, where CLIP reads it, too); null is the stock
+    pipeline's number, 0 is for Stable Diffusion 3 without T5."""
+    text_encoders: Literal["resident", "offload"] = "resident"
+    """Where the text encoders are while they do not embed: on the device, or in main memory."""
+    prompt_cache: Path | None = None
+    """Folder of prompt embeddings, keyed by their content. All prompts of a run are embedded before
+    the network is loaded, then the text encoders leave memory; where all is there already they are
+    not loaded."""
+    attention: str = "auto"
+    """diffusers' attention backend: "native", "xformers", "flash", "_flash_3", ...; "auto" takes
+    what is installed and serves the network. One that cannot serve is an error."""
+    compile_blocks: bool = False
+    """torch.compile the network's repeated blocks; not at ZeRO stage 3."""
+    decode_batch: int | None = Field(default=None, ge=1)
+    """Samples decoded and scored at once; null is 64 images or one video."""
+    vae_tiling: bool = False
+    """Decode in overlapping tiles: less memory at large sizes, faint seams."""
+    vae_slicing: bool = False
+    """Decode one sample after the other."""
+
+    @field_validator("backbone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        backbones.check(name)
+        return name
+
+    @field_validator("resolution")
+    @classmethod
+    def _positive(cls, sides: int | tuple[int, int]) -> int | tuple[int, int]:
+        if min((sides,) if isinstance(sides, int) else sides) < 8:
+            raise ValueError("sides must be at least 8 pixels")
+        return sides
+
+    @model_validator(mode="after")
+    def _serves(self) -> Model:
+        if self.prompt_cache is not None and ":" in self.backbone:
+            raise ValueError("prompt_cache: only backbones of this package have text encoders")
+        return self
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(height, width, frames)."""
+        sides = self.resolution
+        height, width = (sides, sides) if isinstance(sides, int) else sides
+        return height, width, self.num_frames
 
 
 class Lora(Section):
     rank: int = Field(default=32, ge=1)
     alpha: int = Field(default=64, ge=1)
+    targets: tuple[str, ...] | None = None
+    """Ends of the names of the linear layers that get adapters; null is the backbone's own list."""
 
 
 class Sample(Section):
@@ -73,11 +122,16 @@ class Sample(Section):
     eta: float = Field(default=0.7, ge=0)
     """Stochasticity of the sampler."""
     guidance_scale: float = Field(default=1.0, ge=0)
-    """Classifier-free guidance; 1 runs the conditional branch alone."""
+    """Scale w of classifier-free guidance, v_u + w (v_c - v_u); 1 runs the conditional branch
+    alone."""
+    negative_prompt: str = ""
+    """What guidance leads away from."""
+    embedded_guidance: float | None = Field(default=None, ge=0)
+    """The guidance that a distilled network (FLUX.1-dev, FLUX.2-dev) is told; null for others."""
     prompts_per_iteration: int = Field(default=8, ge=1)
     """P, groups of one iteration."""
     group_size: int = Field(default=12, ge=2)
-    """N, trajectories per prompt."""
+    """N, trajectories per prompt: each prompt drawn is repeated so often (Flow-GRPO's k)."""
     batch_size: int = Field(default=96, ge=1)
     """Rows of one forward in sampling."""
 
@@ -155,9 +209,21 @@ class Eval(Section):
     images_per_prompt: int = Field(default=4, ge=2)
     """Images from fixed noise that training never draws."""
     prompts: int = Field(default=40, ge=1)
-    """Held-out noise is shown on this many prompts, spread evenly over the prompt file."""
+    """Held-out noise is shown on this many prompts, spread evenly over those of evaluation."""
+    prompts_from: str | None = None
+    """Prompts of evaluation, a source like `prompts`; null: the validation or test split of a
+    folder that has one, else those of `held_out`, else the training prompts."""
+    held_out: float = Field(default=0, ge=0, lt=1)
+    """Share of `prompts` that training never sees and evaluation shows, chosen by a hash of the
+    prompt's text, so that it stays when prompts are added."""
     judges: tuple[str, ...] = ()
     """Measures that training never sees, as "module:function"."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Eval:
+        if self.prompts_from is not None and self.held_out:
+            raise ValueError("prompts_from and held_out exclude each other")
+        return self
 
 
 class Checkpoint(Section):
@@ -197,16 +263,31 @@ class Recipe(Section):
     lora: Lora | None = Lora()
     """Null trains all weights of the transformer."""
     prompts: str = "embedded"
-    """JSONL file, one {"prompt": ..., any metadata the rewards read} a line, or a text file with
-    a prompt a line; "embedded" is the set of the embedded model."""
+    """A JSONL file, one {"prompt": ..., any metadata the rewards read} a line; a text file with a
+    prompt a line; the folder of a Hugging Face dataset (column "prompt", else "caption", else
+    "text"; the others are metadata); "embedded", the set of the embedded model; or "signs", 302
+    prompts that ask for text in an image."""
     reward: dict[str, float] = {"ocr": 0.8, "colour": 0.2}
     """Weights of the mixed rewards; names are files in sfgrpo/rewards or "module:function"."""
+    reward_options: dict[str, dict[str, Any]] = {}
+    """Arguments of a reward's `build`, by the reward's name."""
+    reward_frames: int = Field(default=8, ge=1)
+    """How many frames of a video a reward of images sees."""
     sample: Sample = Sample()
     credit: Credit = Credit()
     train: Train = Train()
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
     deepspeed: Deepspeed = Deepspeed()
+
+    @model_validator(mode="after")
+    def _compiles(self) -> Recipe:
+        if self.model.compile_blocks and self.deepspeed.zero_stage == 3:
+            raise ValueError(
+                "model.compile_blocks: does not go with deepspeed.zero_stage 3, which gathers each "
+                "layer in hooks; use stage 2, or false"
+            )
+        return self
 
 
 def recipe_names() -> list[str]:

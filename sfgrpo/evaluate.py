@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from sfgrpo import engine, sde
+from sfgrpo.backbones.base import Modality
 from sfgrpo.guard import NonFinite
 from sfgrpo.prompts import Prompt, spread
 from sfgrpo.rollout import Plan, VelocityField, batches, sample
@@ -18,8 +20,12 @@ from sfgrpo.rollout import Plan, VelocityField, batches, sample
 HELD_OUT = 2**62
 """Noise ids from here on belong to evaluation; training counts up from 0 and never gets here."""
 
+STRIP = 4
+"""Frames of a video that are kept."""
+
 Judge = Callable[[Tensor, Sequence[Mapping[str, Any]]], Mapping[str, float]]
-"""`(images [P, N, 3, H, W], metadata of the P prompts) -> named numbers`."""
+"""`(images [P, N, 3, H, W] in [0, 1], metadata of the P prompts) -> named numbers`; of videos, the
+strips that are kept, and of other samples what the backbone decodes."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,9 @@ class Evaluation:
     """The result, the same on every rank."""
 
     numbers: dict[str, float]
-    images_PN: Tensor
-    """uint8 `[P, N, 3, H, W]`."""
+    samples_PN: Tensor
+    """uint8 `[P, N, 3, H, W]`: images, or of each video a strip of `STRIP` frames side by side;
+    float `[P, N, ...]` of a generator that makes neither."""
     prompts: list[Prompt]
 
 
@@ -72,9 +79,9 @@ def evaluate(
         field: the policy, with the conditioning of exactly these prompts.
         score: `(images, prompt rows) -> {name: [B]}`.
     """
-    table = sde.coefficients(field.backbone.sigmas(num_steps), "ode")
+    table = sde.coefficients(field.backbone.sigmas(num_steps, latent_shape), "ode")
     plan = held_out_plan(len(prompts), images_per_prompt, field.backbone.device)
-    images, scores = [], []
+    kept, scores = [], []
     for rows in batches(len(plan.sample_M), field.batch_size):
         part = Plan(
             group_G=plan.group_G[rows],
@@ -83,9 +90,10 @@ def evaluate(
             sample_M=plan.sample_M[rows],
         )
         made = sample(field, table, part, seed=seed, latent_shape=latent_shape, substeps=None)
-        decoded = field.backbone.decode(made.states.x_U)
-        scores.append(score(decoded, part.prompt_G))
-        images.append((decoded * 255).round().to(torch.uint8))
+        for few in batches(len(part.sample_M), field.backbone.decode_batch):
+            decoded = field.backbone.decode(made.states.x_U[few])
+            scores.append(score(decoded, part.prompt_G[few]))
+            kept.append(picture(decoded, field.backbone.modality))
     total = len(prompts) * images_per_prompt
     index = plan.sample_M - HELD_OUT
     gathered = {
@@ -93,11 +101,22 @@ def evaluate(
         for name in scores[0]
     }
     numbers = means(gathered)
-    pictures = engine.gather(torch.cat(images), index)[:total].cpu()
-    images_PN = pictures.unflatten(0, (len(prompts), images_per_prompt))
+    gathered_samples = engine.gather(torch.cat(kept), index)[:total].cpu()
+    samples_PN = gathered_samples.unflatten(0, (len(prompts), images_per_prompt))
+    judged = samples_PN.float() / 255 if samples_PN.dtype == torch.uint8 else samples_PN
     for judge in judges:
-        numbers.update(judge(images_PN.float() / 255, [p.metadata for p in prompts]))
-    return Evaluation(numbers, images_PN, list(prompts))
+        numbers.update(judge(judged, [p.metadata for p in prompts]))
+    return Evaluation(numbers, samples_PN, list(prompts))
+
+
+def picture(samples: Tensor, modality: Modality) -> Tensor:
+    """What is kept of decoded samples: see `Evaluation.samples_PN`."""
+    if modality == "other":
+        return samples.float()
+    if modality == "video":
+        shown = torch.linspace(0, samples.shape[1] - 1, STRIP).round().long().unique()
+        samples = rearrange(samples[:, shown.to(samples.device)], "b f c h w -> b c h (f w)")
+    return (samples * 255).round().to(torch.uint8)
 
 
 def means(scores: Mapping[str, Tensor]) -> dict[str, float]:

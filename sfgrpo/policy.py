@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from sfgrpo import engine
-from sfgrpo.config import Recipe
+from sfgrpo.config import Lora, Recipe
 
 
 class Policy:
@@ -34,18 +35,19 @@ class Policy:
             transformer.requires_grad_(False)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(recipe.run.seed)  # LoRA's A matrices: the same on every rank
-                transformer.add_adapter(  # pyright: ignore[reportCallIssue]
-                    LoraConfig(
-                        r=lora.rank,
-                        lora_alpha=lora.alpha,
-                        init_lora_weights="gaussian",
-                        target_modules=list(targets),
-                    )
-                )
+                add_lora(transformer, lora, targets)
 
     def checkpoint_gradients(self) -> None:
-        """Let the backward pass compute activations again instead of keeping them."""
-        self.network.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
+        """Let the backward pass compute activations again instead of keeping them.
+
+        ValueError for a network that has no `enable_gradient_checkpointing` (diffusers' have)."""
+        enable = getattr(self.network, "enable_gradient_checkpointing", None)
+        if enable is None:
+            raise ValueError(
+                f"train.gradient_checkpointing: {type(self.network).__name__} has no method "
+                "enable_gradient_checkpointing; use false, or give it one"
+            )
+        enable()
 
     @contextmanager
     def reference(self) -> Iterator[nn.Module]:
@@ -54,11 +56,36 @@ class Policy:
             if self.lora is None:
                 yield self._reference
                 return
-            self.network.disable_adapters()  # pyright: ignore[reportCallIssue]
+            layers = [m for m in self.network.modules() if isinstance(m, BaseTunerLayer)]
+            for layer in layers:
+                layer.enable_adapters(False)
             try:
                 yield self.network
             finally:
-                self.network.enable_adapters()  # pyright: ignore[reportCallIssue]
+                for layer in layers:
+                    layer.enable_adapters(True)
+
+
+def add_lora(network: nn.Module, lora: Lora, targets: Sequence[str]) -> None:
+    """Put adapters, alone to be trained, on the linear layers whose names end as `targets` do.
+
+    Raises:
+        ValueError: no layer of the network is called so.
+    """
+    targets = lora.targets or targets
+    if not targets:
+        raise ValueError(
+            "lora.targets: this backbone names no layers for adapters; name some, or use "
+            "`lora: null` to train all weights"
+        )
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, init_lora_weights="gaussian",
+        target_modules=list(targets),
+    )  # fmt: skip
+    try:
+        inject_adapter_in_model(config, network)
+    except ValueError as error:
+        raise ValueError(f"lora.targets: {error}") from error
 
 
 class Masters(Protocol):

@@ -83,7 +83,7 @@ class Progress:
         state, reward = self.state, result.numbers["reward"]
         self.log("eval", result.numbers)
         if self.main:
-            records.save_images(self.folder, state.iteration, result)
+            records.save_samples(self.folder, state.iteration, result)
         state.evaluated = state.iteration
         if state.best_reward is None or reward > state.best_reward:
             state.best_reward, state.best_iteration = reward, state.iteration

@@ -17,9 +17,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from einops import rearrange
 from PIL import Image
+from safetensors.torch import save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from sfgrpo.checkpoints import sync_folder
@@ -89,12 +91,18 @@ class Logs:
         self.board.close()
 
 
-def save_images(folder: Path, iteration: int, evaluation: Evaluation) -> None:
-    """Keep an evaluation's images as `images/<iteration>.png`, a row per line of `prompts.txt`."""
-    grid = rearrange(evaluation.images_PN, "p n c h w -> (p h) (n w) c")
-    path = folder / "images" / f"{iteration:06d}.png"
+def save_samples(folder: Path, iteration: int, evaluation: Evaluation) -> None:
+    """Keep an evaluation's images as `images/<iteration>.png`, a row per line of `prompts.txt`;
+    what is no image as `samples/<iteration>.safetensors`."""
+    samples_PN = evaluation.samples_PN
+    pictures = samples_PN.dtype == torch.uint8
+    path = folder / ("images" if pictures else "samples") / f"{iteration:06d}"
     path.parent.mkdir(exist_ok=True)
-    Image.fromarray(grid.numpy()).save(path)
+    if pictures:
+        grid = rearrange(samples_PN, "p n c h w -> (p h) (n w) c")
+        Image.fromarray(grid.numpy()).save(path.with_suffix(".png"))
+    else:
+        save_file({"samples": samples_PN.contiguous()}, path.with_suffix(".safetensors"))
     lines = "".join(" ".join(prompt.text.split()) + "\n" for prompt in evaluation.prompts)
     write_atomically(path.parent / "prompts.txt", lines)
 
@@ -112,7 +120,7 @@ def prepare(folder: Path, recipe: Recipe, *, fresh: bool) -> None:
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     if fresh:
         # The recipe goes last: stopped in between, what is left is still that recipe's.
-        for name in ("checkpoints", "tensorboard", "images", "model"):
+        for name in ("checkpoints", "tensorboard", "images", "samples", "model"):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in (*LOGS, "report.html", "failure.txt", "recipe.yaml"):
             (folder / name).unlink(missing_ok=True)

@@ -66,6 +66,15 @@ def _tiles(evaluations: Sequence[Mapping[str, Any]]) -> str:
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
+def _images(folder: Path, evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The section of pictures, if the run makes any."""
+    if not (folder / "images").is_dir():
+        return []
+    first, last = evaluations[0]["iteration"], evaluations[-1]["iteration"]
+    caption = "The same prompts and the same noise; all evaluated prompts are in the folder images."
+    return ["<h2>Images</h2>", _figure(plots.before_after(folder, first, last), caption)]
+
+
 def summary(folder: Path) -> str:
     """Before and after on held-out noise, as a table in text."""
     evaluations = read(folder / "eval.jsonl")
@@ -101,11 +110,7 @@ def write(folder: Path) -> str:
         f'<p class="lead">{metrics[-1]["iteration"]} iterations of GRPO on a flow-matching model. '
         "All numbers in this row were measured on noise that training never draws.</p>",
         _tiles(evaluations),
-        "<h2>Images</h2>",
-        _figure(
-            plots.before_after(folder, evaluations[0]["iteration"], evaluations[-1]["iteration"]),
-            "The same prompts and the same noise; all evaluated prompts are in the folder images.",
-        ),
+        *_images(folder, evaluations),
         "<h2>Reward and credit</h2>",
         f'<div class="pair">{"".join(curves)}</div>',
         "<h2>On held-out noise</h2>",

@@ -36,7 +36,9 @@ class VelocityField:
     network: nn.Module
     conditioning: Conditioning
     unconditional: Conditioning | None
+    """One row, for all prompts; None without guidance."""
     guidance: float
+    """Scale of classifier-free guidance; 1 is none."""
 
     batch_size: int
     """Rows of one forward (twice as many go through the network under guidance)."""
@@ -47,15 +49,15 @@ class VelocityField:
     def __call__(self, x: Tensor, t: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor | None]:
         """Conditional and unconditional velocity at `x [B, ...]`, `t [B]`, prompts `[B]`.
 
-        Without guidance the second is None; with it both come from one forward of 2 B rows.
+        With guidance both come from one forward of 2 B rows. The second is None without guidance,
+        and where the backbone has combined them by a formula of its own.
         """
         rows = self.conditioning.rows(prompt)
         if self.unconditional is None:
             return self.backbone.velocity(self.network, x, t, rows), None
-        both = Conditioning.cat([rows, self.unconditional.rows(prompt)])
+        both = Conditioning.cat([rows, self.unconditional.rows(torch.zeros_like(prompt))])
         v = self.backbone.velocity(self.network, torch.cat([x, x]), torch.cat([t, t]), both)
-        conditional, unconditional = v.chunk(2)
-        return conditional, unconditional
+        return self.backbone.guide(*v.chunk(2), self.guidance)
 
     def guided(self, v: Tensor, v_uncond: Tensor | None) -> Tensor:
         """`v_u + w (v_c - v_u)`."""

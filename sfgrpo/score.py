@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sfgrpo.prompts import Prompt
 from sfgrpo.rewards import Mixture
-from sfgrpo.rollout import Trajectories, VelocityField, clean_estimates
+from sfgrpo.rollout import Trajectories, VelocityField, batches, clean_estimates
 
 Lap = Callable[[str], None]
 
@@ -39,7 +39,8 @@ def score(
 ) -> dict[str, Tensor]:
     """Scores of every state of this rank's trajectories.
 
-    Each distinct state is estimated, decoded and scored once, in full batches.
+    Each distinct state is estimated, decoded and scored once: estimates in full batches, samples
+    as many at once as the backbone decodes, so that few videos are held in memory.
 
     Args:
         substeps: T', the ODE substeps of a clean estimate.
@@ -51,10 +52,12 @@ def score(
     states, found = trajectories.states, []
     for rows, latents in clean_estimates(field, states, substeps=substeps):
         lap("estimates")
-        images = field.backbone.decode(latents)
-        lap("decode")
-        found.append(measure(reward, images, states.prompt_U[rows], prompts))
-        lap("rewards")
+        prompt_B = states.prompt_U[rows]
+        for part in batches(len(latents), field.backbone.decode_batch):
+            samples = field.backbone.decode(latents[part])
+            lap("decode")
+            found.append(measure(reward, samples, prompt_B[part], prompts))
+            lap("rewards")
     scores_U = {name: torch.cat([part[name] for part in found]) for name in found[0]}
     return {name: values[states.where_MS] for name, values in scores_U.items()}
 

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sfgrpo import backbones, credit, engine, evaluate, prompts, rewards
+from sfgrpo import credit, engine, evaluate, prompts, rewards
 from sfgrpo.clock import Clock
 from sfgrpo.config import Recipe
+from sfgrpo.embeddings import backbone_of
 from sfgrpo.guard import Guard
 from sfgrpo.layout import Layout
 from sfgrpo.loss import Rows, TrajectoryRows, policy_loss
@@ -31,8 +31,6 @@ from sfgrpo.rollout import Plan, Trajectories, VelocityField, batches, sample
 from sfgrpo.score import as_states, measure, score
 from sfgrpo.statistics import RowStatistics, finite_groups, reward_statistics
 from sfgrpo.stopping import Interrupted, Signals
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Trainer:
@@ -47,20 +45,18 @@ class Trainer:
             checkpoints.CheckpointError: its checkpoints cannot be continued.
         """
         self.recipe, self.device = recipe, engine.start()
-        self.backbone = backbones.load(
-            recipe.model.backbone,
-            recipe.model.path,
-            device=self.device,
-            dtype=DTYPES[recipe.model.dtype],
-            max_sequence_length=recipe.model.max_sequence_length,
+        self.prompts = prompts.split(
+            recipe.prompts, prompts_from=recipe.eval.prompts_from, held_out=recipe.eval.held_out
         )
-        self.latent_shape = self.backbone.latent_shape(*(recipe.model.resolution,) * 2)
+        self.backbone, self.embed = backbone_of(recipe, self.device, self.prompts)
+        self.latent_shape = self.backbone.latent_shape(*recipe.model.size)
         self.layout = Layout(
-            recipe, self.backbone.sigmas(recipe.sample.num_steps),
+            recipe, self.backbone.sigmas(recipe.sample.num_steps, self.latent_shape),
             rank=engine.rank(), world=engine.world(), device=self.device,
         )  # fmt: skip
-        self.prompts = prompts.load(recipe.prompts)
-        self.reward = rewards.load(recipe.reward)
+        self.reward = rewards.load(
+            recipe.reward, recipe.reward_options, frames=recipe.reward_frames
+        )
         self.judges = [evaluate.load_judge(name) for name in recipe.eval.judges]
         self.rule = credit.get(recipe.credit.rule)
         self.guard = Guard(recipe)
@@ -142,20 +138,20 @@ class Trainer:
     def draw(self) -> list[Prompt]:
         """The iteration's P prompts."""
         drawn = prompts.draw(
-            self.recipe.sample.prompts_per_iteration, len(self.prompts),
+            self.recipe.sample.prompts_per_iteration, len(self.prompts.train),
             seed=self.recipe.run.seed, iteration=self.iteration,
         )  # fmt: skip
-        return [self.prompts[i] for i in drawn]
+        return [self.prompts.train[i] for i in drawn]
 
     def field(self, chosen: Sequence[Prompt]) -> VelocityField:
         """The velocity of the policy for these prompts."""
         guidance = self.recipe.sample.guidance_scale
-        texts = [prompt.text for prompt in chosen]
+        negative = [self.recipe.sample.negative_prompt]
         return VelocityField(
             backbone=self.backbone,
             network=self.engine.network,
-            conditioning=self.backbone.encode(texts),
-            unconditional=self.backbone.encode([""] * len(texts)) if guidance != 1 else None,
+            conditioning=self.embed([prompt.text for prompt in chosen]),
+            unconditional=self.embed(negative) if guidance != 1 else None,
             guidance=guidance,
             batch_size=self.recipe.sample.batch_size,
             pace=self.engine.pace,
@@ -251,7 +247,7 @@ class Trainer:
         """Measure the (averaged) policy on held-out noise; log the numbers, keep the images."""
         options = self.recipe.eval
         reseed(self.recipe.run.seed, self.iteration, engine.rank())
-        chosen = evaluate.chosen(self.prompts, options.prompts)
+        chosen = evaluate.chosen(self.prompts.evaluation, options.prompts)
         self.guard.begin(self.iteration, chosen)
         with self.progress.averaged(), self.engine.sampling():
             result = evaluate.evaluate(

@@ -24,7 +24,7 @@ def field(bend: float = 0.0, *, guidance: float = 1.0, batch_size: int = 64) -> 
         backbone=backbone,
         network=backbone.transformer,
         conditioning=backbone.encode(CENTRES),
-        unconditional=backbone.encode([""] * GROUPS) if guidance != 1 else None,
+        unconditional=backbone.encode([""]) if guidance != 1 else None,
         guidance=guidance,
         batch_size=batch_size,
     )
@@ -47,7 +47,7 @@ def plan(trajectories: slice = slice(0, GROUPS * SIZE), offset: int = 0) -> Plan
 def run(
     velocity: VelocityField, kind: str = "ddim", which: Plan | None = None, **options
 ) -> Trajectories:
-    table = sde.coefficients(velocity.backbone.sigmas(T), kind, 0.7)
+    table = sde.coefficients(velocity.backbone.sigmas(T, (3, 4, 4)), kind, 0.7)
     options = {"seed": 5, "substeps": 3, "latent_shape": (3, 4, 4), **options}
     return sample(velocity, table, which or plan(), **options)
 
@@ -75,7 +75,7 @@ def test_estimate_is_the_euler_ode_of_its_state() -> None:
     made = run(velocity, substeps=5)
     found = finished(velocity, made, substeps=5)
     for state in range(T):
-        x, t = made.latents_MS[:, state], float(velocity.backbone.sigmas(T)[state])
+        x, t = made.latents_MS[:, state], float(velocity.backbone.sigmas(T, (3, 4, 4))[state])
         for j in range(5):
             now = x.new_full((len(x),), t * (1 - j / 5))
             v, _ = velocity(x, now, torch.arange(GROUPS).repeat_interleave(SIZE))
@@ -131,7 +131,7 @@ def test_layout_over_ranks_changes_nothing(cut: int) -> None:
 def test_log_density_is_that_of_the_stored_states() -> None:
     velocity = field(bend=0.4)
     made = run(velocity)
-    table = sde.coefficients(velocity.backbone.sigmas(T), "ddim", 0.7)
+    table = sde.coefficients(velocity.backbone.sigmas(T, (3, 4, 4)), "ddim", 0.7)
     prompt = torch.arange(GROUPS).repeat_interleave(SIZE)
     for k in range(T):
         x, coef = made.latents_MS[:, k], table[k].expand(GROUPS * SIZE, 4)

@@ -91,9 +91,9 @@ def test_what_was_trained_loads_into_the_stock_pipeline(
     else:
         pipe.transformer = SD3Transformer2DModel.from_pretrained(model / "transformer")
     with trainer.progress.averaged():
-        field = trainer.field(trainer.prompts[:1])
+        field = trainer.field(trainer.prompts.train[:1])
         plan = evaluate.held_out_plan(1, 1, trainer.device)
-        table = sde.coefficients(trainer.backbone.sigmas(4), "ode")
+        table = sde.coefficients(trainer.backbone.sigmas(4, trainer.latent_shape), "ode")
         ours = sample(
             field, table, plan, seed=0, latent_shape=trainer.latent_shape, substeps=None
         ).states.x_U
@@ -109,7 +109,7 @@ def draw(pipe: StableDiffusion3Pipeline, trainer: Trainer) -> torch.Tensor:
     )
     pipe.set_progress_bar_config(disable=True)
     (latents,) = pipe(
-        trainer.prompts[0].text, latents=noise, num_inference_steps=4, guidance_scale=0.0,
+        trainer.prompts.train[0].text, latents=noise, num_inference_steps=4, guidance_scale=0.0,
         max_sequence_length=0, height=32, width=32, output_type="latent", return_dict=False,
     )  # fmt: skip
     return torch.as_tensor(latents)

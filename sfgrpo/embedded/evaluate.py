@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sfgrpo.backbones.base import Backbone
+from sfgrpo.backbones.sd3 import SD3Backbone
 from sfgrpo.embedded import data
 from sfgrpo.embedded.judges import classifier_accuracy
 from sfgrpo.rewards import colour, ocr
@@ -15,7 +15,7 @@ from sfgrpo.rewards import colour, ocr
 
 @torch.no_grad()
 def sample_ode(
-    backbone: Backbone,
+    backbone: SD3Backbone,
     records: list[data.PromptRecord],
     *,
     num_steps: int = 10,
@@ -28,7 +28,7 @@ def sample_ode(
     x = torch.randn(len(records), *shape, generator=generator)
     cond = backbone.encode([entry["prompt"] for entry in records])
     free = backbone.encode([""] * len(records))
-    sigmas = backbone.sigmas(num_steps)
+    sigmas = backbone.sigmas(num_steps, shape)
     for t, s in pairwise(sigmas):
         times = t.expand(len(records))
         v = backbone.velocity(backbone.transformer, x, times, cond)
@@ -49,7 +49,7 @@ def evaluation_prompts(per_digit: int) -> list[data.PromptRecord]:
     ]
 
 
-def evaluate(backbone: Backbone, *, per_digit: int, guidance: float = 1.0) -> dict[str, float]:
+def evaluate(backbone: SD3Backbone, *, per_digit: int, guidance: float = 1.0) -> dict[str, float]:
     """Scores of 10-step samples: OCR, colour, the classifier's accuracy, OCR of every digit."""
     records = evaluation_prompts(per_digit)
     images = sample_ode(backbone, records, guidance=guidance)
