@@ -15,11 +15,14 @@ from typing import Any
 import torch
 from diffusers.models.attention_dispatch import (
     AttentionBackendName,
+    _AttentionBackendRegistry,
     attention_backend,
     dispatch_attention_fn,
 )
+from diffusers.models.attention_processor import JointAttnProcessor2_0
 from torch import nn
 
+from sfgrpo.backbones._joint_attention import DispatchedJointAttention
 from sfgrpo.names import unknown_name
 
 PREFERRED = {"cuda": ("flash", "xformers", "native")}
@@ -63,6 +66,7 @@ def _first(network: nn.Module, parameter: torch.Tensor, masked: bool) -> str:
     return next((n for n in names[:-1] if _refusal(network, n, masked) is None), names[-1])
 
 
+@torch.enable_grad()
 def _refusal(network: Any, name: str, masked: bool) -> str | None:
     """Why the backend cannot serve; None if it can."""
     parameter = next(network.parameters())
@@ -96,6 +100,9 @@ def _head_size(network: Any) -> int:
 
 
 def _set(network: Any, name: str) -> None:
+    for layer in network.modules() if name != "native" else ():
+        if isinstance(getattr(layer, "processor", None), JointAttnProcessor2_0):
+            layer.set_processor(DispatchedJointAttention())
     diffusers_logger = logging.getLogger("diffusers.models.modeling_utils")
     level = diffusers_logger.level
     diffusers_logger.setLevel(logging.ERROR)  # "experimental": what is chosen was just tried
@@ -103,3 +110,5 @@ def _set(network: Any, name: str) -> None:
         network.set_attention_backend(name)
     finally:
         diffusers_logger.setLevel(level)
+        # It also makes the name the default of every other network of the process.
+        _AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
