@@ -144,7 +144,7 @@ def recipe(name: str, folder: Path, out: Path, **changes: str) -> config.Recipe:
         "sample.group_size": "3",
         "sample.batch_size": "8",
         "credit.estimate_substeps": "2",
-        "train.learning_rate": "1e-2",
+        "train.learning_rate": "2e-3",
         "train.updates_per_iteration": "2",
         "train.micro_batch_size": "3",
         "train.beta": "0.01",

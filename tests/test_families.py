@@ -89,8 +89,8 @@ def test_one_iteration_and_its_export(name: str, folders: dict[str, Path], tmp_p
     assert metrics["moved"] > 1e-3
     assert metrics["logp_drift_max"] < 1e-4
     difference, change = family_checks.export(trainer, name, folders[name], out)
-    assert change > 2e-3
-    assert difference < 1e-5
+    assert change > 1e-4
+    assert difference < change / 100
     assert len(records.read(out / "eval.jsonl")) == 2
     assert (out / "report.html").exists() or list((out / "images").glob("*.png"))
 
@@ -104,8 +104,8 @@ def test_all_weights_and_their_export(name: str, folders: dict[str, Path], tmp_p
     )  # fmt: skip
     assert metrics["moved"] > 1e-4
     difference, change = family_checks.export(trainer, name, folders[name], out)
-    assert change > 1e-3
-    assert difference < 1e-5
+    assert change > 1e-4
+    assert difference < change / 100
 
 
 @pytest.mark.parametrize("name", FAMILIES)

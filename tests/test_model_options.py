@@ -1,0 +1,93 @@
+"""Options of how a network runs: they change speed and memory, not numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sfgrpo.backbones import _pipeline
+from tests import families, family_checks
+from tests.families import PROMPTS
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("families")
+    return {name: families.save(name, place / name) for name in ("sd3", "flux", "wan", "zimage")}
+
+
+def velocity(backbone: Any, shape: tuple[int, ...], *, seed: int = 0) -> torch.Tensor:
+    x = torch.randn(len(PROMPTS), *shape, generator=torch.Generator().manual_seed(seed))
+    t = torch.tensor([1.0, 0.25])  # times that bfloat16 has, of which some networks make thousands
+    return backbone.velocity(backbone.transformer, x, t, backbone.encode(PROMPTS))
+
+
+def test_compiled_blocks_give_the_same_velocity(folders: dict[str, Path]) -> None:
+    torch.compiler.reset()
+    plain = family_checks.load("wan", folders["wan"])
+    made = family_checks.load("wan", folders["wan"], compile_blocks=True)
+    compiled = [m for m in made.transformer.modules() if m._compiled_call_impl is not None]
+    assert [type(m).__name__ for m in compiled] == ["WanTransformerBlock"] * 2
+    shape = made.latent_shape(32, 32, 5)
+    torch.testing.assert_close(velocity(made, shape), velocity(plain, shape), rtol=1e-4, atol=1e-4)
+    velocity(made, shape).square().mean().backward()
+    velocity(plain, shape).square().mean().backward()
+    pairs = zip(made.transformer.parameters(), plain.transformer.parameters(), strict=True)
+    for one, two in pairs:
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_stage_3_does_not_compile(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model.compile_blocks: does not go with .*zero_stage 3"):
+        family_checks.recipe(
+            "flux", tmp_path, tmp_path / "r",
+            model__compile_blocks="true", deepspeed__zero_stage="3",
+        )  # fmt: skip
+    with pytest.raises(ValueError, match=r"model.compile_blocks: Linear names no repeated blocks"):
+        _pipeline.compile_blocks_of(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("name", ["sd3", "flux", "wan", "zimage"])
+def test_slicing_and_batches_of_decoding(name: str, folders: dict[str, Path]) -> None:
+    shape = family_checks.load(name, folders[name]).latent_shape(*families.FAMILIES[name].size)
+    latents = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    whole = family_checks.load(name, folders[name], decode_batch=3)
+    sliced = family_checks.load(name, folders[name], decode_batch=3, vae_slicing=True)
+    single = family_checks.load(name, folders[name], decode_batch=1)
+    assert sliced.pipeline.vae.use_slicing
+    assert not whole.pipeline.vae.use_slicing
+    for other in (sliced, single):
+        torch.testing.assert_close(other.decode(latents), whole.decode(latents), rtol=0, atol=1e-5)
+    default = family_checks.load(name, folders[name]).decode_batch
+    assert default == (1 if name == "wan" else 64)
+
+
+def test_tiling_is_switched_on(folders: dict[str, Path]) -> None:
+    tiled = family_checks.load("sd3", folders["sd3"], vae_tiling=True)
+    assert tiled.pipeline.vae.use_tiling
+    vae = tiled.pipeline.vae
+    vae.tile_latent_min_size, vae.tile_sample_min_size = 4, 32
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert tiled.decode(latents).shape == (1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("name", families.FAMILIES)
+def test_bf16(name: str, tmp_path: Path) -> None:
+    """Latents stay fp32, the network runs in bf16, its velocity is near that of fp32."""
+    folder = families.save(name, tmp_path)
+    # 1000 x 3.5 is none of bfloat16's numbers, 1000 x 4 is: see `velocity`.
+    told = 4.0 if families.FAMILIES[name].embedded_guidance else None
+    full = family_checks.load(name, folder, embedded_guidance=told)
+    half = family_checks.load(name, folder, embedded_guidance=told, dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    assert half.pipeline.vae.dtype == torch.float32
+    shape = half.latent_shape(*families.FAMILIES[name].size)
+    with torch.no_grad():
+        v, expected = velocity(half, shape), velocity(full, shape)
+    assert v.dtype == torch.float32
+    # A few layers, each rounding to 8 bits, of which the errors add up like random steps.
+    assert (v - expected).norm() < 0.1 * expected.norm()
+    assert half.decode(torch.zeros(1, *shape)).dtype == torch.float32
