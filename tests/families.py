@@ -251,7 +251,7 @@ def wan(**more: Any) -> Any:
 
 def wan22() -> Any:
     """Wan 2.2 A14B: two networks."""
-    return wan(transformer_2=wan_transformer(6), boundary_ratio=0.875)
+    return wan(transformer_2=wan_transformer(6), boundary_ratio=0.7)
 
 
 def wan22_ti2v() -> Any:

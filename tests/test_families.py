@@ -15,6 +15,7 @@ from sfgrpo.backbones.base import Conditioning
 from sfgrpo.backbones.wan import Experts
 from tests import families, family_checks
 from tests.families import FAMILIES, PROMPTS
+from tests.test_trainer import command_line
 
 GUIDED = [name for name, family in FAMILIES.items() if family.guided]
 LOGGED = ("reward", "kl", "ratio_min", "ratio_max", "grad_norm", "loss", "logp_drift_mean")
@@ -86,10 +87,10 @@ def test_one_iteration_and_its_export(name: str, folders: dict[str, Path], tmp_p
     assert metrics["kl"] > 0  # the second update no longer stands at the start
     assert metrics["ratio_min"] < metrics["ratio_max"]
     assert metrics["grad_norm"] > 0
-    assert metrics["moved"] > 1e-3
+    assert metrics["moved"] > 1e-4
     assert metrics["logp_drift_max"] < 1e-4
     difference, change = family_checks.export(trainer, name, folders[name], out)
-    assert change > 1e-4
+    assert change > 5e-5
     assert difference < change / 100
     assert len(records.read(out / "eval.jsonl")) == 2
     assert (out / "report.html").exists() or list((out / "images").glob("*.png"))
@@ -173,7 +174,7 @@ def test_each_row_runs_the_expert_of_its_time(folders: dict[str, Path]) -> None:
     experts = backbone.transformer
     assert isinstance(experts, Experts)
     x, cond = latents(backbone, "wan22"), backbone.encode(PROMPTS)
-    t = torch.tensor([0.875, 0.8749])  # the boundary itself belongs to the first network
+    t = torch.tensor([0.7, 0.6999])  # the boundary itself belongs to the first network
     with torch.no_grad():
         both = backbone.velocity(experts, x, t, cond)
         high, low = (backbone.velocity(part, x, t, cond) for part in (experts.high, experts.low))
@@ -186,3 +187,30 @@ def test_each_row_runs_the_expert_of_its_time(folders: dict[str, Path]) -> None:
     unused = [p.grad for p in experts.low.parameters()]
     assert all(g is not None and not g.any() for g in unused)
     assert torch.equal(v.detach(), backbone.velocity(experts.high, x, t, cond))
+
+
+def test_two_experts_over_two_ranks_that_hold_no_weight_whole(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """ZeRO 3, layer by layer: if ranks whose rows belong to different experts each ran its own
+    alone, one would be given the other's weights. Rows one by one, so that they do differ."""
+    runs = {
+        "run": f"{{output_dir: {tmp_path / 'alone'}, iterations: 2, seed: 1}}",
+        "train__micro_batch_size": "1",
+    }
+    family_checks.train("wan22", folders["wan22"], tmp_path / "alone", **runs)
+    sharded = {
+        **runs,
+        "run": f"{{output_dir: {tmp_path / 'both'}, iterations: 2, seed: 1}}",
+        "deepspeed": "{zero_stage: 3, gather_for_sampling: layer}",
+    }
+    recipe = family_checks.recipe("wan22", folders["wan22"], tmp_path / "both", **sharded)
+    run = command_line(
+        recipe, tmp_path, "deepspeed", "--num_gpus", "2", "--master_port", "29527", "--module"
+    )
+    output, _ = run.communicate(timeout=240)
+    assert run.returncode == 0, output
+    logs = (records.read(tmp_path / place / "metrics.jsonl") for place in ("alone", "both"))
+    for one, two in zip(*logs, strict=True):
+        for number in ("reward", "kl", "loss", "grad_norm"):
+            assert two[number] == pytest.approx(one[number], rel=2e-2, abs=1e-5), number
