@@ -151,6 +151,18 @@ def test_videos_want_whole_groups_of_frames_and_images_one(folders: dict[str, Pa
     assert video.decode(latents(video, "wan")).shape == (2, 5, 3, 32, 32)
 
 
+def test_wan_with_the_scheduler_of_published_folders(tmp_path: Path) -> None:
+    """UniPC's folder gives the times of Euler's scheduler with the same shift."""
+    unipc = families.diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    families.wan(scheduler=unipc).save_pretrained(tmp_path)
+    backbone = family_checks.load("wan", tmp_path)
+    euler = families.scheduler(shift=3.0)
+    euler.set_timesteps(6)
+    assert torch.equal(backbone.sigmas(6, (4, 2, 4, 4)), euler.sigmas)
+
+
 def test_guidance_is_told_to_networks_that_read_it(folders: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match=r"embedded_guidance: this network was distilled.*3\.5"):
         family_checks.load("flux", folders["flux"], embedded_guidance=None)

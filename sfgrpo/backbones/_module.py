@@ -36,8 +36,8 @@ class ModuleBackbone:
 
         Args:
             shape: of one sample, e.g. (16, 7) for sixteen actions of seven joints.
-            encode: the lines of the prompt file -> one condition [P, ...] each, on the network's
-                device ("" is the unconditional one, asked for under guidance alone).
+            encode: the lines of the prompt file -> one condition [P, ...] each ("" is the
+                unconditional one, asked for under guidance alone).
             decode: samples -> what the rewards get.
             sigmas: number of steps -> times [steps + 1] descending from 1 to 0.
             lora_targets: names of linear layers; needed if the recipe's `lora` is not null.
@@ -63,7 +63,7 @@ class ModuleBackbone:
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        return Conditioning(tokens=self._encode(prompts))
+        return Conditioning(tokens=self._encode(prompts)).to(self.device, self.dtype)
 
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         return transformer(x.to(self.dtype), t.to(self.dtype), cond.tokens).float()

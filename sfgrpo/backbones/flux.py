@@ -13,7 +13,7 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline, calculate_shift
 from einops import rearrange
 from torch import Tensor, nn
 
-from sfgrpo.backbones._pipeline import PACK, UNPACK, PipelineBackbone, dynamic_shift
+from sfgrpo.backbones._pipeline import PACK, UNPACK, PipelineBackbone, dynamic_shift, places
 from sfgrpo.backbones.base import Conditioning
 
 
@@ -56,8 +56,8 @@ class FluxBackbone(PipelineBackbone):
             guidance=self._guidance_rows(t),
             pooled_projections=cond.pooled,
             encoder_hidden_states=cond.tokens,
-            txt_ids=x.new_zeros(cond.tokens.shape[1], 3, dtype=self.dtype),
-            img_ids=self.pipeline._prepare_latent_image_ids(0, h, w, x.device, self.dtype),
+            txt_ids=torch.zeros(cond.tokens.shape[1], 3, device=x.device),
+            img_ids=places(h, w, columns=3, device=x.device),
             return_dict=False,
         )
         return rearrange(packed, UNPACK, h=h, p=2, q=2).float()

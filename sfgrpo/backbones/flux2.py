@@ -16,7 +16,7 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
 from einops import rearrange
 from torch import Tensor, nn
 
-from sfgrpo.backbones._pipeline import PipelineBackbone
+from sfgrpo.backbones._pipeline import PipelineBackbone, places
 from sfgrpo.backbones.base import Conditioning
 
 
@@ -57,18 +57,16 @@ class Flux2Backbone(PipelineBackbone):
 
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         rows, _, h, w = x.shape
-        text = torch.zeros(rows, cond.tokens.shape[1], 4, dtype=torch.int64, device=x.device)
-        text[..., 3] = torch.arange(text.shape[1], device=x.device)
-        place = torch.zeros(rows, h, w, 4, dtype=torch.int64, device=x.device)
-        place[..., 1] = torch.arange(h, device=x.device)[:, None]
-        place[..., 2] = torch.arange(w, device=x.device)
+        text = torch.zeros(cond.tokens.shape[1], 4, device=x.device)
+        text[:, 3] = torch.arange(len(text), device=x.device)
+        image = places(h, w, columns=4, device=x.device)
         (packed,) = transformer(
             hidden_states=rearrange(x.to(self.dtype), "b c h w -> b (h w) c"),
             timestep=t,
             guidance=self._guidance_rows(t),
             encoder_hidden_states=cond.tokens,
-            txt_ids=text,
-            img_ids=place.flatten(1, 2),
+            txt_ids=text.expand(rows, -1, -1),
+            img_ids=image.expand(rows, -1, -1),
             return_dict=False,
         )
         return rearrange(packed, "b (h w) c -> b c h w", h=h).float()
