@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sfgrpo.backbones import _pipeline
+from sfgrpo.trainer import Trainer
 from tests import families, family_checks
 from tests.families import PROMPTS
 
@@ -91,3 +92,29 @@ def test_bf16(name: str, tmp_path: Path) -> None:
     # A few layers, each rounding to 8 bits, of which the errors add up like random steps.
     assert (v - expected).norm() < 0.1 * expected.norm()
     assert half.decode(torch.zeros(1, *shape)).dtype == torch.float32
+
+
+def test_what_is_kept_in_fp32_stays_so_in_the_engine(tmp_path: Path) -> None:
+    """Wan keeps rotary tables, norms and its clock in fp32; DeepSpeed casts a network whole."""
+    folder = families.save("wan", tmp_path / "wan")
+    before = family_checks.load("wan", folder, dtype=torch.bfloat16)
+    expected = {n: (p.dtype, p) for n, p in before.transformer.named_parameters()}
+    tables = dict(before.transformer.named_buffers())
+    assert {dtype for dtype, _ in expected.values()} == {torch.float32, torch.bfloat16}
+    assert {table.dtype for table in tables.values()} == {torch.float32}
+    given = family_checks.recipe("wan", folder, tmp_path / "run", model__dtype="bf16")
+    trainer = Trainer(given)
+    network = trainer.backbone.transformer
+    for name, table in network.named_buffers():
+        assert torch.equal(table, tables[name]), name
+        assert table.dtype == torch.float32
+    frozen = {n: p for n, p in network.named_parameters() if not p.requires_grad}
+    assert len(frozen) == len(expected)
+    for name, p in frozen.items():
+        dtype, value = expected[name.replace(".base_layer", "")]
+        assert p.dtype == dtype, name
+        assert torch.equal(p, value), name
+    # New adapters change nothing yet, so the engine's network still is the one that was loaded.
+    shape = before.latent_shape(32, 32, 5)
+    with torch.no_grad():
+        assert torch.equal(velocity(trainer.backbone, shape), velocity(before, shape))

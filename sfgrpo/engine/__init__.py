@@ -34,6 +34,9 @@ Precision
 - A step whose gradient is not finite is skipped and `get_global_grad_norm` keeps its old value:
   `was_step_applied` tells. Stage 0 in fp32 checks nothing and knows no norm.
 - CPUs without native fp16 are refused, though PyTorch computes it.
+- A network is cast whole, also buffers and weights that diffusers keeps in fp32 (Wan's rotary
+  tables, norms and time embedding); what is not trained of them we put back (`Precise`), frozen
+  weights at stage 3 excepted, which are sharded by then.
 
 Stage 3
 - Every forward counts on all ranks running the same modules: a rank that has one batch less to

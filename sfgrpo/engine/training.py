@@ -23,8 +23,43 @@ def frozen(network: nn.Module, recipe: Recipe) -> nn.Module:
         return network
     settings = configuration.inference(recipe, network)
     settings["zero_optimization"].pop("offload_optimizer")
+    precise = Precise(network, weights=False)
     engine, *_ = deepspeed.initialize(model=network, config=settings, dist_init_required=False)
+    precise.restore()
     return engine
+
+
+class Precise:
+    """What a network keeps in fp32 while the rest of it runs in half precision.
+
+    DeepSpeed casts a network whole, also what diffusers leaves in fp32 on purpose: buffers such as
+    Wan's rotary tables, and norms and time embeddings. Those that are not trained are put back.
+    """
+
+    def __init__(self, network: nn.Module, *, weights: bool) -> None:
+        """Remember the fp32 buffers of `network` and, with `weights`, its frozen fp32 weights."""
+        wide = (torch.float32, torch.float64)
+        self._weights = [
+            (p, p.detach())
+            for p in network.parameters()
+            if weights and not p.requires_grad and p.dtype in wide
+        ]
+        self._buffers = [
+            (module, name, buffer)
+            for module in network.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None and buffer.dtype in wide
+        ]
+
+    def restore(self) -> None:
+        """Put them back where they have been cast."""
+        for parameter, value in self._weights:
+            if parameter.dtype != value.dtype:
+                parameter.data = value.to(parameter.device)
+        for module, name, value in self._buffers:
+            found = module._buffers[name]
+            if found is not None and found.dtype != value.dtype:
+                module._buffers[name] = value.to(found.device)
 
 
 class Engine:
@@ -39,6 +74,7 @@ class Engine:
         self._gathers = self.shards_parameters and once
         self._saved = self.trainable if recipe.lora else dict(network.named_parameters())
         self._own_norm: Tensor | None = None
+        precise = Precise(network, weights=not self.shards_parameters)
         self.network: Any
         self.network, *_ = deepspeed.initialize(
             model=network,
@@ -46,6 +82,7 @@ class Engine:
             config=configuration.training(recipe, network, micro_batches),
             dist_init_required=False,
         )
+        precise.restore()
         self.masters = Masters(self.network.optimizer, self.trainable)
 
     def row_weight(self, local_rows: int) -> float:
