@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parsed, rest = _parser().parse_known_args(arguments)
     if rest and parsed.command not in ("show", "doctor"):
         _parser().error(f"unknown arguments: {' '.join(rest)}")
-    train.quiet_libraries()
+    train.prepare_process()
     try:
         return COMMANDS[parsed.command](parsed, rest)
     except ValueError as error:

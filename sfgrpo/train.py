@@ -28,8 +28,12 @@ newest checkpoint when the same command is given again; --fresh starts over.
 """
 
 
-def quiet_libraries() -> None:
-    """Environment of a command-line run; set before PyTorch and transformers are imported."""
+def prepare_process() -> None:
+    """What a command-line run sets before PyTorch and transformers are imported."""
+    # "module:function" in a recipe means a file of the folder where the command is given, as it
+    # does for `python -m`. Last in the path: nothing there may hide a package.
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     # Waiting OpenMP threads sleep instead of spinning on a core that another thread may need.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -71,7 +75,7 @@ def pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
 def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> int:
     """Train; returns the exit status. What is wrong with the input is said in one paragraph."""
     arguments, rest = parser(prog).parse_known_args(argv)
-    quiet_libraries()
+    prepare_process()
     from sfgrpo import config
 
     try:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -119,3 +122,23 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         Trainer(recipe(tmp_path, train__gradient_checkpointing="true", lora="null"))
     with pytest.raises(ValueError, match=r"lora.targets: .*no_such_layer"):
         Trainer(recipe(tmp_path, lora="{rank: 2, alpha: 2, targets: [no_such_layer]}"))
+
+
+def test_a_module_beside_the_recipe_is_found(tmp_path: Path) -> None:
+    """The command, as it is installed, in a folder with a module and a recipe."""
+    (tmp_path / "my_robot.py").write_text("from tests.test_own_network import Reaches, load\n")
+    changes = {
+        "model": "{backbone: 'my_robot:load', path: none}",
+        "reward": "{'my_robot:Reaches': 1}",
+    }
+    given = recipe(tmp_path, **changes, run__iterations="1", eval__judges="[]", lora="null")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(given.model_dump(mode="json")))
+    command = Path(sys.executable).parent / "sfgrpo"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    run = subprocess.run(
+        [command, "train", path.name], cwd=tmp_path, env=environment,
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "report.html" in run.stdout
