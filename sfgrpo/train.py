@@ -116,7 +116,7 @@ def _run(recipe: Recipe, signals: Signals, *, fresh: bool, prog: str) -> int:
 
     try:
         trainer = Trainer(recipe, fresh=fresh)
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: a model or a file that is not there
         raise RunError(str(error)) from error
     try:
         trainer.train(signals)

@@ -48,17 +48,18 @@ class Trainer:
         self.prompts = prompts.split(
             recipe.prompts, prompts_from=recipe.eval.prompts_from, held_out=recipe.eval.held_out
         )
+        # What is quickly found to be wrong comes before the network, which may take minutes to load.
+        self.reward = rewards.load(
+            recipe.reward, recipe.reward_options, frames=recipe.reward_frames
+        )
+        self.judges = [evaluate.load_judge(name) for name in recipe.eval.judges]
+        self.rule = credit.get(recipe.credit.rule)
         self.backbone, self.embed = backbone_of(recipe, self.device, self.prompts)
         self.latent_shape = self.backbone.latent_shape(*recipe.model.size)
         self.layout = Layout(
             recipe, self.backbone.sigmas(recipe.sample.num_steps, self.latent_shape),
             rank=engine.rank(), world=engine.world(), device=self.device,
         )  # fmt: skip
-        self.reward = rewards.load(
-            recipe.reward, recipe.reward_options, frames=recipe.reward_frames
-        )
-        self.judges = [evaluate.load_judge(name) for name in recipe.eval.judges]
-        self.rule = credit.get(recipe.credit.rule)
         self.guard = Guard(recipe)
         self.policy = Policy(self.backbone.transformer, recipe, self.backbone.lora_targets)
         if recipe.train.gradient_checkpointing:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfgrpo import records
+from sfgrpo import backbones, records
 from sfgrpo.backbones.base import Conditioning
 from sfgrpo.backbones.wan import Experts
 from tests import families, family_checks
@@ -161,6 +161,11 @@ def test_wan_with_the_scheduler_of_published_folders(tmp_path: Path) -> None:
     euler = families.scheduler(shift=3.0)
     euler.set_timesteps(6)
     assert torch.equal(backbone.sigmas(6, (4, 2, 4, 4)), euler.sigmas)
+
+
+def test_a_folder_of_another_family_names_its_backbone(folders: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match=r"holds a FluxPipeline, not a WanPipeline; use 'flux'"):
+        backbones.load("wan", folders["flux"])
 
 
 def test_guidance_is_told_to_networks_that_read_it(folders: dict[str, Path]) -> None:

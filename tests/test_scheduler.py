@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfgrpo import ops, sde
-from sfgrpo.backbones.sd3 import EMBEDDED, load
+from sfgrpo.backbones import EMBEDDED
+from sfgrpo.backbones.sd3 import load
 from sfgrpo.scheduler import FlowMatchSDEScheduler
 
 stock: Any = diffusers  # its lazy exports are invisible to type checkers

@@ -23,7 +23,20 @@ from sfgrpo.names import unknown_name
 if TYPE_CHECKING:
     from sfgrpo.backbones._module import ModuleBackbone
 
-__all__ = ["Backbone", "Conditioning", "ModuleBackbone", "available", "check", "folder", "load"]
+__all__ = [
+    "EMBEDDED",
+    "Backbone",
+    "Conditioning",
+    "ModuleBackbone",
+    "available",
+    "check",
+    "folder",
+    "load",
+    "pipelines",
+]
+
+EMBEDDED = Path(__file__).parents[1] / "embedded" / "model"
+"""The small model in this package."""
 
 
 def available() -> list[str]:
@@ -57,10 +70,16 @@ def load(name: str, path: str | Path, **options: Any) -> Backbone:
     return maker(path, **options)
 
 
+def pipelines(name: str) -> list[str]:
+    """Names of the diffusers pipelines that the backbone `name` of this package serves."""
+    family = importlib.import_module(f"{__name__}.{name}").load.__self__
+    return [made.__name__ for made in family.pipeline_classes]
+
+
 def folder(path: str | Path) -> Path:
     """The folder on this disk of a pipeline that `load` would load; downloads one of the Hub."""
     if str(path) == "embedded":
-        return Path(__file__).parents[1] / "embedded" / "model"
+        return EMBEDDED
     if Path(path).is_dir():
         return Path(path)
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline

@@ -18,6 +18,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from sfgrpo import backbones
 from sfgrpo.backbones import _attention
 from sfgrpo.backbones.base import Conditioning, Modality
 from sfgrpo.scheduler import FlowMatchSDEScheduler
@@ -98,7 +99,7 @@ class PipelineBackbone:
         """Load a pipeline folder or a Hub id with diffusers' `from_pretrained`.
 
         Args:
-            path: local folder or Hub id.
+            path: local folder or Hub id; "embedded" is the small model in this package.
             pipeline: a pipeline that is loaded already, in place of `path`.
             device: where the network, the decoder and (if resident) the text encoders lie.
             dtype: of the network and the text encoders; the decoder is float32.
@@ -116,6 +117,7 @@ class PipelineBackbone:
             OSError: says where a folder or id was looked for.
             ValueError: options that the model or the device cannot serve, naming the key.
         """
+        path = backbones.EMBEDDED if str(path) == "embedded" else path
         given = pipeline is not None
         pipeline = pipeline or cls._read(path, dtype, text_encoders, from_pretrained)
         self = cls(
@@ -138,8 +140,7 @@ class PipelineBackbone:
     @classmethod
     def _read(cls, path: str | Path, dtype: torch.dtype, texts: str, options: Any) -> Any:
         index: Any = DiffusionPipeline.load_config(path, **options)
-        found = {made.__name__: made for made in cls.pipeline_classes}
-        made = found.get(index.get("_class_name", ""), cls.pipeline_classes[0])
+        made = cls._class_of(index["_class_name"], path)
         # A part saved as None (SD3 without T5) has to be passed as None.
         absent = {name: None for name, entry in index.items() if entry == [None, None]}
         left_out = {"absent": "text_encoder", "only": ("transformer", "vae")}.get(texts)
@@ -147,6 +148,17 @@ class PipelineBackbone:
             absent |= {name: None for name in index if name.startswith(left_out)}
         dtypes = {"default": dtype, "vae": torch.float32}
         return made.from_pretrained(path, dtype=dtypes, **{**absent, **options})
+
+    @classmethod
+    def _class_of(cls, name: str, path: str | Path) -> Any:
+        """The pipeline class `name`, if it is one of this family's."""
+        found = {made.__name__: made for made in cls.pipeline_classes}
+        if name in found:
+            return found[name]
+        serving = [f for f in backbones.available() if name in backbones.pipelines(f)]
+        hint = f"use '{serving[0]}'" if serving else "no backbone of this package serves it"
+        wanted = " or ".join(found)
+        raise ValueError(f"model.backbone: '{path}' holds a {name}, not a {wanted}; {hint}")
 
     def _place(self, device: torch.device) -> None:
         """Move the parts to where they belong."""

@@ -35,7 +35,10 @@ def build(name: str, **options: Any) -> Reward:
     """
     if ":" in name:
         module, _, function = name.partition(":")
-        builder = getattr(importlib.import_module(module), function)
+        try:
+            builder = getattr(importlib.import_module(module), function)
+        except (ModuleNotFoundError, AttributeError) as error:
+            raise ValueError(f"reward '{name}' cannot be imported: {error}") from error
     elif name in available():
         builder = importlib.import_module(f"{__name__}.{name}").build
     else:
