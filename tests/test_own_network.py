@@ -127,11 +127,11 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
 def test_a_module_beside_the_recipe_is_found(tmp_path: Path) -> None:
     """The command, as it is installed, in a folder with a module and a recipe."""
     (tmp_path / "my_robot.py").write_text("from tests.test_own_network import Reaches, load\n")
-    changes = {
+    own = {
         "model": "{backbone: 'my_robot:load', path: none}",
         "reward": "{'my_robot:Reaches': 1}",
     }
-    given = recipe(tmp_path, **changes, run__iterations="1", eval__judges="[]", lora="null")
+    given = recipe(tmp_path, **own, run__iterations="1", eval__judges="[]", lora="null")
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(given.model_dump(mode="json")))
     command = Path(sys.executable).parent / "sfgrpo"
