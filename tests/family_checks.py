@@ -17,7 +17,8 @@ from einops import rearrange
 from torch import Tensor
 
 from sfgrpo import backbones, config, ops, records, sde
-from sfgrpo.backbones._pipeline import PACK, UNPACK, PipelineBackbone
+from sfgrpo.backbones._pipeline import PipelineBackbone
+from sfgrpo.backbones._tokens import PACK, UNPACK
 from sfgrpo.rollout import START, Plan, VelocityField, sample
 from tests import families
 from tests.families import FAMILIES, PROMPTS, Family, diffusers

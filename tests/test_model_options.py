@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sfgrpo.backbones import _pipeline
+from sfgrpo.backbones import _loading
 from sfgrpo.trainer import Trainer
 from tests import families, family_checks
 from tests.families import PROMPTS
@@ -48,7 +48,7 @@ def test_stage_3_does_not_compile(tmp_path: Path) -> None:
             model__compile_blocks="true", deepspeed__zero_stage="3",
         )  # fmt: skip
     with pytest.raises(ValueError, match=r"model.compile_blocks: Linear names no repeated blocks"):
-        _pipeline.compile_blocks_of(torch.nn.Linear(2, 2))
+        _loading.compile_blocks(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("name", ["sd3", "flux", "wan", "zimage"])

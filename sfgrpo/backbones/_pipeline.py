@@ -7,10 +7,12 @@ of one call of `velocity`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -19,19 +21,17 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from sfgrpo import backbones
-from sfgrpo.backbones import _attention
+from sfgrpo.backbones import _attention, _loading
+from sfgrpo.backbones._loading import TextEncoders
 from sfgrpo.backbones.base import Conditioning, Modality
 from sfgrpo.scheduler import FlowMatchSDEScheduler
 
 ENCODE_BATCH = 16
 """Prompts embedded at once: language models keep the hidden states of every layer."""
-PACK, UNPACK = "b c (h p) (w q) -> b (h w) (c p q)", "b (h w) (c p q) -> b c (h p) (w q)"
-"""Latents as tokens of 2 x 2 patches, and back."""
-TextEncoders = Literal["resident", "offload", "absent", "only"]
 GUIDANCE_KEY = "sample.embedded_guidance"
 
 
-class PipelineBackbone:
+class PipelineBackbone(ABC):
     """The parts of a diffusers pipeline, called the way the pipeline calls them.
 
     `load` keeps the decoder in float32: SD3's overflows in float16, and rounding is no reward.
@@ -119,7 +119,9 @@ class PipelineBackbone:
         """
         path = backbones.EMBEDDED if str(path) == "embedded" else path
         given = pipeline is not None
-        pipeline = pipeline or cls._read(path, dtype, text_encoders, from_pretrained)
+        pipeline = pipeline or _loading.read(
+            cls.pipeline_classes, path, dtype, text_encoders, from_pretrained
+        )
         self = cls(
             pipeline, max_sequence_length=max_sequence_length, decode_batch=decode_batch,
             embedded_guidance=embedded_guidance, text_encoders=text_encoders,
@@ -131,34 +133,11 @@ class PipelineBackbone:
         for network in self._networks():
             _attention.choose(network, attention, masked=cls.masks_text)
             if compile_blocks:
-                compile_blocks_of(network)
+                _loading.compile_blocks(network)
         for wanted, method in ((vae_tiling, "enable_tiling"), (vae_slicing, "enable_slicing")):
             if wanted:
                 getattr(pipeline.vae, method)()
         return self
-
-    @classmethod
-    def _read(cls, path: str | Path, dtype: torch.dtype, texts: str, options: Any) -> Any:
-        index: Any = DiffusionPipeline.load_config(path, **options)
-        made = cls._class_of(index["_class_name"], path)
-        # A part saved as None (SD3 without T5) has to be passed as None.
-        absent = {name: None for name, entry in index.items() if entry == [None, None]}
-        left_out = {"absent": "text_encoder", "only": ("transformer", "vae")}.get(texts)
-        if left_out:
-            absent |= {name: None for name in index if name.startswith(left_out)}
-        dtypes = {"default": dtype, "vae": torch.float32}
-        return made.from_pretrained(path, dtype=dtypes, **{**absent, **options})
-
-    @classmethod
-    def _class_of(cls, name: str, path: str | Path) -> Any:
-        """The pipeline class `name`, if it is one of this family's."""
-        found = {made.__name__: made for made in cls.pipeline_classes}
-        if name in found:
-            return found[name]
-        serving = [f for f in backbones.available() if name in backbones.pipelines(f)]
-        hint = f"use '{serving[0]}'" if serving else "no backbone of this package serves it"
-        wanted = " or ".join(found)
-        raise ValueError(f"model.backbone: '{path}' holds a {name}, not a {wanted}; {hint}")
 
     def _place(self, device: torch.device) -> None:
         """Move the parts to where they belong."""
@@ -196,8 +175,6 @@ class PipelineBackbone:
         return bool(self.pipeline.transformer.config.get("guidance_embeds", False))
 
     def _stock_guidance(self) -> float:
-        import inspect
-
         return inspect.signature(type(self.pipeline).__call__).parameters["guidance_scale"].default
 
     def _guidance_rows(self, t: Tensor) -> Tensor | None:
@@ -217,8 +194,8 @@ class PipelineBackbone:
     def dtype(self) -> torch.dtype:
         return (self.pipeline.transformer or self._encoders()[0]).dtype
 
-    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
-        raise NotImplementedError
+    @abstractmethod
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]: ...
 
     def _spatial(
         self, height: int, width: int, frames: int = 1, *, scale: int, multiple: int
@@ -260,16 +237,18 @@ class PipelineBackbone:
             ]
         return Conditioning.cat(parts).to(self.device, self.dtype)
 
+    @abstractmethod
     def _encode(self, prompts: list[str]) -> Conditioning:
         """Embed a few prompts at once, by the stock pipeline's own method."""
-        raise NotImplementedError
 
-    def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def velocity(
+        self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning
+    ) -> Tensor: ...
 
+    @abstractmethod
     def blank(self, prompts: int) -> Conditioning:
         """Conditioning of `max_sequence_length` zeros for each prompt: what sizes memory."""
-        raise NotImplementedError
 
     @contextmanager
     def _encoders_at_hand(self) -> Iterator[None]:
@@ -309,50 +288,13 @@ class PipelineBackbone:
         return torch.addcmul(mean.view(-1, 1, 1, 1), latents, std.view(-1, 1, 1, 1))
 
     def save(self, folder: Path) -> None:
-        self._save(self.transformer, folder, "transformer")
-
-    def _save(self, network: Any, folder: Path, name: str) -> None:
-        """Write one network's adapters into `folder`, or all its weights into `folder/name`."""
+        network: Any = self.transformer
         adapters = getattr(network, "peft_config", None)
         if not adapters:
-            network.save_pretrained(folder / name)
+            network.save_pretrained(folder / "transformer")
             return
         self.pipeline.save_lora_weights(
             folder,
             transformer_lora_layers={**get_peft_model_state_dict(network)},
             transformer_lora_adapter_metadata=adapters["default"].to_dict(),
         )
-
-
-def dynamic_shift(scheduler: Any, tokens: int, line: Callable[..., float]) -> float | None:
-    """The `mu` of a schedule that shifts by the number of image tokens, None for other schedules.
-
-    `line` is the pipeline's own `calculate_shift`, which knows the defaults."""
-    config = scheduler.config
-    if not config.get("use_dynamic_shifting"):
-        return None
-    keys = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-    names = ("base_seq_len", "max_seq_len", "base_shift", "max_shift")
-    given = {name: config[key] for name, key in zip(names, keys, strict=True) if key in config}
-    return line(tokens, **given)
-
-
-def places(h: int, w: int, *, columns: int, device: torch.device) -> Tensor:
-    """Where each of h w image tokens stands, [h w, columns]: its row and column in columns 1 and 2
-    (FLUX's rotary embeddings); made on the device, so that no forward waits for a copy."""
-    place = torch.zeros(h, w, columns, device=device)
-    place[..., 1] = torch.arange(h, device=device)[:, None]
-    place[..., 2] = torch.arange(w, device=device)
-    return place.flatten(0, 1)
-
-
-def compile_blocks_of(network: Any) -> None:
-    """Mark a diffusers transformer's repeated blocks for torch.compile, at their first call."""
-    kinds = getattr(network, "_repeated_blocks", None) or getattr(network, "_no_split_modules", ())
-    blocks = [module for module in network.modules() if type(module).__name__ in (kinds or ())]
-    if not blocks:
-        raise ValueError(
-            f"model.compile_blocks: {type(network).__name__} names no repeated blocks; use false"
-        )
-    for block in blocks:
-        block.compile()

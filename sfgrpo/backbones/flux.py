@@ -13,7 +13,8 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline, calculate_shift
 from einops import rearrange
 from torch import Tensor, nn
 
-from sfgrpo.backbones._pipeline import PACK, UNPACK, PipelineBackbone, dynamic_shift, places
+from sfgrpo.backbones._pipeline import PipelineBackbone
+from sfgrpo.backbones._tokens import PACK, UNPACK, dynamic_shift, places
 from sfgrpo.backbones.base import Conditioning
 
 

@@ -16,7 +16,8 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
 from einops import rearrange
 from torch import Tensor, nn
 
-from sfgrpo.backbones._pipeline import PipelineBackbone, places
+from sfgrpo.backbones._pipeline import PipelineBackbone
+from sfgrpo.backbones._tokens import places
 from sfgrpo.backbones.base import Conditioning
 
 

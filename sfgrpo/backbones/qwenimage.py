@@ -14,7 +14,8 @@ from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline, 
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from sfgrpo.backbones._pipeline import PACK, UNPACK, PipelineBackbone, dynamic_shift
+from sfgrpo.backbones._pipeline import PipelineBackbone
+from sfgrpo.backbones._tokens import PACK, UNPACK, dynamic_shift
 from sfgrpo.backbones.base import Conditioning
 
 

@@ -14,7 +14,8 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from sfgrpo.backbones._pipeline import PipelineBackbone, dynamic_shift
+from sfgrpo.backbones._pipeline import PipelineBackbone
+from sfgrpo.backbones._tokens import dynamic_shift
 from sfgrpo.backbones.base import Conditioning
 
 

@@ -13,7 +13,8 @@ import torch
 from diffusers.pipelines.z_image.pipeline_z_image import ZImagePipeline, calculate_shift
 from torch import Tensor, nn
 
-from sfgrpo.backbones._pipeline import PipelineBackbone, dynamic_shift
+from sfgrpo.backbones._pipeline import PipelineBackbone
+from sfgrpo.backbones._tokens import dynamic_shift
 from sfgrpo.backbones.base import Conditioning
 
 

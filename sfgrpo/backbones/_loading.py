@@ -1,0 +1,63 @@
+"""From a pipeline's folder to a pipeline, without the parts that are not wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from sfgrpo import backbones
+
+TextEncoders = Literal["resident", "offload", "absent", "only"]
+LEFT_OUT = {"absent": "text_encoder", "only": ("transformer", "vae")}
+"""How the names of parts begin that are not loaded."""
+
+
+def read(
+    classes: Sequence[type[DiffusionPipeline]],
+    path: str | Path,
+    dtype: torch.dtype,
+    text_encoders: TextEncoders,
+    options: dict[str, Any],
+) -> Any:
+    """A pipeline of one of `classes`, its decoder in float32.
+
+    Raises:
+        OSError: says where a folder or id was looked for.
+        ValueError: the folder holds another kind of pipeline; names the backbone that serves it.
+    """
+    index: Any = DiffusionPipeline.load_config(path, **options)
+    made: Any = _class_of(index["_class_name"], classes, path)
+    # A part saved as None (SD3 without T5) has to be passed as None.
+    absent = {name: None for name, entry in index.items() if entry == [None, None]}
+    if left_out := LEFT_OUT.get(text_encoders):
+        absent |= {name: None for name in index if name.startswith(left_out)}
+    dtypes = {"default": dtype, "vae": torch.float32}
+    return made.from_pretrained(path, dtype=dtypes, **{**absent, **options})
+
+
+def _class_of(
+    name: str, classes: Sequence[type[DiffusionPipeline]], path: str | Path
+) -> type[DiffusionPipeline]:
+    found = {made.__name__: made for made in classes}
+    if name in found:
+        return found[name]
+    serving = [f for f in backbones.available() if name in backbones.pipelines(f)]
+    hint = f"use '{serving[0]}'" if serving else "no backbone of this package serves it"
+    wanted = " or ".join(found)
+    raise ValueError(f"model.backbone: '{path}' holds a {name}, not a {wanted}; {hint}")
+
+
+def compile_blocks(network: Any) -> None:
+    """Mark a diffusers transformer's repeated blocks for torch.compile, at their first call."""
+    kinds = getattr(network, "_repeated_blocks", None) or getattr(network, "_no_split_modules", ())
+    blocks = [module for module in network.modules() if type(module).__name__ in (kinds or ())]
+    if not blocks:
+        raise ValueError(
+            f"model.compile_blocks: {type(network).__name__} names no repeated blocks; use false"
+        )
+    for block in blocks:
+        block.compile()
