@@ -18,7 +18,8 @@ import torch
 
 from sfgrpo import machine, memory, selfcheck
 from sfgrpo.config import Recipe, load
-from sfgrpo.machine import GIB, Facts, Problem
+from sfgrpo.doctor_text import as_text, called, size
+from sfgrpo.machine import Facts, Problem
 from sfgrpo.memory import Network, Setting, Work
 
 VARIANTS = (
@@ -39,6 +40,8 @@ class Row:
     """What is going on at the peak."""
     checkpointed: int
     """The peak with gradient checkpointing."""
+    phase_checkpointed: str
+    """What is going on at that peak."""
     fits: bool
     fits_checkpointed: bool
     chosen: bool
@@ -103,11 +106,22 @@ def setting(recipe: Recipe, network: Network, world: int) -> Setting:
         dtype=recipe.model.dtype,
         offload_optimizer=asked.get("offload_optimizer") == "cpu",
         offload_parameters=asked.get("offload_parameters") == "cpu",
-        bucket=min(memory.BUCKET, max(network.trained, 1)),
-        reference=recipe.lora is None,
+        # As in `sfgrpo.engine.configuration`.
+        bucket=min(memory.BUCKET, max(network.trained // 16, network.largest, 1)),
+        reference=recipe.lora is None and recipe.train.beta > 0,
         ema=recipe.train.ema_decay > 0,
+        gathers=_gathers(recipe, network),
         foreach=torch.cuda.is_available(),
     )
+
+
+def _gathers(recipe: Recipe, network: Network) -> bool:
+    """Whether stage 3 gathers all weights for sampling, decided as the engine decides: when it
+    looks for room, the whole network is still on the device."""
+    mode = recipe.deepspeed.gather_for_sampling
+    if mode != "auto" or not torch.cuda.is_available():
+        return mode != "layer"
+    return 3 * memory.BYTES[recipe.model.dtype] * network.elements <= _smallest_gpu()
 
 
 def rows(network: Network, plain: Work, checkpointed: Work, asked: Setting) -> list[Row]:
@@ -120,12 +134,13 @@ def rows(network: Network, plain: Work, checkpointed: Work, asked: Setting) -> l
             asked, stage=stage, offload_optimizer=optimizer, offload_parameters=parameters
         )
         peak, phase = memory.total(network, variant, plain)
-        saved, _ = memory.total(network, variant, checkpointed)
+        saved, phase_saved = memory.total(network, variant, checkpointed)
         host = memory.held(network, variant).host
         found.append(
             Row(
                 setting=variant, held=memory.held(network, variant), peak=peak, phase=phase,
-                checkpointed=saved, fits=_fits(peak, host, asked.world),
+                checkpointed=saved, phase_checkpointed=phase_saved,
+                fits=_fits(peak, host, asked.world),
                 fits_checkpointed=_fits(saved, host, asked.world), chosen=variant == asked,
             )
         )  # fmt: skip
@@ -137,18 +152,31 @@ def _fits(device: int, host: int, world: int) -> bool:
     gpus = torch.cuda.device_count()
     if not gpus:
         return memory.fits((device + host) * world, machine.memory())
-    smallest = min(torch.cuda.get_device_properties(i).total_memory for i in range(gpus))
     in_main = memory.fits(host * min(world, gpus), machine.memory())
-    return memory.fits(device, smallest) and in_main
+    return memory.fits(device, _smallest_gpu()) and in_main
+
+
+def _smallest_gpu() -> int:
+    """Bytes of the GPU that has fewest."""
+    return min(
+        torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())
+    )
 
 
 def _estimate(report: Report, recipe: Recipe, world: int) -> None:
     """Add the memory, disk space and problems of a recipe."""
     from sfgrpo import footprint, prompts
+    from sfgrpo.skeleton import NoPipeline
 
     try:
-        prompts.load(recipe.prompts)
-        network, plain, checkpointed = footprint.measure(recipe, world)
+        prompts.split(
+            recipe.prompts, prompts_from=recipe.eval.prompts_from, held_out=recipe.eval.held_out
+        )
+        network, (plain, checkpointed) = footprint.measure(recipe, world)
+    except NoPipeline as error:
+        remedy = "start a short run (--run.iterations 1) and watch its memory"
+        report.problems.append(Problem(what=str(error), remedy=remedy))
+        return
     except (ValueError, OSError) as error:
         remedy = "correct the recipe; for a model of the Hub, see that it can be downloaded"
         report.problems.append(Problem(what=str(error), remedy=remedy, fatal=True))
@@ -163,15 +191,21 @@ def _estimate(report: Report, recipe: Recipe, world: int) -> None:
 
 def _facts(recipe: Recipe, network: Network, plain: Work, checkpointed: Work, world: int) -> Facts:
     weights = f"LoRA of rank {recipe.lora.rank}" if recipe.lora else "all weights"
+    model, (height, width, frames) = recipe.model, recipe.model.size
+    shape = f"{height} x {width} pixels" + (f", {frames} frames" if frames > 1 else "")
+    stay = {"resident": "on the device", "offload": "on the device while they embed"}
+    where = "gone before the rest is loaded" if plain.embeds_alone else stay[model.text_encoders]
+    decoder = plain.others - (plain.encoders if where == stay["resident"] else 0)
     return {
-        "model": f"{recipe.model.path}, {recipe.model.dtype}, {recipe.model.resolution} pixels",
+        "model": f"{model.path}, {model.dtype}, {shape}",
         "parameters": f"{network.elements:,}, {network.trained:,} of them trained ({weights})",
         "ranks": str(world),
-        "text encoders, decoder": _size(plain.others),
-        "kept of an iteration": _size(plain.rollout),
-        "sampling, decoding": f"{_size(plain.sampling)}, {_size(plain.decoding)} at their peaks",
-        "activations": f"{_size(plain.backward)} for one micro-batch, "
-        f"{_size(checkpointed.backward)} with gradient checkpointing",
+        "text encoders": f"{size(plain.encoders)}, {where}",
+        "decoder": size(decoder),
+        "kept of an iteration": size(plain.rollout),
+        "sampling, decoding": f"{size(plain.sampling)}, {size(plain.decoding)} at their peaks",
+        "activations": f"{size(plain.backward)} for one micro-batch, "
+        f"{size(checkpointed.backward)} with gradient checkpointing",
     }
 
 
@@ -180,28 +214,20 @@ def _judge(report: Report, checkpointing: bool) -> None:
     chosen = next((row for row in report.memory if row.chosen), None)
     if chosen is None or (chosen.fits_checkpointed if checkpointing else chosen.fits):
         return
-    needed = chosen.checkpointed if checkpointing else chosen.peak
+    plain, saved = (
+        (chosen.peak, chosen.phase),
+        (chosen.checkpointed, chosen.phase_checkpointed),
+    )
+    needed, phase = saved if checkpointing else plain
     remedies = [
-        f"{_name(row.setting)}{'' if row.fits else ' with train.gradient_checkpointing'}"
+        f"{called(row.setting)}{'' if row.fits else ' with train.gradient_checkpointing'}"
         for row in [chosen, *report.memory]
         if row.fits or row.fits_checkpointed
     ]
     none = "nothing fits as it is: smaller train.micro_batch_size or sample.batch_size, LoRA, bf16"
     remedy = f"this would fit: {remedies[0]}" if remedies else none
-    what = f"a rank needs {_size(needed)} while in phase '{chosen.phase}', more than there is"
+    what = f"a rank needs {size(needed)} while in phase '{phase}', more than there is"
     report.problems.append(Problem(what=what, remedy=remedy, fatal=True))
-
-
-def _size(count: int) -> str:
-    if not count:
-        return "-"
-    return f"{count / GIB:.2f} GiB" if count >= GIB else f"{count / 2**20:.1f} MiB"
-
-
-def _name(s: Setting) -> str:
-    moved = {"optimiser": s.offload_optimizer, "parameters": s.offload_parameters}
-    names = " and ".join(name for name, there in moved.items() if there)
-    return f"ZeRO {s.stage}" + (f", CPU: {names}" if names else "")
 
 
 def as_json(report: Report) -> str:
@@ -211,66 +237,6 @@ def as_json(report: Report) -> str:
     found = {"ops": ops, "memory": [asdict(row) for row in report.memory]}
     problems = [asdict(problem) for problem in report.problems]
     return json.dumps({**tree, **found, "problems": problems, "healthy": report.healthy}, indent=2)
-
-
-def as_text(report: Report, *, colour: bool) -> str:
-    """The report for people."""
-
-    def paint(code: int, text: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if colour else text
-
-    lines = []
-    for title, facts in report.sections.items():
-        width = max(map(len, facts))
-        lines += [paint(1, title), *(f"  {name:{width}}  {value}" for name, value in facts.items())]
-        if title == "Devices":
-            lines += ["", paint(1, "Ops"), *_op_lines(report)]
-        if title == "Recipe" and report.memory:
-            lines += ["", paint(1, "Memory of one rank"), *_memory_lines(report)]
-        lines.append("")
-    for problem in report.problems:
-        mark = paint(31, "PROBLEM") if problem.fatal else paint(33, "note")
-        lines += [f"{mark}  {problem.what}", f"    -> {problem.remedy}"]
-    if report.healthy:
-        lines.append(paint(32, "Nothing prevents training."))
-    return "\n".join(lines)
-
-
-def _op_lines(report: Report) -> list[str]:
-    lines = []
-    for device, checked in report.ops.items():
-        for kind in dict.fromkeys(item.backend for item in checked):
-            mine = [item for item in checked if item.backend == kind]
-            wrong = [item.op for item in mine if not item.good]
-            worst = max((item.error for item in mine if item.error is not None), default=0.0)
-            verdict = f"WRONG: {', '.join(wrong)}" if wrong else f"within {worst:.0e} of reference"
-            lines.append(f"  {device:7}  {kind:9}  {len(mine)} ops, {verdict}")
-    return lines
-
-
-def _memory_lines(report: Report) -> list[str]:
-    head = ("", "weights", "gradients", "optimiser", "buckets", "KL, EMA", "on CPU")
-    table: list[tuple[str, ...]] = [(*head, "peak, in", "", "checkpointing", "")]
-    for row in report.memory:
-        h = row.held
-        parts = (h.weights, h.gradients, h.optimizer, h.bucket, h.reference + h.ema, h.host)
-        table.append(
-            (
-                f"{'>' if row.chosen else ' '} {_name(row.setting)}", *map(_size, parts),
-                f"{_size(row.peak)}, {row.phase}", "fits" if row.fits else "no",
-                _size(row.checkpointed), "fits" if row.fits_checkpointed else "no",
-            )
-        )  # fmt: skip
-    widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
-    return [
-        "  ".join(
-            [
-                line[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
-            ]
-        ).rstrip()
-        for line in table
-    ]
 
 
 def main(

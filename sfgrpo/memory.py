@@ -20,7 +20,9 @@ both (not counted: at most one). Frozen weights (LoRA) cost b, at stage 3 b / W.
 
 Offloading the optimiser moves its 12 bytes to the host and adds there 4 / W for gradients, b / W
 for a copy of the weights (stages 1, 2) and a / W for accumulation, except that stage 2 in half
-precision accumulates on the device. Stage 3 gathers layers as they run, up to a billion elements.
+precision accumulates on the device. Stage 3 gathers layers as they run, up to a billion elements,
+or all weights for a whole rollout; a network is loaded whole (and copied, if a reference is kept)
+before it shards it. With a prompt cache the text encoders are gone before that.
 
 Left out: what reward models take, the CUDA context (0.5 to 1 GB), the libraries' workspaces and
 the allocator's fragmentation; `HEADROOM` stands for the last three.
@@ -49,6 +51,8 @@ class Network:
     trained: int
     largest: int
     """Elements of the largest trained parameter."""
+    extra: int = 0
+    """Bytes beyond those of `elements` in the run's dtype: buffers, and what is kept in fp32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +71,8 @@ class Setting:
     reference: bool = False
     """Whether a frozen copy of the network is kept (full weights with a KL)."""
     ema: bool = False
+    gathers: bool = False
+    """At stage 3: whether sampling gathers all weights once, not layer by layer."""
     foreach: bool = True
     """Whether Adam steps all tensors at once (PyTorch's choice on GPUs) or one after another."""
 
@@ -76,7 +82,14 @@ class Work:
     """What a run holds beyond the states, in bytes, the same for every stage; see `footprint`."""
 
     others: int = 0
-    """Text encoders and autoencoder."""
+    """Autoencoder, and text encoders that stay on the device."""
+    encoders: int = 0
+    """Text encoders, wherever they are."""
+    embedding: int = 0
+    """Peak of embedding prompts, with the text encoders where they are on the device for that
+    alone."""
+    embeds_alone: bool = False
+    """Whether prompts are embedded before anything else is loaded (a prompt cache)."""
     rollout: int = 0
     """Latents, states and text embeddings of an iteration, kept until its end."""
     sampling: int = 0
@@ -120,10 +133,10 @@ def held(network: Network, setting: Setting) -> Held:
     frozen = b * (network.elements - n)
     states = 12 if s.stage or s.dtype != "fp32" else 8
     result = Held(
-        weights=b * (part * s.world if s.stage else n) + frozen,
+        weights=b * (part * s.world if s.stage else n) + frozen + network.extra,
         gradients=(b if s.stage == 0 else a) * n,
         optimizer=states * part,
-        reference=b * network.elements if s.reference else 0,
+        reference=b * network.elements + network.extra if s.reference else 0,
         ema=4 * part if s.ema else 0,
     )
     if s.stage == 1 and _bf16_optimizer(s):
@@ -135,7 +148,7 @@ def held(network: Network, setting: Setting) -> Held:
     elif s.stage == 3:
         result = replace(
             result,
-            weights=b * (part + share(network.elements - n, s.world)),
+            weights=b * (part + share(network.elements - n, s.world)) + network.extra,
             gradients=a * part,
             bucket=b * s.bucket,
             reference=b * share(network.elements, s.world) if s.reference else 0,
@@ -171,12 +184,16 @@ def phases(network: Network, setting: Setting, work: Work) -> dict[str, int]:
     """Bytes on the device at the worst moment of each phase of an iteration."""
     s, state = setting, held(network, setting)
     b = BYTES[s.dtype]
+    whole = b * network.elements + network.extra
     gathered = b * min(network.elements, LIVE) if s.stage == 3 else 0
+    gathers = s.stage == 3 and s.gathers
     between = state.device + work.others + work.rollout
     idle = between - state.gradients - (state.bucket if s.stage < 3 else 0)
     return {
-        "sampling": idle + gathered + work.sampling,
-        "decoding": idle + work.decoding,
+        "embedding": work.embedding + (0 if work.embeds_alone else idle),
+        "loading": whole * (2 if s.reference else 1) + work.others,
+        "sampling": idle + (whole if gathers else gathered) + work.sampling,
+        "decoding": idle + (whole if gathers else 0) + work.decoding,
         "backward": between + gathered + work.backward + _reduction(network, s),
         "step": (between if _bf16_optimizer(s) or s.stage in (0, 3) else idle) + _step(network, s),
     }

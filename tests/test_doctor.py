@@ -7,18 +7,22 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from sfgrpo import cli, config, footprint, machine, memory, records, selfcheck
+from sfgrpo import backbones, cli, config, footprint, machine, memory, records, selfcheck
 from sfgrpo.memory import Network, Setting, Work
 from sfgrpo.ops._library import REFERENCES
+from sfgrpo.policy import Policy
 from sfgrpo.trainer import Trainer
-from tests import held
+from tests import families, held
+from tests.families import FAMILIES
 
 TINY = {
     "run.iterations": "1",
@@ -97,7 +101,7 @@ def test_activations_of_an_update(recipe, weights: str) -> None:
     lora = "null" if weights == "full" else "{rank: 4, alpha: 8}"
     # Untrained weights beside made-up rows: training and rollout need not agree.
     given = recipe(lora=lora, sample__guidance_scale="2.0", train__drift_budget="1e9")
-    network, plain, checkpointed = footprint.measure(given, world=1)
+    network, (plain, checkpointed) = footprint.measure(given, world=1)
     trainer = Trainer(given)
     assert network == footprint.counts(trainer.policy.network)
     chosen = trainer.draw()
@@ -117,14 +121,14 @@ def test_activations_of_an_update(recipe, weights: str) -> None:
 def test_checkpointing_measured_on_real_tensors(recipe) -> None:
     """The same micro-batch with weights: fake tensors predict its peak to the byte."""
     given = recipe()
-    _, plain, checkpointed = footprint.measure(given, world=1)
+    _, (plain, checkpointed) = footprint.measure(given, world=1)
     trainer = Trainer(given)
     size, real = given.train.micro_batch_size, []
     for _ in range(2):
         with footprint.Ledger() as ledger:
-            for tensor in trainer.policy.network.state_dict(keep_vars=True).values():
-                ledger.add(tensor)
-            real.append(footprint._backward(given, trainer.backbone, ledger, size))
+            ledger.add_all(trainer.policy.network)
+            backbone: Any = trainer.backbone
+            real.append(footprint._backward(given, backbone, ledger, size))
         trainer.policy.network.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
     assert real == [plain.backward, checkpointed.backward]
 
@@ -143,15 +147,85 @@ def test_twelve_billion_parameters_cost_nothing(pipeline_folder: Path, tmp_path:
         "embedded",
         [("model.path", str(folder)), ("model.dtype", "bf16"), ("lora", "{rank: 8, alpha: 8}")],
     )
-    backbone, _ = footprint.skeleton(given)
+    backbone = footprint.skeleton(given)
     network = footprint.counts(backbone.transformer)
     assert 11e9 < network.elements < 13e9
     assert network.trained < 0.01 * network.elements
-    totals = [
-        memory.total(network, Setting(stage=s, world=8, dtype="bf16"), Work())[0] for s in (1, 3)
-    ]
-    assert totals[0] > 2 * network.elements
-    assert totals[1] < 0.6 * totals[0]
+    states = [memory.held(network, Setting(stage=s, world=8, dtype="bf16")).device for s in (1, 3)]
+    assert states[0] > 2 * network.elements
+    assert states[1] < 0.3 * states[0]
+
+
+@pytest.mark.parametrize("name", ["flux", "wan22"])
+def test_other_families_are_held_as_estimated(name: str, tmp_path: Path) -> None:
+    """Bytes of a folder's real weights, loaded and given adapters as a run does, in bf16, where
+    Wan's norms stay in fp32."""
+    family, folder = FAMILIES[name], families.save(name, tmp_path / "pipeline")
+    keys = {
+        **TINY, "model.backbone": family.backbone, "model.path": str(folder), "model.dtype": "bf16",
+        "model.resolution": "32", "model.num_frames": str(family.size[2]),
+        "model.max_sequence_length": str(family.length), "lora": "{rank: 4, alpha: 8}",
+        "sample.embedded_guidance": json.dumps(family.embedded_guidance),
+        "sample.guidance_scale": "2.0",
+    }  # fmt: skip
+    given = config.load("embedded", list(keys.items()))
+    network, (plain, checkpointed) = footprint.measure(given, world=1)
+    backbone: Any = backbones.load(
+        family.backbone, folder, dtype=torch.bfloat16, embedded_guidance=family.embedded_guidance,
+        max_sequence_length=family.length,
+    )  # fmt: skip
+    policy = Policy(backbone.transformer, given, backbone.lora_targets)
+    assert network == footprint.counts(policy.network)
+    weights = memory.held(network, Setting(dtype="bf16", stage=1)).weights
+    assert 0 <= weights - footprint.bytes_of(policy.network) <= 4
+    parts = [part for part in backbone.pipeline.components.values() if isinstance(part, nn.Module)]
+    assert plain.others + footprint.bytes_of(policy.network) == sum(map(footprint.bytes_of, parts))
+    assert min(plain.sampling, plain.decoding, plain.embedding, checkpointed.backward) > 0
+    assert plain.backward > checkpointed.backward
+
+
+def test_where_text_encoders_are_when_they_do_not_embed(recipe, tmp_path: Path) -> None:
+    (network, (stay,)), (_, (offload,)), (_, (alone,)) = (
+        footprint.measure(recipe(**keys), world=1, checkpointing=(False,))
+        for keys in (
+            {},
+            {"model__text_encoders": "offload"},
+            {"model__prompt_cache": str(tmp_path)},
+        )
+    )
+    assert stay.encoders == offload.encoders == alone.encoders > 0
+    assert stay.others - stay.encoders == offload.others == alone.others
+    found = {
+        kind: memory.phases(network, Setting(), work)
+        for kind, work in (("stay", stay), ("offload", offload), ("alone", alone))
+    }
+    assert found["stay"]["embedding"] == found["offload"]["embedding"]
+    assert found["stay"]["sampling"] - found["offload"]["sampling"] == stay.encoders
+    # Sixteen prompts at once fill a cache, four are drawn in an iteration.
+    assert stay.embedding < alone.embedding - alone.encoders
+    assert found["alone"]["embedding"] == alone.embedding
+
+
+def test_stage_3_loads_whole_and_gathers_as_asked() -> None:
+    network = Network(elements=8 * N, trained=N, largest=N)
+    layers = Setting(stage=3, world=8, dtype="bf16")
+    once = memory.phases(network, replace(layers, gathers=True), Work(sampling=1, decoding=1))
+    apart = memory.phases(network, layers, Work(sampling=1, decoding=1))
+    assert apart["loading"] == 2 * network.elements
+    assert once["decoding"] - apart["decoding"] == 2 * network.elements
+    kept = memory.phases(network, replace(layers, reference=True), Work())
+    assert kept["loading"] == 2 * apart["loading"]
+
+
+def test_a_backbone_of_ones_own_is_not_estimated(
+    recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe(model__backbone="tests.toy:load").model_dump(mode="json")))
+    assert cli.main(["doctor", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert "'tests.toy:load' is not estimated" in text
+    assert "Nothing prevents training" in text
 
 
 def test_every_op_is_checked_and_a_wrong_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 SLASH = "--"
 """Stands for the slash of an id in a file's name."""
+BUILT = ("scheduler", "text_encoder", "transformer", "vae")
+"""How the names of the parts begin that are built; tokenizers and image processors are not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,14 +78,15 @@ class Published:
 
     def build(self, dtype: torch.dtype) -> DiffusionPipeline:
         """The pipeline around `networks(dtype)`, with its scheduler and without tokenizers."""
-        parts = self.networks(dtype)
+        parts: dict[str, Any] = {**self.networks(dtype), **self.pipeline_config}
         for name, component in self.components.items():
             if name not in parts:
                 parts[name] = component.build()
         made = getattr(importlib.import_module("diffusers"), self.pipeline)
-        names = inspect.signature(made.__init__).parameters
-        tokenizers = {name: None for name in names if name.startswith("tokenizer")}
-        return made(**parts, **tokenizers, **self.pipeline_config)
+        arguments = list(inspect.signature(made.__init__).parameters.values())[1:]
+        # Tokenizers, and parts that a pipeline can do without (the T5 of Stable Diffusion 3).
+        absent = [a.name for a in arguments if a.default is a.empty and a.name not in parts]
+        return made(**parts, **dict.fromkeys(absent))
 
 
 def names() -> list[str]:
@@ -104,6 +108,39 @@ def find(model_id: str) -> Published | None:
         for name, (library, kind, config) in tree.pop("components").items()
     }
     return Published(components=components, sources=tuple(tree.pop("sources")), **tree)
+
+
+def describe(path: str | Path) -> Published:
+    """A pipeline as its own configuration files describe it: those of a folder, or of an id on the
+    Hub.
+
+    Raises:
+        OSError: says where the files were looked for.
+    """
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+    index: Any = DiffusionPipeline.load_config(path)
+    components, options = {}, {}
+    for name, entry in index.items():
+        if isinstance(entry, (list, tuple)):
+            if name.startswith(BUILT) and None not in entry:
+                library, kind = entry
+                components[name] = _component(library, kind, path, name)
+        elif not name.startswith("_"):
+            options[name] = entry
+    return Published(
+        id=str(path), pipeline=index["_class_name"], pipeline_config=options,
+        components=components, sources=(str(path),),
+    )  # fmt: skip
+
+
+def _component(library: str, kind: str, path: str | Path, name: str) -> Component:
+    made = Component(library=library, kind=kind, config={}).made
+    if library == "diffusers":
+        config = made.load_config(path, subfolder=name)
+    else:
+        config, _ = made.config_class.get_config_dict(path, subfolder=name)
+    return Component(library=library, kind=kind, config=config)
 
 
 def _as_loaded(network: Any, dtype: torch.dtype) -> nn.Module:

@@ -1,0 +1,155 @@
+"""A recipe's pipeline without weights: built from configurations, on the meta device.
+
+A hub id that this package knows (`sfgrpo.published`) and "embedded" need no network connection; a
+folder is read from its own configuration files, another hub id from those of the Hub.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from sfgrpo import backbones, published
+from sfgrpo.backbones._pipeline import PipelineBackbone
+from sfgrpo.backbones.wan import Experts
+from sfgrpo.config import Recipe
+from sfgrpo.memory import Dtype
+
+DTYPES: dict[Dtype, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
+
+class NoPipeline(ValueError):
+    """The recipe's backbone is one of the user's own, of which nothing is known here."""
+
+
+def configuration(path: str) -> published.Published:
+    """The configurations behind a recipe's `model.path`.
+
+    Raises:
+        OSError: says where a folder or hub id was looked for.
+    """
+    if path == "embedded" or Path(path).is_dir():
+        return published.describe(backbones.folder(path))
+    return published.find(path) or published.describe(path)
+
+
+def skeleton(recipe: Recipe) -> PipelineBackbone:
+    """The recipe's backbone on the meta device, its network prepared for training.
+
+    Raises:
+        NoPipeline: the backbone is "module:function".
+        OSError: the model's configuration files are not at hand.
+        ValueError: the recipe does not fit the model.
+    """
+    from sfgrpo.policy import add_lora
+
+    model = recipe.model
+    if ":" in model.backbone:
+        raise NoPipeline(
+            f"model.backbone: the memory of '{model.backbone}' is not estimated; that is done from "
+            "the configuration files of diffusers pipelines alone"
+        )
+    pipeline: Any = configuration(model.path).build(DTYPES[model.dtype])
+    nn.Module.to(pipeline.vae, torch.float32)
+    _learn_length(pipeline)
+    backbone = backbones.load(
+        model.backbone, model.path, pipeline=pipeline, device="meta",
+        dtype=DTYPES[model.dtype], max_sequence_length=model.max_sequence_length,
+        embedded_guidance=recipe.sample.embedded_guidance, decode_batch=model.decode_batch,
+        vae_tiling=model.vae_tiling, vae_slicing=model.vae_slicing,
+    )  # fmt: skip
+    network = backbone.transformer.train()
+    network.requires_grad_(recipe.lora is None)
+    if recipe.lora:
+        with torch.device("meta"):
+            add_lora(network, recipe.lora, backbone.lora_targets)
+        # On other devices peft gives adapters the dtype of the layer they stand beside.
+        for parameter in network.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(DTYPES[model.dtype])
+    return cast(PipelineBackbone, backbone)
+
+
+def _learn_length(pipeline: Any) -> None:
+    """Tell Stable Diffusion 3 how many tokens CLIP reads, which it would ask its tokenizer."""
+    config = pipeline.text_encoder.config
+    if config.model_type.startswith("clip"):
+        pipeline.tokenizer_max_length = config.max_position_embeddings
+
+
+def encoders(backbone: PipelineBackbone) -> list[Any]:
+    """The text encoders of a pipeline."""
+    parts = backbone.pipeline.components.items()
+    return [part for name, part in parts if name.startswith("text_encoder") and part]
+
+
+def fake(mode: FakeTensorMode, networks: Iterable[nn.Module]) -> None:
+    """Replace meta parameters and buffers by fake ones, which claim to lie on the CPU."""
+    made: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def change(value: Tensor) -> Tensor:
+        if id(value) not in made:  # tied weights stay tied
+            bare = FakeTensor(mode, value.detach().to("meta"), torch.device("cpu"))
+            is_parameter = isinstance(value, nn.Parameter)
+            new = nn.Parameter(bare, requires_grad=value.requires_grad) if is_parameter else bare
+            made[id(value)] = (new, value)
+        return made[id(value)][0]
+
+    for network in networks:
+        for module in network.modules():
+            for store in (module._parameters, module._buffers):
+                present = {name: value for name, value in store.items() if value is not None}
+                store.update({name: change(value) for name, value in present.items()})  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def embed(backbone: PipelineBackbone, encoder: Any, prompts: int) -> None:
+    """Run one text encoder on as many tokens as the pipeline gives it, and as the pipeline does."""
+    config = encoder.config
+    is_clip, is_t5 = (name in config.model_type for name in ("clip", "t5"))
+    # Qwen-Image's instruction before the prompt; other pipelines have none that adds to the length.
+    before = getattr(backbone.pipeline, "prompt_template_encode_start_idx", 0)
+    length = config.max_position_embeddings if is_clip else backbone.max_sequence_length + before
+    options = {} if is_clip or is_t5 else {"use_cache": False}
+    ids = torch.zeros(prompts, length, dtype=torch.int64)
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        encoder(input_ids=ids, attention_mask=mask, output_hidden_states=not is_t5, **options)
+
+
+class OneExpert(nn.Module):
+    """Stands in for Wan 2.2's two networks where only sizes are known: rows are routed by their
+    times, and what they cost does not depend on which network runs them. All rows run the first;
+    in training the other runs the spare row that `Experts` gives a network without rows.
+    """
+
+    def __init__(self, experts: Experts) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(
+        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **options: Any
+    ) -> tuple[Tensor]:
+        """As `Experts`."""
+        rows = (hidden_states, timestep, encoder_hidden_states)
+        index = torch.arange(len(hidden_states), device=hidden_states.device)
+        result = torch.zeros_like(hidden_states)
+        (part,) = self.experts.high(*(row[index] for row in rows), **options)
+        result = result.to(part.dtype).index_add(0, index, part)
+        if torch.is_grad_enabled():
+            (spare,) = self.experts.low(*(row[index[:1]] for row in rows), **options)
+            result = result.index_add(0, index[:1], spare * 0)
+        return (result,)
+
+
+def runnable(network: nn.Module) -> nn.Module:
+    """The network, in a form whose forward asks for no values."""
+    return OneExpert(network) if isinstance(network, Experts) else network
