@@ -1,0 +1,98 @@
+"""The recipes of published models: their numbers fit together, and the runs fit into memory."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.resources import files
+
+import pytest
+import torch
+
+from sfgrpo import config, doctor, footprint, memory, prompts, published, rewards
+from sfgrpo.backbones._pipeline import PipelineBackbone
+from sfgrpo.layout import Layout
+from sfgrpo.machine import GIB
+from sfgrpo.skeleton import skeleton
+
+NAMES = [name for name in config.recipe_names() if name != "embedded"]
+RANKS, DEVICE = 8, 80 * GIB
+CALLS = re.compile(
+    r"needs ([\d.]+) gib per rank on 8 ranks: sfgrpo doctor (\S+) --world 8\.\n", re.I
+)
+
+
+def text(name: str) -> str:
+    """The file of a recipe."""
+    return (files("sfgrpo.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+@cache
+def backbone(name: str) -> PipelineBackbone:
+    """The recipe's backbone without weights."""
+    return skeleton(config.load(name))
+
+
+@cache
+def needed(name: str) -> float:
+    """GiB of one of `RANKS` ranks at its worst moment, as the recipe is."""
+    recipe = config.load(name)
+    network, (work,) = footprint.measure(recipe, RANKS, (recipe.train.gradient_checkpointing,))
+    return memory.total(network, doctor.setting(recipe, network, RANKS), work)[0] / GIB
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_parts_are_there(name: str) -> None:
+    recipe = config.load(name)
+    model = published.find(recipe.model.path)
+    assert model
+    made = {kind.__name__ for kind in backbone(name).pipeline_classes}
+    assert model.pipeline in made
+    assert set(recipe.reward) <= set(rewards.available())
+    found = prompts.split(recipe.prompts, held_out=recipe.eval.held_out)
+    assert not {p.text for p in found.train} & {p.text for p in found.evaluation}
+    assert len(found.evaluation) >= recipe.eval.prompts
+    assert len(found.train) >= recipe.sample.prompts_per_iteration
+    if "text" in recipe.reward:
+        assert all(p.metadata["text"] for p in (*found.train, *found.evaluation))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_numbers_fit_together(name: str) -> None:
+    """Size, schedule and split of the work on one rank and on eight; full micro-batches alone."""
+    recipe = config.load(name)
+    shape = backbone(name).latent_shape(*recipe.model.size)
+    sigmas = backbone(name).sigmas(recipe.sample.num_steps, shape)
+    assert len(backbone(name).sigmas(recipe.eval.num_steps, shape)) == recipe.eval.num_steps + 1
+    for world in (1, RANKS):
+        layout = Layout(recipe, sigmas, rank=world - 1, world=world, device=torch.device("cpu"))
+        assert layout.rows_per_update % recipe.train.micro_batch_size == 0
+    said = re.search(r"divides the (\d+) noisy steps", text(name))
+    assert said
+    assert int(said[1]) == int(layout.trainable_T.sum())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ratios_are_clipped_alike(name: str) -> None:
+    """1e-4 is Flow-GRPO's for the 65,536 elements of SD3.5 at 512 pixels. The log-ratio of a mean
+    over D independent elements spreads like 1 / sqrt(D)."""
+    recipe = config.load(name)
+    elements = torch.Size(backbone(name).latent_shape(*recipe.model.size)).numel()
+    assert recipe.train.clip_range == pytest.approx(1e-4 * (65_536 / elements) ** 0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_fits_and_says_what_it_needs(name: str) -> None:
+    said = CALLS.search(text(name))
+    assert said
+    assert said[2] == name
+    assert needed(name) == pytest.approx(float(said[1]), abs=0.06)
+    # Room for PickScore beside it.
+    assert memory.fits(int((needed(name) + 4) * GIB), DEVICE)
+
+
+def test_listing_recipes_builds_no_network(capsys: pytest.CaptureFixture[str]) -> None:
+    from sfgrpo import cli
+
+    assert cli.main(["recipes"]) == 0
+    assert set(NAMES) < set(capsys.readouterr().out.split())
