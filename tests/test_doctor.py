@@ -185,25 +185,20 @@ def test_other_families_are_held_as_estimated(name: str, tmp_path: Path) -> None
 
 
 def test_where_text_encoders_are_when_they_do_not_embed(recipe, tmp_path: Path) -> None:
+    changes = ({}, {"model__text_encoders": "offload"}, {"model__prompt_cache": str(tmp_path)})
     (network, (stay,)), (_, (offload,)), (_, (alone,)) = (
-        footprint.measure(recipe(**keys), world=1, checkpointing=(False,))
-        for keys in (
-            {},
-            {"model__text_encoders": "offload"},
-            {"model__prompt_cache": str(tmp_path)},
-        )
+        footprint.measure(recipe(**keys), world=1, checkpointing=(False,)) for keys in changes
     )
     assert stay.encoders == offload.encoders == alone.encoders > 0
     assert stay.others - stay.encoders == offload.others == alone.others
-    found = {
-        kind: memory.phases(network, Setting(), work)
-        for kind, work in (("stay", stay), ("offload", offload), ("alone", alone))
-    }
-    assert found["stay"]["embedding"] == found["offload"]["embedding"]
-    assert found["stay"]["sampling"] - found["offload"]["sampling"] == stay.encoders
-    # Sixteen prompts at once fill a cache, four are drawn in an iteration.
+    here, there, before = (
+        memory.phases(network, Setting(), work) for work in (stay, offload, alone)
+    )
+    assert here["embedding"] == there["embedding"]
+    assert here["sampling"] - there["sampling"] == stay.encoders
+    # Sixteen prompts at once fill a cache, two are drawn in an iteration.
     assert stay.embedding < alone.embedding - alone.encoders
-    assert found["alone"]["embedding"] == alone.embedding
+    assert before["embedding"] == alone.embedding
 
 
 def test_stage_3_loads_whole_and_gathers_as_asked() -> None:
