@@ -35,6 +35,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="check this machine, and a recipe's memory on it")
     doctor.add_argument("recipe", nargs="?", help="name or .yaml file, then any --key value")
     doctor.add_argument("--world", type=int, help="ranks to plan for (default: the GPUs here)")
+    doctor.add_argument(
+        "--device-memory", type=float, metavar="GIB",
+        help="GiB of the GPU each rank would have (default: of those that are here)",
+    )  # fmt: skip
     doctor.add_argument("--json", action="store_true", help="print it for machines")
     report = commands.add_parser("report", help="write report.html of a run")
     report.add_argument("run", type=Path, help="the run's folder")
@@ -90,7 +94,10 @@ def _doctor(parsed: argparse.Namespace, rest: list[str]) -> int:
     from sfgrpo import doctor
 
     overrides = train.pairs(rest)
-    return doctor.main(parsed.recipe, overrides, world=parsed.world, machines=parsed.json)
+    return doctor.main(
+        parsed.recipe, overrides, world=parsed.world, device_memory=parsed.device_memory,
+        machines=parsed.json,
+    )  # fmt: skip
 
 
 def _report(parsed: argparse.Namespace, _: list[str]) -> int:

@@ -19,7 +19,7 @@ import torch
 from sfgrpo import machine, memory, selfcheck
 from sfgrpo.config import Recipe, load
 from sfgrpo.doctor_text import as_text, called, size
-from sfgrpo.machine import Facts, Problem
+from sfgrpo.machine import GIB, Facts, Problem
 from sfgrpo.memory import Network, Setting, Work
 
 VARIANTS = (
@@ -66,8 +66,14 @@ class Report:
         return not any(problem.fatal for problem in self.problems)
 
 
-def examine(recipe: Recipe | None, world: int | None) -> Report:
-    """Collect the report; `world` is the number of ranks to plan for (default: the devices')."""
+def examine(
+    recipe: Recipe | None, world: int | None, *, device_memory: int | None = None
+) -> Report:
+    """Collect the report.
+
+    `world` is the number of ranks to plan for (default: the devices'), `device_memory` the bytes of
+    the device each of them would have (default: of those that are here).
+    """
     report = Report()
     report.add("Environment", machine.environment())
     report.add("Devices", machine.devices())
@@ -75,7 +81,7 @@ def examine(recipe: Recipe | None, world: int | None) -> Report:
     report.add("Processes", machine.distributed())
     if recipe is not None:
         ranks = world or int(os.environ.get("WORLD_SIZE", "0")) or max(torch.cuda.device_count(), 1)
-        _estimate(report, recipe, ranks)
+        _estimate(report, recipe, ranks, device_memory)
     return report
 
 
@@ -96,8 +102,9 @@ def _check_ops(report: Report) -> None:
             report.problems.append(Problem(what=what, remedy=remedy))
 
 
-def setting(recipe: Recipe, network: Network, world: int) -> Setting:
-    """What a recipe asks for, in the estimator's numbers."""
+def setting(recipe: Recipe, network: Network, world: int, room: int | None = None) -> Setting:
+    """What a recipe asks for, in the estimator's numbers; `room` is the bytes of a rank's GPU, None
+    for ranks that share main memory."""
     asked: dict[str, Any] = recipe.deepspeed.model_dump()
     return Setting(
         # In half precision the engine runs stage 1 for 0: see `sfgrpo.engine`.
@@ -110,22 +117,24 @@ def setting(recipe: Recipe, network: Network, world: int) -> Setting:
         bucket=min(memory.BUCKET, max(network.trained // 16, network.largest, 1)),
         reference=recipe.lora is None and recipe.train.beta > 0,
         ema=recipe.train.ema_decay > 0,
-        gathers=_gathers(recipe, network),
-        foreach=torch.cuda.is_available(),
+        gathers=_gathers(recipe, network, room),
+        foreach=room is not None,
     )
 
 
-def _gathers(recipe: Recipe, network: Network) -> bool:
+def _gathers(recipe: Recipe, network: Network, room: int | None) -> bool:
     """Whether stage 3 gathers all weights for sampling, decided as the engine decides: when it
     looks for room, the whole network is still on the device."""
     mode = recipe.deepspeed.gather_for_sampling
-    if mode != "auto" or not torch.cuda.is_available():
+    if mode != "auto" or room is None:
         return mode != "layer"
-    return 3 * memory.BYTES[recipe.model.dtype] * network.elements <= _smallest_gpu()
+    return 3 * memory.BYTES[recipe.model.dtype] * network.elements <= room
 
 
-def rows(network: Network, plain: Work, checkpointed: Work, asked: Setting) -> list[Row]:
-    """The estimates of all variants, for the device at hand."""
+def rows(
+    network: Network, plain: Work, checkpointed: Work, asked: Setting, room: int | None = None
+) -> list[Row]:
+    """The estimates of all variants, for GPUs with `room` bytes, or main memory."""
     found = []
     for stage, optimizer, parameters in VARIANTS:
         if stage == 0 and asked.dtype != "fp32":
@@ -140,30 +149,29 @@ def rows(network: Network, plain: Work, checkpointed: Work, asked: Setting) -> l
             Row(
                 setting=variant, held=memory.held(network, variant), peak=peak, phase=phase,
                 checkpointed=saved, phase_checkpointed=phase_saved,
-                fits=_fits(peak, host, asked.world),
-                fits_checkpointed=_fits(saved, host, asked.world), chosen=variant == asked,
+                fits=_fits(peak, host, asked.world, room),
+                fits_checkpointed=_fits(saved, host, asked.world, room), chosen=variant == asked,
             )
         )  # fmt: skip
     return found
 
 
-def _fits(device: int, host: int, world: int) -> bool:
-    """Whether every rank of this machine finds room, all of `world` on it if there is no GPU."""
-    gpus = torch.cuda.device_count()
-    if not gpus:
+def _fits(device: int, host: int, world: int, room: int | None) -> bool:
+    """Whether every rank finds room: on a GPU of `room` bytes, or all of them in the main memory of
+    this machine. What is offloaded goes there, too, for as many ranks as it has GPUs."""
+    if room is None:
         return memory.fits((device + host) * world, machine.memory())
-    in_main = memory.fits(host * min(world, gpus), machine.memory())
-    return memory.fits(device, _smallest_gpu()) and in_main
+    here = min(world, torch.cuda.device_count())
+    return memory.fits(device, room) and memory.fits(host * here, machine.memory())
 
 
-def _smallest_gpu() -> int:
-    """Bytes of the GPU that has fewest."""
-    return min(
-        torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())
-    )
+def _smallest_gpu() -> int | None:
+    """Bytes of the GPU that has fewest, None without one."""
+    gpus = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return min((gpu.total_memory for gpu in gpus), default=None)
 
 
-def _estimate(report: Report, recipe: Recipe, world: int) -> None:
+def _estimate(report: Report, recipe: Recipe, world: int, device_memory: int | None) -> None:
     """Add the memory, disk space and problems of a recipe."""
     from sfgrpo import footprint, prompts
     from sfgrpo.skeleton import NoPipeline
@@ -181,8 +189,9 @@ def _estimate(report: Report, recipe: Recipe, world: int) -> None:
         remedy = "correct the recipe; for a model of the Hub, see that it can be downloaded"
         report.problems.append(Problem(what=str(error), remedy=remedy, fatal=True))
         return
-    asked = setting(recipe, network, world)
-    report.memory = rows(network, plain, checkpointed, asked)
+    room = device_memory or _smallest_gpu()
+    asked = setting(recipe, network, world, room)
+    report.memory = rows(network, plain, checkpointed, asked, room)
     report.sections["Recipe"] = _facts(recipe, network, plain, checkpointed, world)
     trained = (4 + 2 * memory.BYTES[asked.dtype] + (16 if asked.stage else 8)) * network.trained
     report.add("Disk", machine.disk(recipe.run.output_dir, trained * (recipe.checkpoint.keep + 1)))
@@ -240,10 +249,16 @@ def as_json(report: Report) -> str:
 
 
 def main(
-    recipe: str | None, overrides: Sequence[tuple[str, str]], *, world: int | None, machines: bool
+    recipe: str | None,
+    overrides: Sequence[tuple[str, str]],
+    *,
+    world: int | None,
+    device_memory: float | None,
+    machines: bool,
 ) -> int:
-    """Print the report; returns the exit status."""
-    report = examine(load(recipe, overrides) if recipe else None, world)
+    """Print the report; returns the exit status. `device_memory` is in GiB."""
+    room = round(device_memory * GIB) if device_memory else None
+    report = examine(load(recipe, overrides) if recipe else None, world, device_memory=room)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(as_json(report) if machines else as_text(report, colour=colour))
     return 0 if report.healthy else 1

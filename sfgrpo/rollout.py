@@ -57,7 +57,8 @@ class VelocityField:
             return self.backbone.velocity(self.network, x, t, rows), None
         both = Conditioning.cat([rows, self.unconditional.rows(torch.zeros_like(prompt))])
         v = self.backbone.velocity(self.network, torch.cat([x, x]), torch.cat([t, t]), both)
-        return self.backbone.guide(*v.chunk(2), self.guidance)
+        conditional, unconditional = v.chunk(2)
+        return self.backbone.guide(conditional, unconditional, self.guidance)
 
     def guided(self, v: Tensor, v_uncond: Tensor | None) -> Tensor:
         """`v_u + w (v_c - v_u)`."""

@@ -48,7 +48,7 @@ class Trainer:
         self.prompts = prompts.split(
             recipe.prompts, prompts_from=recipe.eval.prompts_from, held_out=recipe.eval.held_out
         )
-        # What is quickly found to be wrong comes before the network, which may take minutes to load.
+        # What is quickly found to be wrong comes before the network, which takes minutes to load.
         self.reward = rewards.load(
             recipe.reward, recipe.reward_options, frames=recipe.reward_frames
         )

@@ -35,7 +35,7 @@ def work(argument: tuple[int, str, int]) -> tuple[int, float, float, float]:
     from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
     from sfgrpo import config, engine
-    from sfgrpo.backbones.sd3 import FLOW_GRPO_LORA_TARGETS
+    from sfgrpo.backbones.sd3 import SD3Backbone
     from sfgrpo.policy import Ema, Policy
 
     stage, lora, layers = argument
@@ -50,7 +50,7 @@ def work(argument: tuple[int, str, int]) -> tuple[int, float, float, float]:
         caption_projection_dim=448, pooled_projection_dim=64, pos_embed_max_size=4,
     )  # fmt: skip
     size = sum(parameter.numel() for parameter in network.parameters())
-    policy = Policy(network, recipe, FLOW_GRPO_LORA_TARGETS)
+    policy = Policy(network, recipe, SD3Backbone.lora_targets)
     trained = engine.Engine(policy.network, recipe, micro_batches=2)
     ema = Ema(trained.masters, 0.9)
     loading = megabytes("VmHWM")

@@ -97,12 +97,15 @@ def test_conditioning_rows(backbone: SD3Backbone) -> None:
     cond = backbone.encode(PROMPTS)
     assert len(cond) == 3
     assert cond.tokens.shape == (3, 12, 128)
+    assert cond.pooled is not None
     assert cond.pooled.shape == (3, 128)
     assert not cond.tokens.requires_grad
     rows = cond.rows(torch.tensor([2, 0, 0]))
     assert torch.equal(rows.tokens, cond.tokens[[2, 0, 0]])
+    assert rows.pooled is not None
     assert torch.equal(rows.pooled, cond.pooled[[2, 0, 0]])
     both = backbones.Conditioning.cat([cond, rows])
+    assert both.pooled is not None
     assert torch.equal(both.pooled[3:], rows.pooled)
     assert cond.to("cpu", torch.bfloat16).tokens.dtype == torch.bfloat16
     # A prompt's conditioning does not depend on its neighbours.

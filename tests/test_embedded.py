@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sfgrpo import backbones
+from sfgrpo.backbones import sd3
 from sfgrpo.embedded import architecture, data, judges
 from sfgrpo.embedded.evaluate import evaluate
 from sfgrpo.embedded.pretrain import pretrain
@@ -124,7 +124,7 @@ def test_pretraining_writes_a_whole_folder_and_is_reproducible(tmp_path: Path) -
     card = (tmp_path / "first" / "README.md").read_text(encoding="utf-8")
     assert "--seed 5 --vae-steps 2 --steps 2" in card
     assert f"{scores['first']['ocr']:.3f}" in card
-    assert backbones.load("sd3", tmp_path / "first", max_sequence_length=0).image_size == (32, 32)
+    assert sd3.load(tmp_path / "first", max_sequence_length=0).image_size == (32, 32)
     with pytest.raises(ValueError, match="not empty"):
         pretrain(tmp_path / "first")
 
@@ -145,7 +145,7 @@ def test_shipped_weights_are_small_and_of_the_documented_classes() -> None:
 
 def test_shipped_model_starts_half_legible() -> None:
     """It must be better than chance and leave reinforcement learning something to do."""
-    backbone = backbones.load("sd3", "embedded", max_sequence_length=0)
+    backbone = sd3.load("embedded", max_sequence_length=0)
     scores = evaluate(backbone, per_digit=12)
     assert 0.4 < scores["ocr"] < 0.7
     assert scores["colour"] > 0.7
