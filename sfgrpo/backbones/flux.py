@@ -5,20 +5,16 @@ Latents are kept unpacked, [16, h, w]; the network sees them packed as tokens of
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
-from diffusers.pipelines.flux.pipeline_flux import FluxPipeline, calculate_shift
-from einops import rearrange
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from torch import Tensor, nn
 
-from sfgrpo.backbones._pipeline import PipelineBackbone
-from sfgrpo.backbones._tokens import PACK, UNPACK, dynamic_shift, places
+from sfgrpo.backbones._packed import PackedBackbone
+from sfgrpo.backbones._tokens import places
 from sfgrpo.backbones.base import Conditioning
 
 
-class FluxBackbone(PipelineBackbone):
+class FluxBackbone(PackedBackbone):
     """A FluxPipeline."""
 
     pipeline_classes = (FluxPipeline,)
@@ -30,18 +26,6 @@ class FluxBackbone(PipelineBackbone):
     default_length = 512
     """T5 tokens."""
 
-    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
-        scale = self.pipeline.vae_scale_factor
-        h, w = self._spatial(height, width, frames, scale=scale, multiple=2 * scale)
-        return self.pipeline.transformer.config.in_channels // 4, h, w
-
-    def _schedule(self, num_steps: int, latent_shape: tuple[int, ...]) -> dict[str, Any]:
-        tokens = latent_shape[-1] * latent_shape[-2] // 4
-        return {
-            "sigmas": np.linspace(1.0, 1 / num_steps, num_steps),
-            "mu": dynamic_shift(self.pipeline.scheduler, tokens, calculate_shift),
-        }
-
     def _encode(self, prompts: list[str]) -> Conditioning:
         tokens, pooled, _ = self.pipeline.encode_prompt(
             prompt=prompts, prompt_2=prompts, device=self.device,
@@ -52,7 +36,7 @@ class FluxBackbone(PipelineBackbone):
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         h, w = x.shape[-2] // 2, x.shape[-1] // 2
         (packed,) = transformer(
-            hidden_states=rearrange(x.to(self.dtype), PACK, p=2, q=2),
+            hidden_states=self._pack(x),
             timestep=t,
             guidance=self._guidance_rows(t),
             pooled_projections=cond.pooled,
@@ -61,7 +45,7 @@ class FluxBackbone(PipelineBackbone):
             img_ids=places(h, w, columns=3, device=x.device),
             return_dict=False,
         )
-        return rearrange(packed, UNPACK, h=h, p=2, q=2).float()
+        return self._unpack(packed, x)
 
     def blank(self, prompts: int) -> Conditioning:
         config, length = self.pipeline.transformer.config, self.max_sequence_length

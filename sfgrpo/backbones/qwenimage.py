@@ -6,20 +6,16 @@ stock pipeline's `true_cfg_scale`). It is not affine, so it is computed here and
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import torch
-from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline, calculate_shift
-from einops import rearrange, reduce
+from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
+from einops import reduce
 from torch import Tensor, nn
 
-from sfgrpo.backbones._pipeline import PipelineBackbone
-from sfgrpo.backbones._tokens import PACK, UNPACK, dynamic_shift
+from sfgrpo.backbones._packed import PackedBackbone
 from sfgrpo.backbones.base import Conditioning
 
 
-class QwenImageBackbone(PipelineBackbone):
+class QwenImageBackbone(PackedBackbone):
     """A QwenImagePipeline."""
 
     pipeline_classes = (QwenImagePipeline,)
@@ -31,18 +27,6 @@ class QwenImageBackbone(PipelineBackbone):
     default_length = 512
     masks_text = True
 
-    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
-        scale = self.pipeline.vae_scale_factor
-        h, w = self._spatial(height, width, frames, scale=scale, multiple=2 * scale)
-        return self.pipeline.transformer.config.in_channels // 4, h, w
-
-    def _schedule(self, num_steps: int, latent_shape: tuple[int, ...]) -> dict[str, Any]:
-        tokens = latent_shape[-1] * latent_shape[-2] // 4
-        return {
-            "sigmas": np.linspace(1.0, 1 / num_steps, num_steps),
-            "mu": dynamic_shift(self.pipeline.scheduler, tokens, calculate_shift),
-        }
-
     def _encode(self, prompts: list[str]) -> Conditioning:
         tokens, mask = self.pipeline.encode_prompt(
             prompt=prompts, device=self.device, max_sequence_length=self.max_sequence_length
@@ -52,7 +36,7 @@ class QwenImageBackbone(PipelineBackbone):
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         h, w = x.shape[-2] // 2, x.shape[-1] // 2
         (packed,) = transformer(
-            hidden_states=rearrange(x.to(self.dtype), PACK, p=2, q=2),
+            hidden_states=self._pack(x),
             timestep=t,
             guidance=self._guidance_rows(t),
             encoder_hidden_states=cond.tokens,
@@ -60,7 +44,7 @@ class QwenImageBackbone(PipelineBackbone):
             img_shapes=[[(1, h, w)]] * len(x),
             return_dict=False,
         )
-        return rearrange(packed, UNPACK, h=h, p=2, q=2).float()
+        return self._unpack(packed, x)
 
     def guide(self, v: Tensor, v_uncond: Tensor, scale: float) -> tuple[Tensor, Tensor | None]:
         guided = torch.lerp(v_uncond, v, scale)

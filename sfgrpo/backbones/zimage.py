@@ -10,15 +10,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.pipelines.z_image.pipeline_z_image import ZImagePipeline, calculate_shift
+from diffusers.pipelines.z_image.pipeline_z_image import ZImagePipeline
 from torch import Tensor, nn
 
-from sfgrpo.backbones._pipeline import PipelineBackbone
-from sfgrpo.backbones._tokens import dynamic_shift
+from sfgrpo.backbones._packed import PackedBackbone
 from sfgrpo.backbones.base import Conditioning
 
 
-class ZImageBackbone(PipelineBackbone):
+class ZImageBackbone(PackedBackbone):
     """A ZImagePipeline, without its normalisation and truncation of guidance (off by default)."""
 
     pipeline_classes = (ZImagePipeline,)
@@ -29,17 +28,14 @@ class ZImageBackbone(PipelineBackbone):
     default_length = 512
     masks_text = True
 
-    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
-        scale = self.pipeline.vae_scale_factor
-        h, w = self._spatial(height, width, frames, scale=scale, multiple=2 * scale)
-        return self.pipeline.transformer.in_channels, h, w
+    @property
+    def channels(self) -> int:
+        return self.pipeline.transformer.in_channels  # this network packs by itself
 
     def _schedule(self, num_steps: int, latent_shape: tuple[int, ...]) -> dict[str, Any]:
-        tokens = latent_shape[-1] * latent_shape[-2] // 4
-        return {
-            "sigmas": torch.linspace(1.0, 1 / num_steps, num_steps).tolist(),
-            "mu": dynamic_shift(self.pipeline.scheduler, tokens, calculate_shift),
-        }
+        # In float32, as the stock pipeline has them: the last bit of a time shows in the velocity.
+        sigmas = torch.linspace(1.0, 1 / num_steps, num_steps).tolist()
+        return {**super()._schedule(num_steps, latent_shape), "sigmas": sigmas}
 
     def _encode(self, prompts: list[str]) -> Conditioning:
         found, _ = self.pipeline.encode_prompt(
