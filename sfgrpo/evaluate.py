@@ -15,13 +15,16 @@ from sfgrpo import engine, sde
 from sfgrpo.backbones.base import Modality
 from sfgrpo.guard import NonFinite
 from sfgrpo.prompts import Prompt, spread
+from sfgrpo.rewards import evenly
 from sfgrpo.rollout import Plan, VelocityField, batches, sample
 
 HELD_OUT = 2**62
 """Noise ids from here on belong to evaluation; training counts up from 0 and never gets here."""
 
 STRIP = 4
-"""Frames of a video that are kept."""
+"""Frames of each video that are kept."""
+WHOLE = 4
+"""Videos that are kept with all their frames."""
 
 Judge = Callable[[Tensor, Sequence[Mapping[str, Any]]], Mapping[str, float]]
 """`(images [P, N, 3, H, W] in [0, 1], metadata of the P prompts) -> named numbers`; of videos, the
@@ -37,6 +40,8 @@ class Evaluation:
     """uint8 `[P, N, 3, H, W]`: images, or of each video a strip of `STRIP` frames side by side;
     float `[P, N, ...]` of a generator that makes neither."""
     prompts: list[Prompt]
+    videos: Tensor | None = None
+    """uint8 `[K, F, 3, H, W]` on rank 0: the first `WHOLE` videos with all their frames."""
 
 
 def load_judge(name: str) -> Judge:
@@ -81,7 +86,7 @@ def evaluate(
     """
     table = sde.coefficients(field.backbone.sigmas(num_steps, latent_shape), "ode")
     plan = held_out_plan(len(prompts), images_per_prompt, field.backbone.device)
-    kept, scores = [], []
+    total, kept, whole, scores = len(prompts) * images_per_prompt, [], [], []
     for rows in batches(len(plan.sample_M), field.batch_size):
         part = Plan(
             group_G=plan.group_G[rows],
@@ -94,7 +99,9 @@ def evaluate(
             decoded = field.backbone.decode(made.states.x_U[few])
             scores.append(score(decoded, part.prompt_G[few]))
             kept.append(picture(decoded, field.backbone.modality))
-    total = len(prompts) * images_per_prompt
+            if field.backbone.modality == "video" and engine.rank() == 0:
+                # The first videos are rank 0's, so that none of them travels.
+                whole += _bytes(decoded[: min(WHOLE, total) - len(whole)]).cpu()
     index = plan.sample_M - HELD_OUT
     gathered = {
         name: engine.gather(torch.cat([s[name] for s in scores]), index)[:total]
@@ -106,7 +113,7 @@ def evaluate(
     judged = samples_PN.float() / 255 if samples_PN.dtype == torch.uint8 else samples_PN
     for judge in judges:
         numbers.update(judge(judged, [p.metadata for p in prompts]))
-    return Evaluation(numbers, samples_PN, list(prompts))
+    return Evaluation(numbers, samples_PN, list(prompts), torch.stack(whole) if whole else None)
 
 
 def picture(samples: Tensor, modality: Modality) -> Tensor:
@@ -114,8 +121,12 @@ def picture(samples: Tensor, modality: Modality) -> Tensor:
     if modality == "other":
         return samples.float()
     if modality == "video":
-        shown = torch.linspace(0, samples.shape[1] - 1, STRIP).round().long().unique()
-        samples = rearrange(samples[:, shown.to(samples.device)], "b f c h w -> b c h (f w)")
+        shown = samples[:, evenly(STRIP, samples.shape[1])]
+        samples = rearrange(shown, "b f c h w -> b c h (f w)")
+    return _bytes(samples)
+
+
+def _bytes(samples: Tensor) -> Tensor:
     return (samples * 255).round().to(torch.uint8)
 
 

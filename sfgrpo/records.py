@@ -22,12 +22,15 @@ import yaml
 from einops import rearrange
 from PIL import Image
 from safetensors.torch import save_file
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from sfgrpo.checkpoints import sync_folder
 from sfgrpo.config import Recipe
 from sfgrpo.evaluate import Evaluation
 
+FRAME_RATE = 16
+"""Frames a second of the videos that are kept; Wan's."""
 LOGS = ("metrics.jsonl", "eval.jsonl", "timing.jsonl")
 FREE = {
     "run.iterations", "run.output_dir", "run.peer_timeout",
@@ -91,6 +94,18 @@ class Logs:
         self.board.close()
 
 
+def save_videos(folder: Path, iteration: int, videos: Tensor) -> None:
+    """Keep videos [K, F, 3, H, W] as `videos/<iteration>-<k>.webp`, which browsers play."""
+    place = folder / "videos"
+    place.mkdir(exist_ok=True)
+    for k, video in enumerate(rearrange(videos, "k f c h w -> k f h w c").numpy()):
+        first, *rest = map(Image.fromarray, video)
+        first.save(
+            place / f"{iteration:06d}-{k}.webp", save_all=True, append_images=rest,
+            duration=1000 // FRAME_RATE, loop=0,
+        )  # fmt: skip
+
+
 def save_samples(folder: Path, iteration: int, evaluation: Evaluation) -> None:
     """Keep an evaluation's images as `images/<iteration>.png`, a row per line of `prompts.txt`;
     what is no image as `samples/<iteration>.safetensors`."""
@@ -103,6 +118,8 @@ def save_samples(folder: Path, iteration: int, evaluation: Evaluation) -> None:
         Image.fromarray(grid.numpy()).save(path.with_suffix(".png"))
     else:
         save_file({"samples": samples_PN.contiguous()}, path.with_suffix(".safetensors"))
+    if evaluation.videos is not None:
+        save_videos(folder, iteration, evaluation.videos)
     lines = "".join(" ".join(prompt.text.split()) + "\n" for prompt in evaluation.prompts)
     write_atomically(path.parent / "prompts.txt", lines)
 
@@ -120,7 +137,7 @@ def prepare(folder: Path, recipe: Recipe, *, fresh: bool) -> None:
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     if fresh:
         # The recipe goes last: stopped in between, what is left is still that recipe's.
-        for name in ("checkpoints", "tensorboard", "images", "samples", "model"):
+        for name in ("checkpoints", "tensorboard", "images", "samples", "videos", "model"):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in (*LOGS, "report.html", "failure.txt", "recipe.yaml"):
             (folder / name).unlink(missing_ok=True)

@@ -36,10 +36,10 @@ pre { background: #fff; border: 1px solid #e4e7eb; border-radius: 10px; padding:
 """
 
 
-def _picture(data: bytes, caption: str) -> str:
+def _picture(data: bytes, caption: str, kind: str = "png") -> str:
     encoded = base64.b64encode(data).decode()
     return (
-        f'<figure><img alt="{html.escape(caption)}" src="data:image/png;base64,{encoded}">'
+        f'<figure><img alt="{html.escape(caption)}" src="data:image/{kind};base64,{encoded}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
 
@@ -72,7 +72,19 @@ def _images(folder: Path, evaluations: Sequence[Mapping[str, Any]]) -> list[str]
         return []
     first, last = evaluations[0]["iteration"], evaluations[-1]["iteration"]
     caption = "The same prompts and the same noise; all evaluated prompts are in the folder images."
-    return ["<h2>Images</h2>", _figure(plots.before_after(folder, first, last), caption)]
+    pictures = ["<h2>Images</h2>", _figure(plots.before_after(folder, first, last), caption)]
+    return [*pictures, *_videos(folder, first, last)]
+
+
+def _videos(folder: Path, first: int, last: int) -> list[str]:
+    """The same videos before and after, playing side by side."""
+    shown = []
+    for after in sorted((folder / "videos").glob(f"{last:06d}-*.webp")):
+        number = after.stem.partition("-")[2]
+        before = after.with_name(f"{first:06d}-{number}.webp")
+        for path, when in ((before, "before"), (after, "after")):
+            shown.append(_picture(path.read_bytes(), f"{when}: video {number}", "webp"))
+    return ["<h2>Videos</h2>", f'<div class="pair">{"".join(shown)}</div>'] if shown else []
 
 
 def summary(folder: Path) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from sfgrpo import backbones, records
+from sfgrpo import backbones, records, report
 from sfgrpo.backbones.base import Conditioning
 from sfgrpo.backbones.wan import Experts
 from tests import families, family_checks
@@ -149,6 +150,23 @@ def test_videos_want_whole_groups_of_frames_and_images_one(folders: dict[str, Pa
     with pytest.raises(ValueError, match="num_frames: this model makes images, got 5 frames"):
         image.latent_shape(32, 32, 5)
     assert video.decode(latents(video, "wan")).shape == (2, 5, 3, 32, 32)
+
+
+def test_videos_are_kept_and_shown(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Strips of four frames of every video; the first few whole, playing in the report."""
+    out = tmp_path / "run"
+    family_checks.train("wan", folders["wan"], out)
+    strips = Image.open(out / "images" / "000001.png")
+    assert strips.size == (2 * 4 * 32, 2 * 32)  # two videos each of two prompts
+    assert sorted(p.name for p in (out / "videos").iterdir()) == [
+        f"00000{iteration}-{k}.webp" for iteration in (0, 1) for k in range(4)
+    ]
+    video: Any = Image.open(out / "videos" / "000001-0.webp")
+    assert (video.n_frames, video.size) == (5, (32, 32))
+    report.write(out)
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/webp") == 8
+    assert page.index("before: video 0") < page.index("after: video 0")
 
 
 def test_wan_with_the_scheduler_of_published_folders(tmp_path: Path) -> None:
