@@ -40,6 +40,8 @@ def test_a_cached_run_is_the_run(name: str, folders: dict[str, Path], tmp_path: 
     for one, two in zip(logs(tmp_path / "plain"), logs(tmp_path / "cached"), strict=True):
         assert one.keys() == two.keys()
         for number in one:  # embedded in other batches, so rounded otherwise
+            if "drift" in number:  # itself a measure of rounding
+                continue
             assert two[number] == pytest.approx(one[number], rel=1e-2, abs=1e-5), number
     files = list((tmp_path / "cache").rglob("*.safetensors"))
     negatives = 1 if families.FAMILIES[name].guided else 0
