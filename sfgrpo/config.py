@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 from pydantic import (
     BaseModel,
@@ -25,6 +26,9 @@ from pydantic import (
 from sfgrpo import backbones, credit, sde
 from sfgrpo.names import unknown_name
 from sfgrpo.recipe_text import RecipeError, explain, numbers, override
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What the names of precisions in a recipe mean."""
 
 
 class Section(BaseModel):

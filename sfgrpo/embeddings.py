@@ -29,11 +29,13 @@ from tqdm import tqdm
 
 from sfgrpo import backbones, engine
 from sfgrpo.backbones.base import Conditioning
-from sfgrpo.config import Recipe
+from sfgrpo.config import DTYPES, Recipe
 from sfgrpo.prompts import Split
+from sfgrpo.rollout import batches
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SAMPLES, BLOCK = 64, 2**16
+WRITTEN = 16
+"""Prompts between two steps of the progress bar; what is written survives an interruption."""
 Embed = Callable[[Sequence[str]], Conditioning]
 
 
@@ -177,7 +179,7 @@ def fill(cache: Cache, prompts: Sequence[str], load: Callable[[], Any]) -> None:
 def _embed(cache: Cache, prompts: Sequence[str], encode: Embed) -> None:
     quiet = engine.rank() != 0 or not prompts
     with tqdm(total=len(prompts), desc="embedding prompts", unit="prompt", disable=quiet) as bar:
-        for start in range(0, len(prompts), 16):
-            part = prompts[start : start + 16]
+        for rows in batches(len(prompts), WRITTEN):
+            part = prompts[rows]
             cache.write(part, encode(part))
             bar.update(len(part))

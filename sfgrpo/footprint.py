@@ -34,9 +34,9 @@ from sfgrpo.layout import Layout
 from sfgrpo.loss import Rows, policy_loss
 from sfgrpo.memory import Network, Work
 from sfgrpo.rollout import VelocityField
-from sfgrpo.skeleton import DTYPES, embed, encoders, fake, runnable, skeleton
+from sfgrpo.skeleton import embed, fake, runnable, skeleton
 
-__all__ = ["DTYPES", "Ledger", "counts", "fake", "measure", "skeleton"]
+__all__ = ["Ledger", "counts", "fake", "measure", "skeleton"]
 
 
 class Ledger(TorchDispatchMode):
@@ -140,7 +140,7 @@ def measure(
         rank=0, world=world, device=torch.device("cpu"),
     )  # fmt: skip
     network, vae = counts(backbone.transformer), backbone.pipeline.vae
-    text, embedding = sum(map(bytes_of, encoders(backbone))), _embedding(recipe, backbone)
+    text, embedding = sum(map(bytes_of, backbone.encoders())), _embedding(recipe, backbone)
     cached = recipe.model.prompt_cache is not None
     resident = recipe.model.text_encoders == "resident" and not cached
     size, peaks = min(recipe.train.micro_batch_size, layout.rows_per_update), []
@@ -179,10 +179,10 @@ def _embedding(recipe: Recipe, backbone: PipelineBackbone) -> int:
     # A cache is filled with all prompts of the run, `ENCODE_BATCH` at a time.
     prompts = ENCODE_BATCH if recipe.model.prompt_cache else min(asked, ENCODE_BATCH)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fake(mode, encoders(backbone))
+    fake(mode, backbone.encoders())
     with mode, Ledger() as ledger:
-        ledger.add_all(*encoders(backbone))
-        for index, encoder in enumerate(encoders(backbone)):
+        ledger.add_all(*backbone.encoders())
+        for index, encoder in enumerate(backbone.encoders()):
             with ledger.above(found, str(index)):
                 embed(backbone, encoder, prompts)
     return max(found.values(), default=0)

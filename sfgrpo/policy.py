@@ -36,6 +36,7 @@ class Policy:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(recipe.run.seed)  # LoRA's A matrices: the same on every rank
                 add_lora(transformer, lora, targets)
+        self._adapters = [m for m in transformer.modules() if isinstance(m, BaseTunerLayer)]
 
     def checkpoint_gradients(self) -> None:
         """Let the backward pass compute activations again instead of keeping them.
@@ -56,13 +57,12 @@ class Policy:
             if self.lora is None:
                 yield self._reference
                 return
-            layers = [m for m in self.network.modules() if isinstance(m, BaseTunerLayer)]
-            for layer in layers:
+            for layer in self._adapters:
                 layer.enable_adapters(False)
             try:
                 yield self.network
             finally:
-                for layer in layers:
+                for layer in self._adapters:
                     layer.enable_adapters(True)
 
 

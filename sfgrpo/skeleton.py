@@ -17,14 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from sfgrpo import backbones, published
 from sfgrpo.backbones._pipeline import PipelineBackbone
 from sfgrpo.backbones.wan import Experts
-from sfgrpo.config import Recipe
-from sfgrpo.memory import Dtype
-
-DTYPES: dict[Dtype, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
+from sfgrpo.config import DTYPES, Recipe
 
 
 class NoPipeline(ValueError):
@@ -84,12 +77,6 @@ def _learn_length(pipeline: Any) -> None:
     config = pipeline.text_encoder.config
     if config.model_type.startswith("clip"):
         pipeline.tokenizer_max_length = config.max_position_embeddings
-
-
-def encoders(backbone: PipelineBackbone) -> list[Any]:
-    """The text encoders of a pipeline."""
-    parts = backbone.pipeline.components.items()
-    return [part for name, part in parts if name.startswith("text_encoder") and part]
 
 
 def fake(mode: FakeTensorMode, networks: Iterable[nn.Module]) -> None:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 
 from sfgrpo import credit, engine, evaluate, prompts, rewards
+from sfgrpo.backbones.base import Conditioning
 from sfgrpo.clock import Clock
 from sfgrpo.config import Recipe
 from sfgrpo.embeddings import backbone_of
@@ -144,15 +146,19 @@ class Trainer:
         )  # fmt: skip
         return [self.prompts.train[i] for i in drawn]
 
+    @cached_property
+    def negative(self) -> Conditioning:
+        """What guidance leads away from, one row; it stays the same, so it is embedded once."""
+        return self.embed([self.recipe.sample.negative_prompt])
+
     def field(self, chosen: Sequence[Prompt]) -> VelocityField:
         """The velocity of the policy for these prompts."""
         guidance = self.recipe.sample.guidance_scale
-        negative = [self.recipe.sample.negative_prompt]
         return VelocityField(
             backbone=self.backbone,
             network=self.engine.network,
             conditioning=self.embed([prompt.text for prompt in chosen]),
-            unconditional=self.embed(negative) if guidance != 1 else None,
+            unconditional=self.negative if guidance != 1 else None,
             guidance=guidance,
             batch_size=self.recipe.sample.batch_size,
             pace=self.engine.pace,

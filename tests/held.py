@@ -39,7 +39,7 @@ def compare(stage: int, dtype: memory.Dtype) -> tuple[int, int]:
         "embedded",
         [("deepspeed.zero_stage", str(stage)), ("model.dtype", dtype), ("train.ema_decay", "0")],
     )
-    ledger, torch_dtype = footprint.Ledger(), footprint.DTYPES[dtype]
+    ledger, torch_dtype = footprint.Ledger(), config.DTYPES[dtype]
     with ledger:
         trained = network(torch_dtype)
         counts = footprint.counts(trained)  # before stage 3 leaves empty parameters

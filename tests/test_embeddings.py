@@ -34,7 +34,7 @@ def test_a_cached_run_is_the_run(name: str, folders: dict[str, Path], tmp_path: 
     cache = {"model__prompt_cache": str(tmp_path / "cache")}
     family_checks.train(name, folders[name], tmp_path / "plain")
     cached, _ = family_checks.train(name, folders[name], tmp_path / "cached", **cache)
-    assert cached.backbone._encoders() == []
+    assert cached.backbone.encoders() == []
     with pytest.raises(RuntimeError, match="were not loaded"):
         cached.backbone.encode(PROMPTS)
     for one, two in zip(logs(tmp_path / "plain"), logs(tmp_path / "cached"), strict=True):

@@ -72,7 +72,7 @@ class PipelineBackbone(ABC):
         self.max_sequence_length, self.decode_batch = length, batch
         self.embedded_guidance = embedded_guidance
         self.text_encoders = text_encoders
-        for frozen in (pipeline.vae, *self._encoders()):
+        for frozen in (pipeline.vae, *self.encoders()):
             if frozen is not None:
                 frozen.requires_grad_(False).eval()
         if text_encoders != "only":
@@ -147,7 +147,8 @@ class PipelineBackbone(ABC):
         else:
             self.pipeline.to(device)
 
-    def _encoders(self) -> list[Any]:
+    def encoders(self) -> list[Any]:
+        """The text encoders, as far as they are loaded."""
         parts = self.pipeline.components.items()
         return [part for name, part in parts if name.startswith("text_encoder") and part]
 
@@ -188,11 +189,11 @@ class PipelineBackbone(ABC):
 
     @property
     def device(self) -> torch.device:
-        return (self.pipeline.vae or self._encoders()[0]).device
+        return (self.pipeline.vae or self.encoders()[0]).device
 
     @property
     def dtype(self) -> torch.dtype:
-        return (self.pipeline.transformer or self._encoders()[0]).dtype
+        return (self.pipeline.transformer or self.encoders()[0]).dtype
 
     @abstractmethod
     def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]: ...
@@ -258,7 +259,7 @@ class PipelineBackbone(ABC):
         if self.text_encoders != "offload":
             yield
             return
-        encoders = self._encoders()
+        encoders = self.encoders()
         for encoder in encoders:
             encoder.to(self.device)
         try:
