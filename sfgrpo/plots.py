@@ -19,7 +19,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sfgrpo.records import read
+from sfgrpo.run.records import read
 
 Log = Sequence[Mapping[str, Any]]
 

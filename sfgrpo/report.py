@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from sfgrpo import plots
-from sfgrpo.records import read, write_atomically
+from sfgrpo.run.records import read, write_atomically
 
 STYLE = """
 :root { color-scheme: light; }

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # they import PyTorch, which --help and a wrong recipe can do without
     from sfgrpo.config import Recipe
-    from sfgrpo.stopping import Signals
+    from sfgrpo.run.stopping import Signals
 
 EPILOG = """\
 Any key of the recipe can be replaced on the command line, its value read as YAML:
@@ -83,11 +83,12 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
     except ValueError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
-    from sfgrpo import engine, stopping
-    from sfgrpo.checkpoints import CheckpointError
+    from sfgrpo import engine
     from sfgrpo.guard import Disagreement, NonFinite
-    from sfgrpo.peers import Watch
-    from sfgrpo.records import RunError
+    from sfgrpo.run import stopping
+    from sfgrpo.run.checkpoints import CheckpointError
+    from sfgrpo.run.peers import Watch
+    from sfgrpo.run.records import RunError
 
     engine.start()
     together = Watch(
@@ -110,8 +111,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
 def _run(recipe: Recipe, signals: Signals, *, fresh: bool, prog: str) -> int:
     """Train the recipe; returns the exit status."""
     from sfgrpo import engine, report
-    from sfgrpo.records import RunError
-    from sfgrpo.stopping import Interrupted
+    from sfgrpo.run.records import RunError
+    from sfgrpo.run.stopping import Interrupted
     from sfgrpo.trainer import Trainer
 
     try:

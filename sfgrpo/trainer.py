@@ -19,20 +19,20 @@ from tqdm import tqdm
 
 from sfgrpo import credit, engine, evaluate, prompts, rewards
 from sfgrpo.backbones.base import Conditioning
-from sfgrpo.clock import Clock
 from sfgrpo.config import Recipe
 from sfgrpo.embeddings import backbone_of
 from sfgrpo.guard import Guard
 from sfgrpo.layout import Layout
 from sfgrpo.loss import Rows, TrajectoryRows, policy_loss
 from sfgrpo.policy import Ema, Policy
-from sfgrpo.progress import Progress
 from sfgrpo.prompts import Prompt
-from sfgrpo.randomness import reseed
 from sfgrpo.rollout import Plan, Trajectories, VelocityField, batches, sample
+from sfgrpo.run.clock import Clock
+from sfgrpo.run.progress import Progress
+from sfgrpo.run.randomness import reseed
+from sfgrpo.run.stopping import Interrupted, Signals
 from sfgrpo.score import as_states, measure, score
 from sfgrpo.statistics import RowStatistics, finite_groups, reward_statistics
-from sfgrpo.stopping import Interrupted, Signals
 
 
 class Trainer:

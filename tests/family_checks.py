@@ -16,10 +16,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from sfgrpo import backbones, config, ops, records, sde
+from sfgrpo import backbones, config, ops, sde
 from sfgrpo.backbones._pipeline import PipelineBackbone
 from sfgrpo.backbones._tokens import PACK, UNPACK
 from sfgrpo.rollout import START, Plan, VelocityField, sample
+from sfgrpo.run import records
 from tests import families
 from tests.families import FAMILIES, PROMPTS, Family, diffusers
 

@@ -27,8 +27,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from sfgrpo import checkpoints, config
-from sfgrpo.checkpoints import Checkpoints
+from sfgrpo import config
+from sfgrpo.run import checkpoints
+from sfgrpo.run.checkpoints import Checkpoints
 from tests import tiny
 
 

@@ -140,7 +140,8 @@ def _count_gathered() -> Counter[str]:
 
 
 def _run(folder: Path, name: str, case: Case, gathered: Counter[str]) -> Outcome:
-    from sfgrpo import config, engine, records, trainer
+    from sfgrpo import config, engine, trainer
+    from sfgrpo.run import records
     from tests.plain import PlainEngine
 
     latents, advantages = [], []

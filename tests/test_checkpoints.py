@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from sfgrpo import checkpoints, config, records, train
-from sfgrpo.checkpoints import CheckpointError, Checkpoints, State
-from sfgrpo.randomness import reseed
-from sfgrpo.stopping import Signals
+from sfgrpo import config, train
+from sfgrpo.run import checkpoints, records
+from sfgrpo.run.checkpoints import CheckpointError, Checkpoints, State
+from sfgrpo.run.randomness import reseed
+from sfgrpo.run.stopping import Signals
 from sfgrpo.trainer import Trainer
 from tests.rewards import Redness
 

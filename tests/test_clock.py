@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sfgrpo import engine
-from sfgrpo.clock import Clock
+from sfgrpo.run.clock import Clock
 
 
 def test_phases_add_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,11 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from sfgrpo import backbones, cli, config, footprint, machine, memory, records, selfcheck
+from sfgrpo import backbones, cli, config, footprint, machine, memory, selfcheck
 from sfgrpo.memory import Network, Setting, Work
 from sfgrpo.ops._library import REFERENCES
 from sfgrpo.policy import Policy
+from sfgrpo.run import records
 from sfgrpo.trainer import Trainer
 from tests import families, held
 from tests.families import FAMILIES

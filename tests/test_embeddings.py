@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from sfgrpo import embeddings, records
+from sfgrpo import embeddings
 from sfgrpo.backbones.base import Conditioning
+from sfgrpo.run import records
 from tests import families, family_checks
 from tests.families import PROMPTS
 

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sfgrpo import backbones, records, report
+from sfgrpo import backbones, report
 from sfgrpo.backbones.base import Conditioning
 from sfgrpo.backbones.wan import Experts
+from sfgrpo.run import records
 from tests import families, family_checks
 from tests.families import FAMILIES, PROMPTS
 from tests.test_trainer import command_line

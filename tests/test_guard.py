@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfgrpo import config, records
+from sfgrpo import config
 from sfgrpo import trainer as trainer_module
 from sfgrpo.guard import OVERFLOWS, Disagreement, Guard, NonFinite
 from sfgrpo.rollout import Trajectories
+from sfgrpo.run import records
 from sfgrpo.statistics import Drift, reward_statistics
 from sfgrpo.trainer import Trainer
 from tests.rewards import Patchy

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfgrpo import backbones, config, records
+from sfgrpo import backbones, config
 from sfgrpo.backbones import ModuleBackbone
+from sfgrpo.run import records
 from sfgrpo.trainer import Trainer
 
 ACTIONS, JOINTS = 4, 2

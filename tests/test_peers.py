@@ -13,7 +13,7 @@ RANK = """
 import os, sys, time
 from pathlib import Path
 import torch, torch.distributed as dist
-from sfgrpo.peers import Watch
+from sfgrpo.run.peers import Watch
 
 def largest(value):
     found = torch.tensor(value)

@@ -17,9 +17,10 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
 )
 from safetensors.torch import load_file
 
-from sfgrpo import config, evaluate, ops, records, sde
+from sfgrpo import config, evaluate, ops, sde
 from sfgrpo.backbones import sd3
 from sfgrpo.rollout import START, sample
+from sfgrpo.run import records
 from sfgrpo.trainer import Trainer
 from tests.rewards import Crash, Redness
 

@@ -5,7 +5,7 @@ metrics.jsonl   one line per iteration: numbers that depend on the recipe alone,
 eval.jsonl      one line per evaluation
 timing.jsonl    seconds and share of each phase of an iteration (these do differ between runs)
 recipe.yaml     the validated recipe
-checkpoints/    see `sfgrpo.checkpoints`
+checkpoints/    see `sfgrpo.run.checkpoints`
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from sfgrpo.checkpoints import sync_folder
 from sfgrpo.config import Recipe
 from sfgrpo.evaluate import Evaluation
+from sfgrpo.run.checkpoints import sync_folder
 
 FRAME_RATE = 16
 """Frames a second of the videos that are kept; Wan's."""

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from sfgrpo import checkpoints, engine, records
+from sfgrpo import engine
 from sfgrpo.backbones.base import Backbone
-from sfgrpo.checkpoints import Checkpoints, State
 from sfgrpo.config import Recipe
 from sfgrpo.engine.configuration import stage
 from sfgrpo.evaluate import Evaluation
 from sfgrpo.policy import Ema
+from sfgrpo.run import checkpoints, records
+from sfgrpo.run.checkpoints import Checkpoints, State
 
 
 class Progress:

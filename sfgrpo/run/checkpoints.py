@@ -46,7 +46,7 @@ class State:
 
     Not in it, since they follow from the recipe and the iteration: which prompts come next, the
     noise (counter based), the order of rows, and the seeds of torch's, numpy's and Python's
-    generators, which are set anew for every iteration (`sfgrpo.randomness`).
+    generators, which are set anew for every iteration (`sfgrpo.run.randomness`).
     """
 
     iteration: int = 0
