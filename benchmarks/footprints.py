@@ -11,10 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sfgrpo import config, doctor, footprint, memory
+from sfgrpo import config
 from sfgrpo.config import Recipe
-from sfgrpo.machine import GIB
-from sfgrpo.memory import Network, Work
+from sfgrpo.doctor import examination as doctor
+from sfgrpo.doctor import footprint, memory
+from sfgrpo.doctor.machine import GIB
+from sfgrpo.doctor.memory import Network, Work
 
 RESULT = Path(__file__).parent / "results" / "memory_published.md"
 RANKS = 8
@@ -35,8 +37,8 @@ TEXT = """\
 Written by `python -m benchmarks.footprints`: estimates of `sfgrpo doctor RECIPE --world 8`, from
 the models' configurations, with their networks on the meta device. None of these runs has been
 measured on a GPU. Left out are the reward's own models (PickScore's 3.7 GiB), the CUDA context,
-workspaces of kernels and fragmentation; `sfgrpo/footprint.py` and `sfgrpo/memory.py` say what is
-counted. A recipe's micro-batch has `rows` rows; sampling, decoding and backward are their peaks
+workspaces of kernels and fragmentation; `footprint.py` and `memory.py` in `sfgrpo/doctor/` say what
+is counted. A recipe's micro-batch has `rows` rows; sampling, decoding and backward are their peaks
 above what is held.
 
 """

@@ -91,7 +91,7 @@ def _show(parsed: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _doctor(parsed: argparse.Namespace, rest: list[str]) -> int:
-    from sfgrpo import doctor
+    from sfgrpo.doctor import examination as doctor
 
     overrides = train.pairs(rest)
     return doctor.main(

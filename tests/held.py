@@ -12,7 +12,8 @@ import sys
 import torch
 from torch import nn
 
-from sfgrpo import config, engine, footprint, memory
+from sfgrpo import config, engine
+from sfgrpo.doctor import footprint, memory
 
 CASES: list[tuple[int, memory.Dtype]] = [
     (0, "fp32"),

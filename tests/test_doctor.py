@@ -16,8 +16,9 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from sfgrpo import backbones, cli, config, footprint, machine, memory, selfcheck
-from sfgrpo.memory import Network, Setting, Work
+from sfgrpo import backbones, cli, config
+from sfgrpo.doctor import footprint, machine, memory, selfcheck
+from sfgrpo.doctor.memory import Network, Setting, Work
 from sfgrpo.ops._library import REFERENCES
 from sfgrpo.policy import Policy
 from sfgrpo.run import records

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sfgrpo import footprint, published
+from sfgrpo.doctor import footprint, published
 
 CLIP_L, CLIP_G = (123_650_304, 123.65e6), (694_659_840, 694.66e6)
 T5, UMT5 = (4_762_310_656, 4.762e9), (5_680_910_336, 5.68e9)

@@ -9,11 +9,13 @@ from importlib.resources import files
 import pytest
 import torch
 
-from sfgrpo import config, doctor, footprint, memory, prompts, published, rewards
+from sfgrpo import config, prompts, rewards
 from sfgrpo.backbones._pipeline import PipelineBackbone
+from sfgrpo.doctor import examination as doctor
+from sfgrpo.doctor import footprint, memory, published
+from sfgrpo.doctor.machine import GIB
+from sfgrpo.doctor.skeleton import skeleton
 from sfgrpo.layout import Layout
-from sfgrpo.machine import GIB
-from sfgrpo.skeleton import skeleton
 
 NAMES = [name for name in config.recipe_names() if name != "embedded"]
 RANKS, DEVICE = 8, 80 * GIB

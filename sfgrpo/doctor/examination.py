@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
-from sfgrpo import machine, memory, selfcheck
 from sfgrpo.config import Recipe, load
-from sfgrpo.doctor_text import as_text, called, size
-from sfgrpo.machine import GIB, Facts, Problem
-from sfgrpo.memory import Network, Setting, Work
+from sfgrpo.doctor import machine, memory, selfcheck
+from sfgrpo.doctor.machine import GIB, Facts, Problem
+from sfgrpo.doctor.memory import Network, Setting, Work
+from sfgrpo.doctor.text import as_text, called, size
 
 VARIANTS = (
     (0, False, False), (1, False, False), (2, False, False), (3, False, False),
@@ -173,8 +173,9 @@ def _smallest_gpu() -> int | None:
 
 def _estimate(report: Report, recipe: Recipe, world: int, device_memory: int | None) -> None:
     """Add the memory, disk space and problems of a recipe."""
-    from sfgrpo import footprint, prompts
-    from sfgrpo.skeleton import NoPipeline
+    from sfgrpo import prompts
+    from sfgrpo.doctor import footprint
+    from sfgrpo.doctor.skeleton import NoPipeline
 
     try:
         prompts.split(

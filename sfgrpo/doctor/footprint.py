@@ -30,11 +30,11 @@ from torch.utils._pytree import tree_leaves
 
 from sfgrpo.backbones._pipeline import ENCODE_BATCH, PipelineBackbone
 from sfgrpo.config import Recipe
+from sfgrpo.doctor.memory import Network, Work
+from sfgrpo.doctor.skeleton import embed, fake, runnable, skeleton
 from sfgrpo.layout import Layout
 from sfgrpo.loss import Rows, policy_loss
-from sfgrpo.memory import Network, Work
 from sfgrpo.rollout import VelocityField
-from sfgrpo.skeleton import embed, fake, runnable, skeleton
 
 __all__ = ["Ledger", "counts", "fake", "measure", "skeleton"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from sfgrpo.machine import GIB
-from sfgrpo.memory import Setting
+from sfgrpo.doctor.machine import GIB
+from sfgrpo.doctor.memory import Setting
 
 if TYPE_CHECKING:
-    from sfgrpo.doctor import Report
+    from sfgrpo.doctor.examination import Report
 
 
 def size(count: int) -> str:

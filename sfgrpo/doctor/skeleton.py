@@ -1,7 +1,7 @@
 """A recipe's pipeline without weights: built from configurations, on the meta device.
 
-A hub id that this package knows (`sfgrpo.published`) and "embedded" need no network connection; a
-folder is read from its own configuration files, another hub id from those of the Hub.
+A hub id that this package knows (`sfgrpo.doctor.published`) and "embedded" need no network
+connection; a folder is read from its own configuration files, another hub id from those of the Hub.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from sfgrpo import backbones, published
+from sfgrpo import backbones
 from sfgrpo.backbones._pipeline import PipelineBackbone
 from sfgrpo.backbones.wan import Experts
 from sfgrpo.config import DTYPES, Recipe
+from sfgrpo.doctor import published
 
 
 class NoPipeline(ValueError):
