@@ -22,7 +22,7 @@ from matplotlib.ticker import PercentFormatter
 
 from benchmarks.shapes import FP32, LATENTS
 from benchmarks.table import COMPILE, HAND, IN_PLACE, OURS, PEERS
-from sfgrpo.plots import INK, MUTED, plt
+from sfgrpo.report.plots import INK, MUTED, plt
 
 PANELS = (
     ("sde_step", "forward", "sde_step: sample, noise, log-density"),

@@ -108,7 +108,7 @@ def _report(parsed: argparse.Namespace, _: list[str]) -> int:
 
 
 def _compare(parsed: argparse.Namespace, _: list[str]) -> int:
-    from sfgrpo import plots
+    from sfgrpo.report import plots
 
     print(plots.compare(parsed.runs, parsed.out, metric=parsed.metric))
     return 0

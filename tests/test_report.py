@@ -11,7 +11,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from sfgrpo import cli, plots, report
+from sfgrpo import cli, report
+from sfgrpo.report import plots
 
 
 def make_run(folder: Path, rule: str, rewards: list[float]) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from sfgrpo import plots
+from sfgrpo.report import plots
 from sfgrpo.run.records import read, write_atomically
 
 STYLE = """
