@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
-from sfgrpo import prompt_folders
+from sfgrpo.prompts import folders
 
 BUILTIN = {
     "embedded": ("sfgrpo.embedded", "prompts.jsonl"),
-    "signs": ("sfgrpo.prompt_sets", "signs.jsonl"),
+    "signs": ("sfgrpo.prompts.sets", "signs.jsonl"),
 }
 """Sets in this package; a folder of such a name is written `./signs`."""
 
@@ -53,14 +53,14 @@ def load(source: str) -> list[Prompt]:
 
     A source is "embedded" (the set of the embedded model), "signs" (prompts that ask for text in
     an image, `{"text": ...}`), a `.jsonl` file (an object with "prompt" a line, its other keys are
-    the metadata), a `.txt` file (a prompt a line), or a folder (`sfgrpo.prompt_folders`), of which
+    the metadata), a `.txt` file (a prompt a line), or a folder (`sfgrpo.prompts.folders`), of which
     this is the split "train". Blank lines are passed over.
 
     Raises:
         ValueError: names the file or folder, and the line where there is one.
     """
     if _is_folder(source):
-        return _prompts(prompt_folders.training(prompt_folders.read(source), source))
+        return _prompts(folders.training(folders.read(source), source))
     return _read_file(source)
 
 
@@ -89,9 +89,9 @@ def split(source: str, *, prompts_from: str | None = None, held_out: float = 0) 
     if not _is_folder(source):
         train, brought = _read_file(source), None
     else:
-        splits = prompt_folders.read(source)
-        train = _prompts(prompt_folders.training(splits, source))
-        brought = prompt_folders.evaluation(splits)
+        splits = folders.read(source)
+        train = _prompts(folders.training(splits, source))
+        brought = folders.evaluation(splits)
     if prompts_from is not None:
         return Split(train=train, evaluation=_for_evaluation(prompts_from))
     if held_out and brought is not None:
@@ -125,16 +125,16 @@ def _place(text: str) -> float:
 def _for_evaluation(source: str) -> list[Prompt]:
     if not _is_folder(source):
         return _read_file(source)
-    splits = prompt_folders.read(source)
-    found = prompt_folders.evaluation(splits)
-    return _prompts(prompt_folders.training(splits, source) if found is None else found)
+    splits = folders.read(source)
+    found = folders.evaluation(splits)
+    return _prompts(folders.training(splits, source) if found is None else found)
 
 
 def _is_folder(source: str) -> bool:
     return source not in BUILTIN and Path(source).is_dir()
 
 
-def _prompts(records: Iterable[prompt_folders.Record]) -> list[Prompt]:
+def _prompts(records: Iterable[folders.Record]) -> list[Prompt]:
     return [Prompt(record.text, record.metadata) for record in records]
 
 
