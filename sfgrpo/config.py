@@ -11,7 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 import yaml
 from pydantic import (
     BaseModel,
@@ -23,12 +22,8 @@ from pydantic import (
     model_validator,
 )
 
-from sfgrpo import backbones, credit, sde
-from sfgrpo.names import unknown_name
+from sfgrpo import names
 from sfgrpo.recipe_text import RecipeError, explain, numbers, override
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""What the names of precisions in a recipe mean."""
 
 
 class Section(BaseModel):
@@ -55,6 +50,8 @@ class Model(Section):
     backbone: str = "sd3"
     """A file in sfgrpo/backbones: which family of pipelines `path` holds; or "module:function",
     a backbone of your own."""
+    options: dict[str, Any] = {}
+    """Arguments of the backbone's `load` that no other key sets."""
     path: str = "embedded"
     """Local folder or hub id of a diffusers pipeline; "embedded" is the model in this package."""
     resolution: int | tuple[int, int] = 32
@@ -87,7 +84,7 @@ class Model(Section):
     @field_validator("backbone")
     @classmethod
     def _known(cls, name: str) -> str:
-        backbones.check(name)
+        names.BACKBONE.check(name)
         return name
 
     @field_validator("resolution")
@@ -120,7 +117,9 @@ class Lora(Section):
 
 class Sample(Section):
     sampler: str = "ddim"
-    """ "ode", "flow", "dance", "ddim", "cps" or "renoise"; training needs one with noise."""
+    """ "flow", "dance", "ddim", "cps" or "renoise"; or "module:function", a sampler of your own."""
+    sampler_options: dict[str, Any] = {}
+    """What the sampler takes beside the step."""
     num_steps: int = Field(default=10, ge=1)
     """T, sampling steps of a training trajectory."""
     eta: float = Field(default=0.7, ge=0)
@@ -142,8 +141,7 @@ class Sample(Section):
     @field_validator("sampler")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name not in sde.SAMPLERS:
-            raise ValueError(unknown_name("sampler", name, sde.SAMPLERS))
+        names.SAMPLER.check(name)
         if name == "ode":
             raise ValueError("'ode' draws no noise, so there is no policy to train; use 'ddim'")
         return name
@@ -151,22 +149,27 @@ class Sample(Section):
 
 class Credit(Section):
     rule: str = "stepwise"
-    """ "stepwise" (gains of clean estimates) or "uniform" (Flow-GRPO)."""
+    """ "stepwise" (gains of clean estimates) or "uniform" (Flow-GRPO); or "module:function", a rule
+    of your own."""
+    options: dict[str, Any] = {}
+    """What the rule takes beside this section."""
     normalize: Literal["joint", "per_step", "centered"] = "joint"
-    """Over what mean and std of the gains are taken."""
+    """Over what mean and std of the gains are taken: see `sfgrpo.ops.gain_advantages`."""
     estimate_substeps: int = Field(default=5, ge=1)
     """T', ODE substeps of a clean estimate; 1 is the plain Tweedie projection."""
     stride: int = Field(default=1, ge=1)
-    """Gains over blocks of this many steps."""
+    """Gains over blocks of this many steps, credited to each step of the block."""
     statistics: Literal["trainable", "all"] = "trainable"
-    """Whether noise-free steps enter mean and std."""
+    """Whether noise-free steps, which have no gradient, enter mean and std. Their gains are the
+    same for the whole group, so with "all" they shift the joint mean by a constant that says
+    nothing about the steps that can learn."""
     clamp: float | None = Field(default=5.0, gt=0)
     """Limit of |advantage|."""
 
     @field_validator("rule")
     @classmethod
     def _known(cls, name: str) -> str:
-        credit.get(name)
+        names.RULE.check(name)
         return name
 
 
@@ -222,11 +225,24 @@ class Eval(Section):
     prompt's text, so that it stays when prompts are added."""
     judges: tuple[str, ...] = ()
     """Measures that training never sees, as "module:function"."""
+    judge_options: dict[str, dict[str, Any]] = {}
+    """What a judge takes beside images and metadata, by the judge's name."""
+
+    @field_validator("judges")
+    @classmethod
+    def _named(cls, judges: tuple[str, ...]) -> tuple[str, ...]:
+        for name in judges:
+            names.JUDGE.check(name)
+        return judges
 
     @model_validator(mode="after")
     def _one_source(self) -> Eval:
         if self.prompts_from is not None and self.held_out:
             raise ValueError("prompts_from and held_out exclude each other")
+        for name in self.judge_options:
+            if name not in self.judges:
+                text = names.unknown_name("judge in judge_options", name, self.judges)
+                raise ValueError(text)
         return self
 
 
@@ -284,6 +300,13 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     deepspeed: Deepspeed = Deepspeed()
 
+    @field_validator("reward")
+    @classmethod
+    def _rewards(cls, reward: dict[str, float]) -> dict[str, float]:
+        for name in reward:
+            names.REWARD.check(name)
+        return reward
+
     @model_validator(mode="after")
     def _compiles(self) -> Recipe:
         if self.model.compile_blocks and self.deepspeed.zero_stage == 3:
@@ -309,7 +332,9 @@ def _source(recipe: str) -> str:
             raise RecipeError(f"recipe file '{recipe}' does not exist")
         return path.read_text(encoding="utf-8")
     if recipe not in recipe_names():
-        raise RecipeError(unknown_name("recipe", recipe, recipe_names()) + "; or give a .yaml file")
+        raise RecipeError(
+            names.unknown_name("recipe", recipe, recipe_names()) + "; or give a .yaml file"
+        )
     return (resources.files("sfgrpo.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
 
 

@@ -28,8 +28,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sfgrpo import backbones, engine
-from sfgrpo.backbones.base import Conditioning
-from sfgrpo.config import DTYPES, Recipe
+from sfgrpo.backbones.base import DTYPES, Conditioning
+from sfgrpo.config import Recipe
 from sfgrpo.prompts import Split
 from sfgrpo.rollout import batches
 
@@ -110,7 +110,11 @@ def backbone_of(
         ValueError: options that the model or the device cannot serve, naming the key.
     """
     model, name = recipe.model, recipe.model.backbone
-    text: dict[str, Any] = {"device": device, "dtype": DTYPES[model.dtype]}
+    text: dict[str, Any] = {
+        "device": device,
+        "dtype": DTYPES[model.dtype],
+        "options": model.options,
+    }
     if ":" not in name:
         text["max_sequence_length"] = model.max_sequence_length
     cache = open_cache(recipe)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,15 +41,6 @@ class Evaluation:
     prompts: list[Prompt]
     videos: Tensor | None = None
     """uint8 `[K, F, 3, H, W]` on rank 0: the first `WHOLE` videos with all their frames."""
-
-
-def load_judge(name: str) -> Judge:
-    """Import "module:function"."""
-    module, _, function = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"eval.judges: '{name}' is not a 'module:function': {error}") from None
 
 
 def held_out_plan(prompts: int, images: int, device: torch.device) -> Plan:

@@ -29,7 +29,7 @@ class Layout:
         """
         s, train = recipe.sample, recipe.train
         self.recipe, self.device = recipe, device
-        self.table = sde.coefficients(sigmas, s.sampler, s.eta)
+        self.table = sde.coefficients(sigmas, s.sampler, s.eta, options=s.sampler_options)
         self.kl_scale_T = sde.kl_scale(self.table, sigmas, train.kl)
         self.weight_T = sde.step_weights(self.table, train.step_weights)
         self.trainable_T = self.table[:, 2] > 0

@@ -1,9 +1,28 @@
-"""Error messages for names that do not exist."""
+"""What a recipe names: samplers, credit rules, rewards, judges and backbones.
+
+A name without a colon is one of ours. "package.module:function" is anybody's: a file beside the
+recipe or an installed package. Either may have options of its own, which are the arguments of the
+function that the kind does not supply itself, and are checked against its signature.
+
+Nothing of the user's is imported until it is resolved, and reading a recipe imports no PyTorch.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import functools
+import importlib
+import inspect
+import pkgutil
+import re
+import traceback
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
+"""The form "package.module:function"."""
 
 
 def unknown_name(what: str, got: str, known: Iterable[str]) -> str:
@@ -12,3 +31,161 @@ def unknown_name(what: str, got: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(got, names, n=1, cutoff=0.4)
     hint = f" did you mean '{near[0]}'?" if near else ""
     return f"unknown {what} '{got}';{hint} (known: {', '.join(names)})"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of thing that a recipe names."""
+
+    what: str
+    """What messages call it."""
+    options: str
+    """The recipe's key of its options."""
+    home: str | None = None
+    """Where ours are: a package with a module for each, or a module that registers them."""
+    function: str = ""
+    """What each module of the package calls it."""
+    beside: Collection[str] = ()
+    """Modules of the package that are none."""
+    given: int = 0
+    """How many arguments it is called with, before those that are options."""
+    registered: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    """Those that stand under a name of their own (`register`)."""
+
+    def register(self, name: str, function: Callable[..., Any]) -> None:
+        """Let `name` mean `function` in this process."""
+        self.registered[name] = function
+
+    def names(self) -> list[str]:
+        """Names of ours, and of what was registered."""
+        return sorted({*self._modules(), *self.registered})
+
+    def check(self, name: str) -> None:
+        """ValueError if `name` is neither one of ours nor of the form "module:function"."""
+        if name not in self.names() and not OWN.fullmatch(name):
+            known = self.names()
+            if not known:
+                raise ValueError(f"{self.what} '{name}' is not of the form 'module:function'")
+            raise ValueError(unknown_name(self.what, name, known) + "; or 'module:function'")
+
+    def resolve(self, name: str) -> Callable[..., Any]:
+        """The function that `name` means.
+
+        Raises:
+            ValueError: there is none, or its module cannot be imported; says file and line.
+        """
+        self.check(name)
+        if name in self.registered:
+            return self.registered[name]
+        module, _, function = name.partition(":")
+        if not function:
+            module, function = f"{self.home}.{name}", self.function
+        return self._attribute(name, self._import(name, module), function)
+
+    def bind(
+        self, name: str, options: Mapping[str, Any] | None = None, *, supplied: Collection[str] = ()
+    ) -> Callable[..., Any]:
+        """The function that `name` means, with its options.
+
+        Args:
+            supplied: names of arguments that the caller passes by keyword, so that they are no
+                options.
+
+        Raises:
+            ValueError: as `resolve`; an option that it does not have, or lacks one it needs.
+        """
+        function, options = self.resolve(name), dict(options or {})
+        self._check_options(name, function, options, supplied)
+        return functools.partial(function, **options) if options else function
+
+    def _modules(self) -> list[str]:
+        if self.home is None:
+            return []
+        folder = Path(__file__).parents[1] / self.home.replace(".", "/")
+        if not folder.is_dir():
+            importlib.import_module(self.home)  # registers them
+            return []
+        names = (module.name for module in pkgutil.iter_modules([str(folder)]))
+        return [name for name in names if name[0] != "_" and name not in self.beside]
+
+    def _import(self, name: str, module: str) -> Any:
+        try:
+            return importlib.import_module(module)
+        except (Exception, SystemExit) as error:  # whatever a file raises when it is run
+            raise ValueError(f"{self.what} '{name}' cannot be imported: {_where(error)}") from error
+
+    def _attribute(self, name: str, module: Any, function: str) -> Callable[..., Any]:
+        found = module
+        for part in function.split("."):
+            if not hasattr(found, part):
+                raise ValueError(
+                    f"{self.what} '{name}': {unknown_name('function', part, _defined(module))} in "
+                    f"{getattr(module, '__file__', module.__name__)}"
+                )
+            found = getattr(found, part)
+        if not callable(found):
+            raise ValueError(f"{self.what} '{name}' is a {type(found).__name__}, not a function")
+        return found
+
+    def _check_options(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        options: Mapping[str, Any],
+        supplied: Collection[str],
+    ) -> None:
+        """Before the call, so that a TypeError from inside of it stays what it is."""
+        try:
+            signature = inspect.signature(function)
+        except ValueError:  # some functions written in C do not tell
+            return
+        parameters = list(signature.parameters.values())
+        taken = {p.name for p in parameters[: self.given]} | set(supplied)
+        known = [p.name for p in parameters if p.name not in taken and p.kind not in _VARIABLE]
+        if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+            for option in options:
+                if option not in known:
+                    if not known:
+                        raise ValueError(f"{self.what} '{name}' has no options, got '{option}'")
+                    text = unknown_name("option", option, known)
+                    raise ValueError(f"{self.what} '{name}': {text}; see {self.options}")
+        missing = [
+            p.name for p in parameters
+            if p.name in known and p.name not in options and p.default is inspect.Parameter.empty
+        ]  # fmt: skip
+        if missing:
+            raise ValueError(
+                f"{self.what} '{name}': missing a required argument: '{missing[0]}'; see "
+                f"{self.options}"
+            )
+
+
+_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _where(error: BaseException) -> str:
+    """An error of an import in one line, with the file and line of the user's that raised it."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
+    place = f"{frames[-1].filename}, line {frames[-1].lineno}: " if frames else ""
+    name = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+    return f"{place}{name}{error}"
+
+
+def _defined(module: Any) -> list[str]:
+    """Names of the functions and classes that a module defines itself."""
+    here = {key: getattr(value, "__module__", None) for key, value in vars(module).items()}
+    return [key for key, origin in here.items() if origin == module.__name__ and key[0] != "_"]
+
+
+def _is_users(file: str) -> bool:
+    """Whether a frame is neither this file's nor the import system's."""
+    return file != __file__ and not file.startswith("<frozen") and "importlib" not in file
+
+
+SAMPLER = Kind("sampler", "sample.sampler_options", "sfgrpo.samplers", given=1)
+RULE = Kind("credit rule", "credit.options", "sfgrpo.credit", "advantages", given=3)
+REWARD = Kind("reward", "reward_options", "sfgrpo.rewards", "build", beside=("base",))
+JUDGE = Kind("judge", "eval.judge_options", given=2)
+BACKBONE = Kind("backbone", "model.options", "sfgrpo.backbones", "load", beside=("base",), given=1)

@@ -1,105 +1,22 @@
-"""Sigma schedule -> one coefficient table `(a, b, n, t)` per sampler.
+"""Sigma schedule -> one coefficient table `(a, b, n, t)`, and what else depends on the step alone.
 
-Every sampler of this field is a Gaussian transition whose mean is affine in state and velocity,
-
-    x_s = a x_t + b v + n eps,      eps ~ N(0, I),      s < t,
-
-so a sampler is a pure function from a pair of noise levels to three numbers, and one kernel
-(`sfgrpo.ops.sde_step`) serves them all. Convention: `x_t = (1 - t) x_0 + t x_1`, `v = x_1 - x_0`,
-data at t = 0. A step with n = 0 is deterministic: it has no density and takes no part in a loss.
-
-To add a sampler, write one function `(t, s, eta, first) -> (a, b, n)` and decorate it with
-`@sampler("name")`, here or in a file of your own.
+The samplers themselves are pure functions of numbers: see `sfgrpo.samplers`.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfgrpo.names import unknown_name
+from sfgrpo.names import SAMPLER, unknown_name
+from sfgrpo.samplers import SAMPLERS, Sampler, Step, sampler
 
-
-class Step(NamedTuple):
-    """One transition from noise level `t` to `s`; `first` is the second sigma of the schedule."""
-
-    t: float
-    s: float
-    eta: float
-    first: float
-
-
-Sampler = Callable[[Step], tuple[float, float, float]]
-SAMPLERS: dict[str, Sampler] = {}
-
-
-def sampler(name: str) -> Callable[[Sampler], Sampler]:
-    """Register a sampler under `name`."""
-
-    def register(function: Sampler) -> Sampler:
-        SAMPLERS[name] = function
-        return function
-
-    return register
-
-
-def _interpolate(step: Step, n: float) -> tuple[float, float, float]:
-    """x_s = (1-s) x0_hat + sqrt(s^2 - n^2) x1_hat + n eps, written in x_t and v."""
-    t, s, _, _ = step
-    if n > s * (1 + 1e-12):
-        raise ValueError(f"noise std {n:.4g} exceeds the noise level s = {s:.4g} it leads to")
-    k = math.sqrt(max(s * s - n * n, 0.0))
-    return (1 - s) + k, k * (1 - t) - (1 - s) * t, n
-
-
-def _langevin(step: Step, sig: float) -> tuple[float, float, float]:
-    """Euler-Maruyama on the SDE with diffusion `sig` that keeps the ODE's marginals."""
-    t, s, _, _ = step
-    dt = t - s
-    drift = sig * sig / (2 * t)
-    return 1 - drift * dt, -(1 + drift * (1 - t)) * dt, sig * math.sqrt(dt)
-
-
-@sampler("ode")
-def ode(step: Step) -> tuple[float, float, float]:
-    """Euler on the probability-flow ODE (diffusers' FlowMatchEulerDiscreteScheduler)."""
-    return 1.0, step.s - step.t, 0.0
-
-
-@sampler("flow")
-def flow(step: Step) -> tuple[float, float, float]:
-    """Flow-SDE of Flow-GRPO (Liu et al. 2025, arXiv 2505.05470, eq. 9 and its code at t = 1)."""
-    t = step.first if step.t >= 1 else step.t
-    return _langevin(step, step.eta * math.sqrt(step.t / (1 - t)))
-
-
-@sampler("dance")
-def dance(step: Step) -> tuple[float, float, float]:
-    """Constant-diffusion SDE of DanceGRPO (Xue et al. 2025, arXiv 2505.07818)."""
-    return _langevin(step, step.eta)
-
-
-@sampler("ddim")
-def ddim(step: Step) -> tuple[float, float, float]:
-    """DDIM-inspired SDE of Stepwise-Flow-GRPO (Savani et al. 2026, arXiv 2603.28718)."""
-    return _interpolate(step, step.eta * step.s * math.sqrt(max(1 - step.t, 0.0)))
-
-
-@sampler("cps")
-def cps(step: Step) -> tuple[float, float, float]:
-    """Coefficient-preserving sampling (Flow-CPS, Wang & Yu 2025, arXiv 2509.05952)."""
-    return _interpolate(step, step.s * math.sin(step.eta * math.pi / 2))
-
-
-@sampler("renoise")
-def renoise(step: Step) -> tuple[float, float, float]:
-    """Project to x0 and noise afresh (diffusers' `stochastic_sampling=True`)."""
-    return _interpolate(step, step.s)
+__all__ = ["SAMPLERS", "Sampler", "Step", "coefficients", "kl_scale", "sampler", "step_weights"]
 
 
 def _schedule(sigmas: Tensor | Sequence[float]) -> list[float]:
@@ -118,50 +35,73 @@ def _schedule(sigmas: Tensor | Sequence[float]) -> list[float]:
     return levels
 
 
-def coefficients(sigmas: Tensor | Sequence[float], kind: str = "ddim", eta: float = 0.7) -> Tensor:
+def coefficients(
+    sigmas: Tensor | Sequence[float],
+    sampler: str = "ddim",
+    eta: float = 0.7,
+    *,
+    options: Mapping[str, Any] | None = None,
+) -> Tensor:
     """The coefficient table of a sampler over a schedule.
 
     Args:
         sigmas: `[T + 1]` noise levels, strictly falling, within [0, 1] (1 is pure noise).
-        kind: a name in `SAMPLERS`: "ode", "flow", "dance", "ddim", "cps", "renoise".
-        eta: stochasticity; 0 gives the ODE for every kind but "renoise" (which ignores it).
+        sampler: "ode", "flow", "dance", "ddim", "cps", "renoise", or "module:function".
+        eta: stochasticity; 0 gives the ODE for every sampler but "renoise" (which ignores it).
+        options: what the sampler takes beside the step.
 
     Returns:
         `[T, 4]` float32 on the CPU, computed in float64: row k is (a, b, n, t) of the step
         sigmas[k] -> sigmas[k + 1].
 
     Raises:
-        ValueError: unknown kind (with the nearest name), impossible schedule, or an eta whose
-            noise a step cannot hold (naming the step).
+        ValueError: unknown sampler or option (with the nearest name), impossible schedule,
+            coefficients that are no transition, or an eta whose noise a step cannot hold (naming
+            the step).
     """
-    if kind not in SAMPLERS:
-        raise ValueError(unknown_name("sampler", kind, SAMPLERS))
+    function = SAMPLER.bind(sampler, options)
     if not (math.isfinite(eta) and eta >= 0):
         raise ValueError(f"eta: must be finite and >= 0, got {eta}")
     levels = _schedule(sigmas)
     rows = []
     for k, (t, s) in enumerate(itertools.pairwise(levels)):
+        step, place = Step(t, s, eta, levels[1]), f"step {k} ({t:.4g} -> {s:.4g})"
         try:
-            a, b, n = SAMPLERS[kind](Step(t, s, eta, levels[1]))
+            a, b, n = _transition(function, step)
         except ValueError as error:
-            bound = _largest_eta(kind, Step(t, s, eta, levels[1]))
+            bound = _largest_eta(function, step)
+            if bound is None:  # it is not for its noise that it refuses
+                raise ValueError(f"sampler '{sampler}' at {place}: {error}") from error
             raise ValueError(
-                f"eta: {eta} is too large for sampler '{kind}' at step {k} "
-                f"({t:.4g} -> {s:.4g}): {error}; the largest that fits is {bound:.4g}"
+                f"eta: {eta} is too large for sampler '{sampler}' at {place}: {error}; the largest "
+                f"that fits is {bound:.4g}"
             ) from None
         rows.append((a, b, n, t))
     return torch.tensor(rows, dtype=torch.float64).float()
 
 
-def _largest_eta(kind: str, step: Step) -> float:
-    """The eta at which n reaches s, by bisection below one that is known to be too large."""
-    low, high = 0.0, step.eta
+def _transition(function: Sampler, step: Step) -> tuple[float, float, float]:
+    """What a sampler returns, if it is a transition."""
+    found = function(step)
+    if not (isinstance(found, tuple) and len(found) == 3):
+        raise ValueError(f"it returned {found!r}, expected the three numbers (a, b, n)")
+    a, b, n = (float(number) for number in found)
+    if not (math.isfinite(a) and math.isfinite(b) and math.isfinite(n) and n >= 0):
+        raise ValueError(f"(a, b, n) = {found}, expected finite numbers and n >= 0")
+    return a, b, n
+
+
+def _largest_eta(function: Sampler, step: Step) -> float | None:
+    """The eta at which the sampler begins to refuse the step, by bisection; None if it is 0."""
+    low, high = None, step.eta
     for _ in range(60):
-        middle = (low + high) / 2
+        middle = 0.0 if low is None else (low + high) / 2
         try:
-            SAMPLERS[kind](step._replace(eta=middle))
+            _transition(function, step._replace(eta=middle))
             low = middle
         except ValueError:
+            if low is None:
+                return None
             high = middle
     return low
 

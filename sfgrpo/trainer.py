@@ -24,6 +24,7 @@ from sfgrpo.embeddings import backbone_of
 from sfgrpo.guard import Guard
 from sfgrpo.layout import Layout
 from sfgrpo.loss import Rows, TrajectoryRows, policy_loss
+from sfgrpo.names import JUDGE
 from sfgrpo.policy import Ema, Policy
 from sfgrpo.prompts import Prompt
 from sfgrpo.rollout import Plan, Trajectories, VelocityField, batches, sample
@@ -54,8 +55,10 @@ class Trainer:
         self.reward = rewards.load(
             recipe.reward, recipe.reward_options, frames=recipe.reward_frames
         )
-        self.judges = [evaluate.load_judge(name) for name in recipe.eval.judges]
-        self.rule = credit.get(recipe.credit.rule)
+        self.judges = [
+            JUDGE.bind(name, recipe.eval.judge_options.get(name)) for name in recipe.eval.judges
+        ]
+        self.rule = credit.get(recipe.credit)
         self.backbone, self.embed = backbone_of(recipe, self.device, self.prompts)
         self.latent_shape = self.backbone.latent_shape(*recipe.model.size)
         self.layout = Layout(
@@ -193,15 +196,11 @@ class Trainer:
 
     def credit(self, rewards_PNS: Tensor) -> Tensor:
         """Advantages `[P, N, T]` of every step of the whole group; 0 in groups that are dropped."""
-        c = self.recipe.credit
-        options = credit.CreditOptions(
-            normalize=c.normalize, stride=c.stride, statistics=c.statistics, clamp=c.clamp
-        )
         trainable_T = self.layout.trainable_T.to(rewards_PNS.device)
         kept_P = finite_groups(rewards_PNS)
         advantages_PNT = rewards_PNS.new_zeros(*rewards_PNS.shape[:2], len(trainable_T))
         advantages_PNT[kept_P] = credit.advantages(
-            rewards_PNS[kept_P], trainable_T, name=c.rule, options=options
+            rewards_PNS[kept_P], trainable_T, self.recipe.credit
         )
         return advantages_PNT
 

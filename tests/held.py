@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sfgrpo import config, engine
+from sfgrpo.backbones import DTYPES
 from sfgrpo.doctor import footprint, memory
 
 CASES: list[tuple[int, memory.Dtype]] = [
@@ -40,7 +41,7 @@ def compare(stage: int, dtype: memory.Dtype) -> tuple[int, int]:
         "embedded",
         [("deepspeed.zero_stage", str(stage)), ("model.dtype", dtype), ("train.ema_decay", "0")],
     )
-    ledger, torch_dtype = footprint.Ledger(), config.DTYPES[dtype]
+    ledger, torch_dtype = footprint.Ledger(), DTYPES[dtype]
     with ledger:
         trained = network(torch_dtype)
         counts = footprint.counts(trained)  # before stage 3 leaves empty parameters

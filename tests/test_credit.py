@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from sfgrpo import credit
+from sfgrpo.config import Credit
+from sfgrpo.names import RULE
 
 ALL = torch.ones(6, dtype=torch.bool)
+UNIFORM = Credit(rule="uniform")
 
 
 @pytest.fixture
@@ -24,20 +27,20 @@ def test_gains_telescope(rewards: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("normalize", ["joint", "per_step", "centered"])
 def test_stepwise_ignores_scale_and_offset_of_the_reward(rewards: torch.Tensor, normalize) -> None:
-    options = credit.CreditOptions(normalize=normalize, clamp=None)
-    first = credit.advantages(rewards, ALL, options=options)
-    second = credit.advantages(100 * rewards + 7, ALL, options=options)
+    options = Credit(normalize=normalize, clamp=None)
+    first = credit.advantages(rewards, ALL, options)
+    second = credit.advantages(100 * rewards + 7, ALL, options)
     torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-3)
 
 
 def test_joint_statistics_are_those_of_the_whole_group(rewards: torch.Tensor) -> None:
-    found = credit.advantages(rewards, ALL, options=credit.CreditOptions(clamp=None))
+    found = credit.advantages(rewards, ALL, Credit(clamp=None))
     torch.testing.assert_close(found.mean((1, 2)), torch.zeros(3), rtol=0, atol=1e-5)
     torch.testing.assert_close(found.square().mean((1, 2)), torch.ones(3), rtol=1e-5, atol=0)
 
 
 def test_uniform_is_the_final_reward_of_flow_grpo(rewards: torch.Tensor) -> None:
-    found = credit.advantages(rewards, ALL, name="uniform")
+    found = credit.advantages(rewards, ALL, UNIFORM)
     final = rewards[..., -1]
     expected = (final - final.mean(1, keepdim=True)) / final.std(1, unbiased=False, keepdim=True)
     torch.testing.assert_close(found, expected[..., None].expand_as(found), rtol=1e-5, atol=1e-5)
@@ -46,10 +49,10 @@ def test_uniform_is_the_final_reward_of_flow_grpo(rewards: torch.Tensor) -> None
 def test_uniform_reads_the_final_reward_alone(rewards: torch.Tensor) -> None:
     alone = torch.zeros_like(rewards)
     alone[..., -1] = rewards[..., -1]
-    assert not credit.get("uniform").estimates
+    assert not credit.get(UNIFORM).estimates
     torch.testing.assert_close(
-        credit.advantages(alone, ALL, name="uniform"),
-        credit.advantages(rewards, ALL, name="uniform"),
+        credit.advantages(alone, ALL, UNIFORM),
+        credit.advantages(rewards, ALL, UNIFORM),
     )
 
 
@@ -60,15 +63,15 @@ def test_masked_steps_get_nothing_and_shift_nothing(rewards: torch.Tensor) -> No
     changed = rewards.clone()
     changed[..., 0] += 5  # only the gain of the masked first step
     torch.testing.assert_close(credit.advantages(changed, mask), found, rtol=1e-4, atol=1e-4)
-    over_all = credit.CreditOptions(statistics="all")
-    assert (credit.advantages(rewards, mask, options=over_all)[..., [0, 5]] == 0).all()
-    assert not torch.allclose(credit.advantages(changed, mask, options=over_all), found, atol=1e-2)
+    over_all = Credit(statistics="all")
+    assert (credit.advantages(rewards, mask, over_all)[..., [0, 5]] == 0).all()
+    assert not torch.allclose(credit.advantages(changed, mask, over_all), found, atol=1e-2)
 
 
 @pytest.mark.parametrize("stride", [2, 4])
 def test_stride_credits_blocks(rewards: torch.Tensor, stride: int) -> None:
-    options = credit.CreditOptions(stride=stride, clamp=None)
-    found = credit.advantages(rewards, ALL, options=options)
+    options = Credit(stride=stride, clamp=None)
+    found = credit.advantages(rewards, ALL, options)
     for start in range(0, 6, stride):
         block = found[..., start : start + stride]
         torch.testing.assert_close(block, block[..., :1].expand_as(block), rtol=0, atol=1e-4)
@@ -78,18 +81,19 @@ def test_one_block_of_all_steps_is_uniform_up_to_scale(rewards: torch.Tensor) ->
     """From a common start, the gain of the whole trajectory is the final reward, shifted."""
     rewards = rewards.clone()
     rewards[..., 0] = 0.3
-    options = credit.CreditOptions(stride=6, clamp=None)
-    found = credit.advantages(rewards, ALL, options=options)
-    uniform = credit.advantages(rewards, ALL, name="uniform", options=options)
+    options = Credit(stride=6, clamp=None)
+    found = credit.advantages(rewards, ALL, options)
+    alike = options.model_copy(update={"rule": "uniform"})
+    uniform = credit.advantages(rewards, ALL, alike)
     torch.testing.assert_close(found, uniform, rtol=1e-3, atol=1e-3)
 
 
 def test_a_group_without_differences_teaches_nothing() -> None:
     rewards = torch.linspace(0.1, 0.9, 7).expand(2, 8, 7).contiguous()
     for normalize in ("per_step", "centered"):
-        options = credit.CreditOptions(normalize=normalize)
-        assert (credit.advantages(rewards, ALL, options=options) == 0).all()
-    assert (credit.advantages(rewards, ALL, name="uniform") == 0).all()
+        options = Credit(normalize=normalize)
+        assert (credit.advantages(rewards, ALL, options) == 0).all()
+    assert (credit.advantages(rewards, ALL, UNIFORM) == 0).all()
 
 
 def test_clamp(rewards: torch.Tensor) -> None:
@@ -100,18 +104,29 @@ def test_clamp(rewards: torch.Tensor) -> None:
 
 def test_unknown_rule(rewards: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="did you mean 'stepwise'"):
-        credit.advantages(rewards, ALL, name="stepwize")
+        credit.advantages(rewards, ALL, Credit.model_construct(rule="stepwize"))
 
 
 def test_a_rule_is_added_by_one_function(
     rewards: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(credit, "RULES", dict(credit.RULES))
+    monkeypatch.setitem(RULE.registered, "last", None)
 
     @credit.rule("last", estimates=False)
-    def last(rewards_PNS, trainable_T, options):
-        return rewards_PNS[..., -1:].expand(*rewards_PNS.shape[:2], len(trainable_T))
+    def last(rewards_PNS, trainable_T, options, *, scale: float = 1.0):
+        return scale * rewards_PNS[..., -1:].expand(*rewards_PNS.shape[:2], len(trainable_T))
 
-    torch.testing.assert_close(
-        credit.advantages(rewards, ALL, name="last")[..., 0], rewards[..., -1]
-    )
+    found = credit.advantages(rewards, ALL, Credit(rule="last", options={"scale": 2.0}))
+    torch.testing.assert_close(found[..., 0], 2 * rewards[..., -1])
+    with pytest.raises(ValueError, match="'last': unknown option 'scal'; did you mean 'scale'"):
+        credit.get(Credit(rule="last", options={"scal": 2.0}))
+    with pytest.raises(ValueError, match="'uniform' has no options, got 'scale'"):
+        credit.get(Credit(rule="uniform", options={"scale": 2.0}))
+
+
+def test_a_rule_that_returns_another_shape_is_named(
+    rewards: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RULE.registered, "short", lambda rewards, trainable, options: rewards)
+    with pytest.raises(ValueError, match=r"'short' returned shape \(3, 8, 7\), expected \(3, 8, 6"):
+        credit.advantages(rewards, ALL, Credit(rule="short"))

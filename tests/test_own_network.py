@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfgrpo import backbones, config
+from sfgrpo import backbones, config, rewards
 from sfgrpo.backbones import ModuleBackbone
 from sfgrpo.run import records
 from sfgrpo.trainer import Trainer
@@ -112,7 +112,7 @@ def test_its_report_has_curves_and_no_pictures(tmp_path: Path) -> None:
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     for name, message in (
         ("nothing_here:load", "cannot be imported: No module named 'nothing_here'"),
-        ("tests.test_own_network:lod", "has no attribute 'lod'"),
+        ("tests.test_own_network:lod", "unknown function 'lod'; did you mean 'load'"),
     ):
         with pytest.raises(ValueError, match=message):
             backbones.load(name, "path")
@@ -125,14 +125,51 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
         Trainer(recipe(tmp_path, lora="{rank: 2, alpha: 2, targets: [no_such_layer]}"))
 
 
-def test_a_module_beside_the_recipe_is_found(tmp_path: Path) -> None:
-    """The command, as it is installed, in a folder with a module and a recipe."""
-    (tmp_path / "my_robot.py").write_text("from tests.test_own_network import Reaches, load\n")
-    own = {
-        "model": "{backbone: 'my_robot:load', path: none}",
-        "reward": "{'my_robot:Reaches': 1}",
-    }
-    given = recipe(tmp_path, **own, run__iterations="1", eval__judges="[]", lora="null")
+OWN = """
+from pathlib import Path
+import torch
+from sfgrpo import credit
+from tests import test_own_network as there
+
+def note(**options):
+    with Path("seen.txt").open("a") as file:
+        file.writelines(f"{name} {value}\\n" for name, value in options.items())
+
+def policy(path, *, device, dtype, width):
+    note(width=width)
+    return there.load(path, device=device, dtype=dtype)
+
+class Reaches(there.Reaches):
+    def __init__(self, gain=1):
+        note(gain=gain)
+
+def half(step, share=0.5):
+    note(share=share)
+    return 1.0, step.s - step.t, share * step.s
+
+@credit.rule(estimates=False)
+def last(rewards, trainable, options, *, power=1):
+    note(power=power)
+    return rewards[..., -1:].expand(*rewards.shape[:2], len(trainable)) ** power
+
+def spread(samples, metadata, *, ddof):
+    note(ddof=ddof)
+    return there.spread(samples, metadata)
+"""
+
+
+def test_all_that_a_recipe_names_may_be_ones_own(tmp_path: Path) -> None:
+    """The installed command, in a folder with a recipe and one file: a backbone, a reward, a
+    sampler, a credit rule and a judge, each with an option."""
+    (tmp_path / "mine.py").write_text(OWN)
+    given = recipe(
+        tmp_path, run__iterations="1", lora="null", train__updates_per_iteration="1",
+        model="{backbone: 'mine:policy', path: none, options: {width: 64}}",
+        reward="{'mine:Reaches': 1}", reward_options="{'mine:Reaches': {gain: 2}}",
+        sample__sampler="mine:half", sample__sampler_options="{share: 0.25}",
+        credit="{rule: 'mine:last', options: {power: 3}}",
+        eval__judges="['mine:spread']", eval__judge_options="{'mine:spread': {ddof: 0}}",
+    )  # fmt: skip
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(given.model_dump(mode="json")))
     command = Path(sys.executable).parent / "sfgrpo"
@@ -142,4 +179,43 @@ def test_a_module_beside_the_recipe_is_found(tmp_path: Path) -> None:
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
-    assert "report.html" in run.stdout
+    seen = set((tmp_path / "seen.txt").read_text().splitlines())
+    assert seen == {"width 64", "gain 2", "share 0.25", "power 3", "ddof 0"}
+    assert "spread" in records.read(tmp_path / "run" / "eval.jsonl")[-1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample__sampler": "sfgrpo.samplers:dimm"}, "unknown function 'dimm'; did you mean 'ddi"),
+        ({"sample__sampler_options": "{a: 1}"}, "sampler 'ddim' has no options, got 'a'"),
+        ({"credit__options": "{a: 1}"}, "credit rule 'stepwise' has no options, got 'a'"),
+        ({"eval__judges": "['no:judge']"}, "judge 'no:judge' cannot be imported: No module nam"),
+    ],
+)
+def test_wrong_names_and_options_end_the_run_before_it_starts(
+    tmp_path: Path, changes: dict[str, str], message: str
+) -> None:
+    given = recipe(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        Trainer(given)
+
+
+def test_what_a_module_raises_is_told_with_its_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, text, message in (
+        (
+            "broken_a",
+            "x = (1\n",
+            r"reward 'broken_a:f' cannot be imported: .*broken_a.py, line 1: ",
+        ),
+        ("broken_b", "x = 1\n1 / 0\n", r"broken_b.py, line 2: ZeroDivisionError: division by zero"),
+        ("broken_c", "import not_there\n", r"broken_c.py, line 1: No module named 'not_there'"),
+        ("broken_d", "raise SystemExit(0)\n", r"broken_d.py, line 1: SystemExit: 0"),
+        ("broken_e", "f = 3\n", r"reward 'broken_e:f' is a int, not a function"),
+    ):
+        (tmp_path / f"{name}.py").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            rewards.build(f"{name}:f")

@@ -105,13 +105,33 @@ def test_balanced_weights_give_all_steps_gradients_of_one_size() -> None:
 
 
 def test_a_sampler_is_added_by_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sde, "SAMPLERS", dict(sde.SAMPLERS))
+    monkeypatch.setitem(sde.SAMPLERS, "half", None)
 
     @sde.sampler("half")
-    def half(step: sde.Step) -> tuple[float, float, float]:
-        return 1.0, step.s - step.t, 0.5 * step.s
+    def half(step: sde.Step, share: float = 0.5) -> tuple[float, float, float]:
+        return 1.0, step.s - step.t, share * step.s
 
-    assert sde.coefficients([1.0, 0.5, 0.0], "half")[:, 2].tolist() == [0.25, 0.0]
+    levels = [1.0, 0.5, 0.0]
+    assert sde.coefficients(levels, "half")[:, 2].tolist() == [0.25, 0.0]
+    assert sde.coefficients(levels, "half", options={"share": 1})[:, 2].tolist() == [0.5, 0.0]
+    with pytest.raises(ValueError, match="'half': unknown option 'shar'; did you mean 'share'"):
+        sde.coefficients(levels, "half", options={"shar": 1})
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ((1.0, 0.5), r"sampler 'bad' at step 0 \(1 -> 0.5\): it returned .* expected the three"),
+        ((1.0, 0.5, float("nan")), "sampler 'bad' at step 0 .* expected finite numbers and n >= 0"),
+        ((1.0, 0.5, -0.1), "sampler 'bad' at step 0 .* expected finite numbers and n >= 0"),
+    ],
+)
+def test_what_is_no_transition_is_refused(
+    returned: tuple, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sde.SAMPLERS, "bad", lambda step: returned)
+    with pytest.raises(ValueError, match=message):
+        sde.coefficients([1.0, 0.5, 0.0], "bad")
 
 
 @pytest.mark.parametrize(

@@ -13,23 +13,23 @@ A name with a colon, "package.module:function", is a backbone of one's own.
 from __future__ import annotations
 
 import importlib
-import pkgutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfgrpo.backbones.base import Backbone, Conditioning
-from sfgrpo.names import unknown_name
+from sfgrpo.backbones.base import DTYPES, Backbone, Conditioning
+from sfgrpo.names import BACKBONE
 
 if TYPE_CHECKING:
     from sfgrpo.backbones._module import ModuleBackbone
 
 __all__ = [
+    "DTYPES",
     "EMBEDDED",
     "Backbone",
     "Conditioning",
     "ModuleBackbone",
     "available",
-    "check",
     "folder",
     "load",
     "pipelines",
@@ -41,33 +41,24 @@ EMBEDDED = Path(__file__).parents[1] / "embedded" / "model"
 
 def available() -> list[str]:
     """Names of the backbones in this package, one per module."""
-    names = (m.name for m in pkgutil.iter_modules(__path__))
-    return sorted(name for name in names if name != "base" and not name.startswith("_"))
+    return BACKBONE.names()
 
 
-def check(name: str) -> None:
-    """ValueError if there is no backbone of that name; one's own is not imported for that."""
-    if ":" not in name and name not in available():
-        raise ValueError(unknown_name("backbone", name, available()) + "; or 'module:function'")
-
-
-def load(name: str, path: str | Path, **options: Any) -> Backbone:
+def load(
+    name: str, path: str | Path, *, options: Mapping[str, Any] | None = None, **settings: Any
+) -> Backbone:
     """Load the weights at `path` (a folder, a Hub id, or "embedded") with the backbone `name`.
 
-    `options` are those of the backbone's own `load`; those of the families are listed at
-    `sfgrpo.backbones._pipeline.PipelineBackbone.load`.
+    Args:
+        options: the recipe's `model.options`, checked against the signature of the backbone's own
+            `load`.
+        settings: its other arguments; those of the families are listed at
+            `sfgrpo.backbones._pipeline.PipelineBackbone.load`.
 
     Raises:
         ValueError: unknown name, or options that the model cannot serve.
     """
-    check(name)
-    module, _, function = name.partition(":")
-    try:
-        found = importlib.import_module(module if function else f"{__name__}.{name}")
-        maker = getattr(found, function or "load")
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise ValueError(f"backbone '{name}' cannot be imported: {error}") from error
-    return maker(path, **options)
+    return BACKBONE.bind(name, options, supplied=settings)(path, **settings)
 
 
 def pipelines(name: str) -> list[str]:

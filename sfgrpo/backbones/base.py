@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Modality = Literal["image", "video", "other"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What the names of precisions in a recipe mean."""
 
 
 @dataclass(frozen=True, kw_only=True)

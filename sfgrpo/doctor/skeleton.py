@@ -16,8 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from sfgrpo import backbones
 from sfgrpo.backbones._pipeline import PipelineBackbone
+from sfgrpo.backbones.base import DTYPES
 from sfgrpo.backbones.wan import Experts
-from sfgrpo.config import DTYPES, Recipe
+from sfgrpo.config import Recipe
 from sfgrpo.doctor import published
 
 
@@ -56,7 +57,7 @@ def skeleton(recipe: Recipe) -> PipelineBackbone:
     nn.Module.to(pipeline.vae, torch.float32)
     _learn_length(pipeline)
     backbone = backbones.load(
-        model.backbone, model.path, pipeline=pipeline, device="meta",
+        model.backbone, model.path, options=model.options, pipeline=pipeline, device="meta",
         dtype=DTYPES[model.dtype], max_sequence_length=model.max_sequence_length,
         embedded_guidance=recipe.sample.embedded_guidance, decode_batch=model.decode_batch,
         vae_tiling=model.vae_tiling, vae_slicing=model.vae_slicing,

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfgrpo.names import unknown_name
+from sfgrpo.names import REWARD, unknown_name
 from sfgrpo.rewards.base import Metadata, Reward
 
 __all__ = ["Metadata", "Mixture", "Reward", "available", "build", "evenly", "load"]
@@ -22,7 +19,7 @@ CHUNK = 64
 
 def available() -> list[str]:
     """Names of the rewards in this package, one per module."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+    return REWARD.names()
 
 
 def build(name: str, **options: Any) -> Reward:
@@ -33,37 +30,7 @@ def build(name: str, **options: Any) -> Reward:
     Raises:
         ValueError: no reward of this name; an option that it does not have, or lacks one it needs.
     """
-    if ":" in name:
-        module, _, function = name.partition(":")
-        try:
-            builder = getattr(importlib.import_module(module), function)
-        except (ModuleNotFoundError, AttributeError) as error:
-            raise ValueError(f"reward '{name}' cannot be imported: {error}") from error
-    elif name in available():
-        builder = importlib.import_module(f"{__name__}.{name}").build
-    else:
-        raise ValueError(unknown_name("reward", name, available()))
-    _check_options(name, builder, options)
-    return builder(**options)
-
-
-def _check_options(name: str, builder: Callable[..., Any], options: Mapping[str, Any]) -> None:
-    """Before the call, so that a TypeError from inside of it stays what it is."""
-    try:
-        signature = inspect.signature(builder)
-    except ValueError:  # some functions written in C do not tell
-        return
-    kinds = {parameter.kind for parameter in signature.parameters.values()}
-    for option in options:
-        if option not in signature.parameters and inspect.Parameter.VAR_KEYWORD not in kinds:
-            if not signature.parameters:
-                raise ValueError(f"reward '{name}' has no options, got '{option}'")
-            unknown = unknown_name("option", option, signature.parameters)
-            raise ValueError(f"reward '{name}': {unknown}")
-    try:
-        signature.bind(**options)
-    except TypeError as error:
-        raise ValueError(f"reward '{name}': {error}; see reward_options") from None
+    return REWARD.bind(name, options)()
 
 
 def evenly(count: int, available: int) -> list[int]:

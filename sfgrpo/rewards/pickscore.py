@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfgrpo.backbones.base import DTYPES
 from sfgrpo.rewards.base import Metadata
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DIVISOR = 26
 BICUBIC = 3
 """Pillow's number of the filter."""

@@ -1,0 +1,103 @@
+"""Rewards of a trajectory's clean estimates -> one advantage per step.
+
+    gain_k = r_{k+1} - r_k      the improvement of the clean estimate that step k brought,
+
+normalised over the prompt's group (`stepwise`), against the final reward's advantage on every step
+(`uniform`). Gains telescope: they sum to r_T - r_0.
+
+Shapes: P prompts, N trajectories per group, T steps; states are indexed 0 (x_T, pure noise)
+to T (the final image). A rule is one function
+
+    rewards [P, N, T + 1], trainable [T], options -> advantages [P, N, T]
+
+To add one, write a module of this package that calls it `advantages`, or a file of your own, which
+a recipe names "module:function". `options` are the recipe's section `credit`; what the function
+takes beside them are options of its own (`credit.options`). A rule that reads the final reward
+alone is decorated with `@rule(estimates=False)`, and no clean estimate is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from sfgrpo.names import RULE
+
+if TYPE_CHECKING:  # a recipe names rules without PyTorch
+    from torch import Tensor
+
+    from sfgrpo.config import Credit
+
+RuleFunction = Callable[..., "Tensor"]
+"""`(rewards [P, N, T + 1], trainable [T], options, **options of its own) -> [P, N, T]`."""
+F = TypeVar("F", bound=RuleFunction)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A credit rule and what it needs."""
+
+    function: RuleFunction
+    estimates: bool
+    """Whether it reads the rewards of intermediate states."""
+
+
+def rule(name: str | None = None, *, estimates: bool = True) -> Callable[[F], F]:
+    """Say what a rule needs and, with `name`, let that mean it in this process."""
+
+    def register(function: F) -> F:
+        function.estimates = estimates  # pyright: ignore[reportFunctionMemberAccess]
+        if name is not None:
+            RULE.register(name, function)
+        return function
+
+    return register
+
+
+def get(options: Credit) -> Rule:
+    """The rule that a recipe's section `credit` names, with its own options.
+
+    Raises:
+        ValueError: unknown rule or option (with the nearest name), or one that is missing.
+    """
+    function = RULE.bind(options.rule, options.options)
+    return Rule(function, getattr(RULE.resolve(options.rule), "estimates", True))
+
+
+def gains(rewards_PNS: Tensor) -> Tensor:
+    """`[..., T + 1]` rewards of all states -> `[..., T]` gains of all steps."""
+    return rewards_PNS.diff(dim=-1)
+
+
+def statistics_mask(trainable_T: Tensor, options: Credit) -> Tensor | None:
+    """bool `[T]`: the steps that enter mean and std; None for all."""
+    return trainable_T if options.statistics == "trainable" else None
+
+
+def advantages(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit | None = None) -> Tensor:
+    """Advantages of every step.
+
+    Args:
+        rewards_PNS: `[P, N, T + 1]`, the reward of each state's clean estimate, the final image
+            last; rules without estimates read the last entry only.
+        trainable_T: bool `[T]`, False on noise-free steps: their advantage is 0.
+        options: which rule, and how gains become advantages; default `sfgrpo.config.Credit()`.
+
+    Returns:
+        `[P, N, T]` float32.
+
+    Raises:
+        ValueError: as `get`; the rule returned another shape.
+    """
+    if options is None:
+        from sfgrpo.config import Credit
+
+        options = Credit()
+    found = get(options).function(rewards_PNS, trainable_T, options)
+    expected = (*rewards_PNS.shape[:2], len(trainable_T))
+    if tuple(found.shape) != expected:
+        raise ValueError(
+            f"credit rule '{options.rule}' returned shape {tuple(found.shape)}, expected {expected}"
+        )
+    return found * trainable_T
