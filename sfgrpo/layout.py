@@ -29,14 +29,13 @@ class Layout:
         """
         s, train = recipe.sample, recipe.train
         self.recipe, self.device = recipe, device
-        self.table = sde.coefficients(sigmas, s.sampler, s.eta, options=s.sampler_options)
-        self.kl_scale_T = sde.kl_scale(self.table, sigmas, train.kl)
-        self.weight_T = sde.step_weights(self.table, train.step_weights)
-        self.trainable_T = self.table[:, 2] > 0
-        self.trajectories, steps = (
-            s.prompts_per_iteration * s.group_size,
-            int(self.trainable_T.sum()),
-        )
+        table = sde.coefficients(sigmas, s.sampler, s.eta, options=s.sampler_options)
+        self._schedule = sde.Schedule(
+            table=table, kl_scale_T=sde.kl_scale(table, sigmas, train.kl),
+            weight_T=sde.step_weights(table, train.step_weights),
+        )  # fmt: skip
+        self.trajectories = s.prompts_per_iteration * s.group_size
+        steps = int(self._schedule.trainable_T.sum())
         if not steps:
             raise ValueError(
                 f"sample: '{s.sampler}' with eta {s.eta} and {s.num_steps} steps has no noisy step"
@@ -55,6 +54,10 @@ class Layout:
         self.share = slice(rank * self.local, (rank + 1) * self.local)
         self.rows_per_update = self.local * steps // train.updates_per_iteration
         self.micro_batches = -(-self.rows_per_update // train.micro_batch_size)
+
+    def schedule(self, iteration: int) -> sde.Schedule:
+        """The steps of an iteration, on the CPU; every iteration has as many noisy ones."""
+        return self._schedule
 
     def plan(self, iteration: int) -> Plan:
         """This rank's trajectories of an iteration, numbered for the noise."""
@@ -80,7 +83,7 @@ class Layout:
         """
         seed = self.recipe.run.seed * 1_000_003 + iteration
         generator = torch.Generator().manual_seed(seed % 2**63)
-        steps = self.trainable_T.nonzero().flatten()
+        steps = self.schedule(iteration).trainable_T.nonzero().flatten()
         keys = torch.rand(self.trajectories, len(steps), generator=generator)
         order_MT = steps[keys[self.share].argsort(1)]
         pairs = []

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sfgrpo import ops
+from sfgrpo.sde import Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,19 +47,17 @@ class TrajectoryRows:
     logp_MT: Tensor
     advantages_MT: Tensor
     prompt_M: Tensor
-    table: Tensor
-    """`[T, 4]` on the same device."""
-    kl_scale_T: Tensor
-    weight_T: Tensor
+    schedule: Schedule
+    """On the same device."""
 
     def take(self, trajectory: Tensor, step: Tensor) -> Rows:
         """Rows of the pairs `(trajectory [R], step [R])`."""
         return Rows(
             x=self.latents_MS[trajectory, step],
             x_next=self.latents_MS[trajectory, step + 1],
-            coef=self.table[step],
-            kl_scale=self.kl_scale_T[step],
-            weight=self.weight_T[step],
+            coef=self.schedule.table[step],
+            kl_scale=self.schedule.kl_scale_T[step],
+            weight=self.schedule.weight_T[step],
             logp_old=self.logp_MT[trajectory, step],
             advantage=self.advantages_MT[trajectory, step],
             prompt=self.prompt_M[trajectory],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -16,10 +17,40 @@ from torch import Tensor
 from sfgrpo.names import SAMPLER, unknown_name
 from sfgrpo.samplers import SAMPLERS, Sampler, Step, sampler
 
-__all__ = ["SAMPLERS", "Sampler", "Step", "coefficients", "kl_scale", "sampler", "step_weights"]
+__all__ = [
+    "SAMPLERS",
+    "Sampler",
+    "Schedule",
+    "Step",
+    "coefficients",
+    "kl_scale",
+    "sampler",
+    "step_weights",
+]
 
 
-def _schedule(sigmas: Tensor | Sequence[float]) -> list[float]:
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """All that depends on the step alone, for the T steps of a trajectory."""
+
+    table: Tensor
+    """fp32 `[T, 4]`: the coefficients (a, b, n, t) of each step."""
+    kl_scale_T: Tensor
+    """fp32 `[T]`: factor of the KL (`kl_scale`)."""
+    weight_T: Tensor
+    """fp32 `[T]`: weight of the policy term (`step_weights`)."""
+
+    @property
+    def trainable_T(self) -> Tensor:
+        """bool `[T]`: the steps with noise, which have a density and can learn."""
+        return self.table[:, 2] > 0
+
+    def to(self, device: torch.device) -> Schedule:
+        """A copy on `device`."""
+        return Schedule(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+def _levels(sigmas: Tensor | Sequence[float]) -> list[float]:
     levels = torch.as_tensor(sigmas, dtype=torch.float64).flatten().tolist()
     if len(levels) < 2:
         raise ValueError(f"sigmas: need at least 2 noise levels (one step), got {len(levels)}")
@@ -62,7 +93,7 @@ def coefficients(
     function = SAMPLER.bind(sampler, options)
     if not (math.isfinite(eta) and eta >= 0):
         raise ValueError(f"eta: must be finite and >= 0, got {eta}")
-    levels = _schedule(sigmas)
+    levels = _levels(sigmas)
     rows = []
     for k, (t, s) in enumerate(itertools.pairwise(levels)):
         step, place = Step(t, s, eta, levels[1]), f"step {k} ({t:.4g} -> {s:.4g})"

@@ -33,6 +33,7 @@ from sfgrpo.run.progress import Progress
 from sfgrpo.run.randomness import reseed
 from sfgrpo.run.stopping import Interrupted, Signals
 from sfgrpo.score import as_states, measure, score
+from sfgrpo.sde import Schedule
 from sfgrpo.statistics import RowStatistics, finite_groups, reward_statistics
 
 
@@ -115,16 +116,17 @@ class Trainer:
         """One iteration; returns its metrics. The weights change in the last phase only."""
         reseed(self.recipe.run.seed, self.iteration, engine.rank())
         plan, chosen = self.layout.plan(self.iteration), self.draw()
+        schedule = self.layout.schedule(self.iteration)
         self.guard.begin(self.iteration, chosen)
         field = self.field(chosen)
         with self.engine.sampling():
-            trajectories = self.sample(field, plan)
+            trajectories = self.sample(field, schedule, plan)
             clock.lap("rollout")
             signals.check()
             rewards_PNS, parts_PN = self.score(field, trajectories, chosen, clock)
         signals.check()
-        advantages_PNT = self.credit(rewards_PNS)
-        rows = self.rows(trajectories, advantages_PNT, plan)
+        advantages_PNT = self.credit(rewards_PNS, schedule)
+        rows = self.rows(trajectories, advantages_PNT, schedule, plan)
         clock.lap("credit")
         metrics = {**reward_statistics(rewards_PNS, parts_PN), **self.update(field, rows)}
         clock.lap("train")
@@ -167,10 +169,10 @@ class Trainer:
             pace=self.engine.pace,
         )
 
-    def sample(self, field: VelocityField, plan: Plan) -> Trajectories:
+    def sample(self, field: VelocityField, schedule: Schedule, plan: Plan) -> Trajectories:
         """Trajectories of the plan; intermediate states are kept if the credit rule asks."""
         return sample(
-            field, self.layout.table, plan,
+            field, schedule.table, plan,
             seed=self.recipe.run.seed, latent_shape=self.latent_shape,
             substeps=self.recipe.credit.estimate_substeps if self.rule.estimates else None,
         )  # fmt: skip
@@ -194,9 +196,9 @@ class Trainer:
         self.guard.rewards(rewards_PNS, lambda: {k: gather(v) for k, v in parts_MS.items()})
         return rewards_PNS, {name: gather(values[:, -1]) for name, values in parts_MS.items()}
 
-    def credit(self, rewards_PNS: Tensor) -> Tensor:
+    def credit(self, rewards_PNS: Tensor, schedule: Schedule) -> Tensor:
         """Advantages `[P, N, T]` of every step of the whole group; 0 in groups that are dropped."""
-        trainable_T = self.layout.trainable_T.to(rewards_PNS.device)
+        trainable_T = schedule.trainable_T.to(rewards_PNS.device)
         kept_P = finite_groups(rewards_PNS)
         advantages_PNT = rewards_PNS.new_zeros(*rewards_PNS.shape[:2], len(trainable_T))
         advantages_PNT[kept_P] = credit.advantages(
@@ -205,7 +207,7 @@ class Trainer:
         return advantages_PNT
 
     def rows(
-        self, trajectories: Trajectories, advantages_PNT: Tensor, plan: Plan
+        self, trajectories: Trajectories, advantages_PNT: Tensor, schedule: Schedule, plan: Plan
     ) -> TrajectoryRows:
         """This rank's trajectories with their advantages."""
         return TrajectoryRows(
@@ -213,9 +215,7 @@ class Trainer:
             logp_MT=trajectories.logp_MT,
             advantages_MT=advantages_PNT.flatten(0, 1)[self.layout.share],
             prompt_M=plan.prompt_G[plan.group_of_M],
-            table=self.layout.table.to(self.device),
-            kl_scale_T=self.layout.kl_scale_T.to(self.device),
-            weight_T=self.layout.weight_T.to(self.device),
+            schedule=schedule.to(self.device),
         )
 
     def update(self, field: VelocityField, rows: TrajectoryRows) -> dict[str, Any]:
@@ -235,7 +235,7 @@ class Trainer:
                 statistics.add(result.stats, batch, first=update == 0)
                 self.guard.rows(batch, result)
                 if update == 0 and part.stop == len(step):
-                    self.guard.drift(statistics.measure_drift(len(rows.table)))
+                    self.guard.drift(statistics.measure_drift(len(rows.schedule.table)))
                 taken = self.engine.backward(result.loss)
             norm = self.guard.norm(self.engine.grad_norm(), taken=taken)
             statistics.add_step(norm, taken=taken)

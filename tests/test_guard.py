@@ -62,9 +62,10 @@ def test_a_group_can_be_dropped(recipe: Make, tmp_path: Path) -> None:
     assert [row["dropped_images"] for row in records.read(tmp_path / "eval.jsonl")] == [2, 2]
     rewards = torch.rand(3, 4, 5)
     rewards[1, 2, 3] = float("nan")
-    advantages = trainer.credit(rewards)
+    schedule = trainer.layout.schedule(0)
+    advantages = trainer.credit(rewards, schedule)
     assert not advantages[1].any()
-    assert torch.equal(advantages[::2], trainer.credit(rewards[::2]))
+    assert torch.equal(advantages[::2], trainer.credit(rewards[::2], schedule))
     without = reward_statistics(rewards[::2], {})
     assert reward_statistics(rewards, {}) == {**without, "dropped_groups": 1}
     with pytest.raises(NonFinite, match="no group is left"):

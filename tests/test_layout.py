@@ -43,7 +43,7 @@ def test_ranks_share_the_rows_of_one(world: int) -> None:
 def test_every_noisy_row_is_used_once_and_no_other() -> None:
     (layout,) = layouts(recipe(updates_per_iteration=2), 1)
     pairs = [p for t, s in layout.updates(0) for p in zip(t.tolist(), s.tolist(), strict=True)]
-    noisy = [k for k, n in enumerate(layout.table[:, 2].tolist()) if n > 0]
+    noisy = [k for k, n in enumerate(layout.schedule(0).table[:, 2].tolist()) if n > 0]
     assert sorted(pairs) == [(m, k) for m in range(24) for k in noisy]
     assert layout.rows_per_update == 24 * len(noisy) // 2
     assert layout.micro_batches == 2  # 96 rows, 50 at a time

@@ -21,9 +21,11 @@ def trajectories() -> TrajectoryRows:
         logp_MT=torch.randn(M, T, generator=draw),
         advantages_MT=torch.randn(M, T, generator=draw),
         prompt_M=torch.arange(M) % 2,
-        table=TABLE,
-        kl_scale_T=sde.kl_scale(TABLE, SIGMAS, "velocity"),
-        weight_T=sde.step_weights(TABLE),
+        schedule=sde.Schedule(
+            table=TABLE,
+            kl_scale_T=sde.kl_scale(TABLE, SIGMAS, "velocity"),
+            weight_T=sde.step_weights(TABLE),
+        ),
     )
 
 

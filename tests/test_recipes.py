@@ -71,7 +71,7 @@ def test_its_numbers_fit_together(name: str) -> None:
         assert layout.rows_per_update % recipe.train.micro_batch_size == 0
     said = re.search(r"divides the (\d+) noisy steps", text(name))
     assert said
-    assert int(said[1]) == int(layout.trainable_T.sum())
+    assert int(said[1]) == int(layout.schedule(0).trainable_T.sum())
 
 
 @pytest.mark.parametrize("name", NAMES)
