@@ -6,24 +6,26 @@ with its place in the file and, where there is one, the nearest valid name.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveFloat,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from sfgrpo import names
-from sfgrpo.recipe_text import RecipeError, explain, numbers, override
+from sfgrpo.recipe_text import RecipeError, explain, override, read_file, refuse_mistaken
 
 
 class Section(BaseModel):
@@ -33,15 +35,32 @@ class Section(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
     )
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _meant(cls, value: Any, info: ValidationInfo) -> Any:
+        refuse_mistaken(value, cls.model_fields[str(info.field_name)].annotation)
+        return value
+
+
+def _home(value: Any) -> Any:
+    return os.path.expanduser(value) if isinstance(value, str | Path) else value
+
+
+Source = Annotated[str, BeforeValidator(_home)]
+"""Text that may be a path: ~ is the home folder."""
+Folder = Annotated[Path, BeforeValidator(_home)]
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
 
 class Run(Section):
-    output_dir: Path = Path("runs/default")
+    output_dir: Folder = Path("runs/default")
     """Where metrics, checkpoints, grids and the report go."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Key of all randomness; (seed, sample, step, element) decides every number drawn."""
-    iterations: int = Field(default=100, ge=1)
+    iterations: Count = 100
     """Iterations of: sample, score, credit, update."""
-    peer_timeout: float = Field(default=30, ge=1)
+    peer_timeout: float = Field(default=30, ge=1, le=86_400)
     """Seconds after which a machine that fell silent is given up and the run ends. A rank that
     dies, or whose machine says so, ends the run at once."""
 
@@ -52,20 +71,20 @@ class Model(Section):
     a backbone of your own."""
     options: dict[str, Any] = {}
     """Arguments of the backbone's `load` that no other key sets."""
-    path: str = "embedded"
+    path: Source = "embedded"
     """Local folder or hub id of a diffusers pipeline; "embedded" is the model in this package."""
     resolution: int | tuple[int, int] = 32
     """Pixels: the side of square images, or [height, width]."""
-    num_frames: int = Field(default=1, ge=1)
+    num_frames: Count = 1
     """Frames of a video; 1 for images."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Precision of the network in sampling and training; latents and densities stay fp32."""
-    max_sequence_length: int | None = Field(default=None, ge=0)
+    max_sequence_length: int | None = Field(default=None, ge=0, lt=2**31)
     """Tokens of the prompt embedding (of T5, where CLIP reads it, too); null is the stock
     pipeline's number, 0 is for Stable Diffusion 3 without T5."""
     text_encoders: Literal["resident", "offload"] = "resident"
     """Where the text encoders are while they do not embed: on the device, or in main memory."""
-    prompt_cache: Path | None = None
+    prompt_cache: Folder | None = None
     """Folder of prompt embeddings, keyed by their content. All prompts of a run are embedded before
     the network is loaded, then the text encoders leave memory; where all is there already they are
     not loaded."""
@@ -74,7 +93,7 @@ class Model(Section):
     what is installed and serves the network. One that cannot serve is an error."""
     compile_blocks: bool = False
     """torch.compile the network's repeated blocks; not at ZeRO stage 3."""
-    decode_batch: int | None = Field(default=None, ge=1)
+    decode_batch: Count | None = None
     """Samples decoded and scored at once; null is 64 images or one video."""
     vae_tiling: bool = False
     """Decode in overlapping tiles: less memory at large sizes, faint seams."""
@@ -109,8 +128,8 @@ class Model(Section):
 
 
 class Lora(Section):
-    rank: int = Field(default=32, ge=1)
-    alpha: int = Field(default=64, ge=1)
+    rank: Count = 32
+    alpha: Count = 64
     targets: tuple[str, ...] | None = None
     """Ends of the names of the linear layers that get adapters; null is the backbone's own list."""
 
@@ -120,9 +139,9 @@ class Sample(Section):
     """ "flow", "dance", "ddim", "cps" or "renoise"; or "module:function", a sampler of your own."""
     sampler_options: dict[str, Any] = {}
     """What the sampler takes beside the step."""
-    num_steps: int = Field(default=10, ge=1)
+    num_steps: int = Field(default=10, ge=1, le=10_000)
     """T, sampling steps of a training trajectory."""
-    eta: float = Field(default=0.7, ge=0)
+    eta: float = Field(default=0.7, ge=0, le=100)
     """Stochasticity of the sampler."""
     guidance_scale: float = Field(default=1.0, ge=0)
     """Scale w of classifier-free guidance, v_u + w (v_c - v_u); 1 runs the conditional branch
@@ -131,11 +150,11 @@ class Sample(Section):
     """What guidance leads away from."""
     embedded_guidance: float | None = Field(default=None, ge=0)
     """The guidance that a distilled network (FLUX.1-dev, FLUX.2-dev) is told; null for others."""
-    prompts_per_iteration: int = Field(default=8, ge=1)
+    prompts_per_iteration: Count = 8
     """P, groups of one iteration."""
-    group_size: int = Field(default=12, ge=2)
+    group_size: int = Field(default=12, ge=2, lt=2**31)
     """N, trajectories per prompt: each prompt drawn is repeated so often (Flow-GRPO's k)."""
-    batch_size: int = Field(default=96, ge=1)
+    batch_size: Count = 96
     """Rows of one forward in sampling."""
 
     @field_validator("sampler")
@@ -155,9 +174,9 @@ class Credit(Section):
     """What the rule takes beside this section."""
     normalize: Literal["joint", "per_step", "centered"] = "joint"
     """Over what mean and std of the gains are taken: see `sfgrpo.ops.gain_advantages`."""
-    estimate_substeps: int = Field(default=5, ge=1)
+    estimate_substeps: Count = 5
     """T', ODE substeps of a clean estimate; 1 is the plain Tweedie projection."""
-    stride: int = Field(default=1, ge=1)
+    stride: Count = 1
     """Gains over blocks of this many steps, credited to each step of the block."""
     statistics: Literal["trainable", "all"] = "trainable"
     """Whether noise-free steps, which have no gradient, enter mean and std. Their gains are the
@@ -176,7 +195,8 @@ class Credit(Section):
 class Train(Section):
     learning_rate: float = Field(default=3e-4, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """AdamW's decay of the first and the second moment."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     clip_range: float = Field(default=1e-4, gt=0, lt=1)
     """The ratio is clipped to [1 - clip_range, 1 + clip_range]; small, since the log-density is a
@@ -187,9 +207,9 @@ class Train(Section):
     """Which KL `beta` weighs: see `sfgrpo.sde.kl_scale`."""
     step_weights: Literal["equal", "balanced"] = "balanced"
     """Weight of each step in the policy term: see `sfgrpo.sde.step_weights`."""
-    updates_per_iteration: int = Field(default=1, ge=1)
+    updates_per_iteration: Count = 1
     """Optimiser steps an iteration's rows are split over, each row used once."""
-    micro_batch_size: int = Field(default=96, ge=1)
+    micro_batch_size: Count = 96
     """Rows of one forward and backward; gradients accumulate over micro-batches."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, the same
@@ -209,15 +229,15 @@ class Train(Section):
 
 
 class Eval(Section):
-    every: int = Field(default=10, ge=1)
+    every: Count = 10
     """Iterations between evaluations; the first and the last state are always evaluated."""
-    num_steps: int = Field(default=10, ge=1)
+    num_steps: int = Field(default=10, ge=1, le=10_000)
     """ODE steps."""
-    images_per_prompt: int = Field(default=4, ge=2)
+    images_per_prompt: int = Field(default=4, ge=2, lt=2**31)
     """Images from fixed noise that training never draws."""
-    prompts: int = Field(default=40, ge=1)
+    prompts: Count = 40
     """Held-out noise is shown on this many prompts, spread evenly over those of evaluation."""
-    prompts_from: str | None = None
+    prompts_from: Source | None = None
     """Prompts of evaluation, a source like `prompts`; null: the validation or test split of a
     folder that has one, else those of `held_out`, else the training prompts."""
     held_out: float = Field(default=0, ge=0, lt=1)
@@ -247,9 +267,9 @@ class Eval(Section):
 
 
 class Checkpoint(Section):
-    every: int = Field(default=10, ge=1)
+    every: Count = 10
     """Iterations between checkpoints; the last state is always saved."""
-    keep: int = Field(default=2, ge=1)
+    keep: Count = 2
     """How many are kept."""
     keep_best: bool = False
     """Whether `checkpoints/best` keeps the weights of the evaluation with the highest reward."""
@@ -282,7 +302,7 @@ class Recipe(Section):
     model: Model = Model()
     lora: Lora | None = Lora()
     """Null trains all weights of the transformer."""
-    prompts: str = "embedded"
+    prompts: Source = "embedded"
     """A JSONL file, one {"prompt": ..., any metadata the rewards read} a line; a text file with a
     prompt a line; the folder of a Hugging Face dataset (column "prompt", else "caption", else
     "text"; the others are metadata); "embedded", the set of the embedded model; or "signs", 302
@@ -291,7 +311,7 @@ class Recipe(Section):
     """Weights of the mixed rewards; names are files in sfgrpo/rewards or "module:function"."""
     reward_options: dict[str, dict[str, Any]] = {}
     """Arguments of a reward's `build`, by the reward's name."""
-    reward_frames: int = Field(default=8, ge=1)
+    reward_frames: Count = 8
     """How many frames of a video a reward of images sees."""
     sample: Sample = Sample()
     credit: Credit = Credit()
@@ -300,12 +320,33 @@ class Recipe(Section):
     checkpoint: Checkpoint = Checkpoint()
     deepspeed: Deepspeed = Deepspeed()
 
+    @field_validator("reward", mode="before")
+    @classmethod
+    def _weights(cls, reward: Any) -> Any:
+        for name, weight in reward.items() if isinstance(reward, dict) else ():
+            try:
+                refuse_mistaken(weight, float)
+            except ValueError as error:
+                raise ValueError(f"weight of '{name}': {error}, got {weight!r}") from None
+        return reward
+
     @field_validator("reward")
     @classmethod
     def _rewards(cls, reward: dict[str, float]) -> dict[str, float]:
         for name in reward:
             names.REWARD.check(name)
+        if not any(reward.values()):
+            raise ValueError("needs a reward whose weight is not 0")
         return reward
+
+    @model_validator(mode="after")
+    def _fits(self) -> Recipe:
+        if self.credit.stride > self.sample.num_steps:
+            raise ValueError(
+                f"credit.stride: {self.credit.stride} is more than the {self.sample.num_steps} "
+                "steps of sample.num_steps"
+            )
+        return self
 
     @model_validator(mode="after")
     def _compiles(self) -> Recipe:
@@ -325,17 +366,17 @@ def recipe_names() -> list[str]:
     )
 
 
-def _source(recipe: str) -> str:
+def _file(recipe: str) -> Path:
     path = Path(recipe)
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
             raise RecipeError(f"recipe file '{recipe}' does not exist")
-        return path.read_text(encoding="utf-8")
+        return path
     if recipe not in recipe_names():
         raise RecipeError(
             names.unknown_name("recipe", recipe, recipe_names()) + "; or give a .yaml file"
         )
-    return (resources.files("sfgrpo.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
+    return Path(str(resources.files("sfgrpo.recipes") / f"{recipe}.yaml"))
 
 
 def load(recipe: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
@@ -348,16 +389,18 @@ def load(recipe: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
     Raises:
         RecipeError: with one line per wrong key.
     """
-    try:
-        data = numbers(yaml.safe_load(_source(recipe)) or {})
-    except yaml.YAMLError as error:
-        raise RecipeError(f"recipe '{recipe}' is not valid YAML: {error}") from None
-    if not isinstance(data, dict):
-        raise RecipeError(
-            f"recipe '{recipe}' must be a mapping of sections, got {type(data).__name__}"
-        )
+    data = read_file(_file(recipe))
     for key, value in overrides:
-        override(data, key, value)
+        override(data, key, value, Recipe)
+    return validated(data)
+
+
+def validated(data: Mapping[str, Any]) -> Recipe:
+    """The recipe of these sections.
+
+    Raises:
+        RecipeError: with one line per wrong key.
+    """
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:

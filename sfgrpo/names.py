@@ -25,12 +25,22 @@ OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 """The form "package.module:function"."""
 
 
+SHOWN = 60
+"""Characters of a wrong value that a message repeats."""
+
+
+def shortened(value: object) -> str:
+    """A value as a message repeats it: on one line, and not all of it if it is long."""
+    text = value if isinstance(value, str) and value.isprintable() else repr(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
+
+
 def unknown_name(what: str, got: str, known: Iterable[str]) -> str:
     """A message that says what was given, what may have been meant, and what there is."""
     names = sorted(known)
     near = difflib.get_close_matches(got, names, n=1, cutoff=0.4)
     hint = f" did you mean '{near[0]}'?" if near else ""
-    return f"unknown {what} '{got}';{hint} (known: {', '.join(names)})"
+    return f"unknown {what} '{shortened(got)}';{hint} (known: {', '.join(names)})"
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,9 @@ class Kind:
         if name not in self.names() and not OWN.fullmatch(name):
             known = self.names()
             if not known:
-                raise ValueError(f"{self.what} '{name}' is not of the form 'module:function'")
+                raise ValueError(
+                    f"{self.what} '{shortened(name)}' is not of the form 'module:function'"
+                )
             raise ValueError(unknown_name(self.what, name, known) + "; or 'module:function'")
 
     def resolve(self, name: str) -> Callable[..., Any]:

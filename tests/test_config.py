@@ -41,7 +41,7 @@ def test_overrides_are_read_as_yaml() -> None:
         ("credit.rule", "stepwize", "credit.rule: .* did you mean 'stepwise'"),
         ("train.learning_rate", "-3", "greater than 0 .got -3"),
         ("run.seed.x", "1", "'seed' is not a section"),
-        ("train.beta", "nan", "finite"),
+        ("train.beta", ".nan", "finite"),
         ("train.loss_scale", "dynamical", "train.loss_scale.*unknown value 'dynamical'.*'dynamic'"),
         ("deepspeed.zero_stage", "4", "deepspeed.zero_stage: unknown value '4'"),
         ("deepspeed.offload_optimizer", "cpu", "offload_optimizer: cpu needs zero_stage 1 or more"),
