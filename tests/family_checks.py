@@ -21,8 +21,8 @@ from sfgrpo.backbones._pipeline import PipelineBackbone
 from sfgrpo.backbones._tokens import PACK, UNPACK
 from sfgrpo.rollout import START, Plan, VelocityField, sample
 from sfgrpo.run import records
-from tests import families
-from tests.families import FAMILIES, PROMPTS, Family, diffusers
+from tests.support import families
+from tests.support.families import FAMILIES, PROMPTS, Family, diffusers
 
 SEED, STEPS = 7, 3
 
@@ -136,7 +136,7 @@ def recipe(name: str, folder: Path, out: Path, **changes: str) -> config.Recipe:
         "model.num_frames": str(frames),
         "model.max_sequence_length": str(family.length),
         "prompts": str(prompts),
-        "reward": "{'tests.rewards:Redness': 1}",
+        "reward": "{'tests.support.rewards:Redness': 1}",
         "run": f"{{output_dir: {out}, iterations: 1, seed: 1}}",
         "lora": "{rank: 4, alpha: 8}",
         "sample.num_steps": "4",

@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 from sfgrpo import config
 from sfgrpo.run import checkpoints
 from sfgrpo.run.checkpoints import Checkpoints
-from tests import tiny
+from tests.support import tiny
 
 
 class Run:

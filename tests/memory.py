@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from tests import ranks
+from tests.support import ranks
 
 ROWS = 2
 

@@ -26,12 +26,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch import distributed as dist
 
-from tests import ranks
+from tests.support import ranks
 
 LEARNING_RATE = 1e-3
 
 RECIPE = {
-    "reward": "{'tests.rewards:Redness': 1}",
+    "reward": "{'tests.support.rewards:Redness': 1}",
     "sample.prompts_per_iteration": "3",
     "sample.group_size": "4",
     "sample.num_steps": "4",
@@ -142,7 +142,7 @@ def _count_gathered() -> Counter[str]:
 def _run(folder: Path, name: str, case: Case, gathered: Counter[str]) -> Outcome:
     from sfgrpo import config, engine, trainer
     from sfgrpo.run import records
-    from tests.plain import PlainEngine
+    from tests.support.plain import PlainEngine
 
     latents, advantages = [], []
 

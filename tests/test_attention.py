@@ -9,7 +9,7 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 
 from sfgrpo.backbones import _attention, _joint_attention
-from tests import families
+from tests.support import families
 
 Registry: Any = _AttentionBackendRegistry
 

@@ -20,7 +20,7 @@ from sfgrpo.run.checkpoints import CheckpointError, Checkpoints, State
 from sfgrpo.run.randomness import reseed
 from sfgrpo.run.stopping import Signals
 from sfgrpo.trainer import Trainer
-from tests.rewards import Redness
+from tests.support.rewards import Redness
 
 Make = Callable[..., config.Recipe]
 

@@ -23,12 +23,13 @@ from sfgrpo.ops._library import REFERENCES
 from sfgrpo.policy import Policy
 from sfgrpo.run import records
 from sfgrpo.trainer import Trainer
-from tests import families, held
-from tests.families import FAMILIES
+from tests import held
+from tests.support import families
+from tests.support.families import FAMILIES
 
 TINY = {
     "run.iterations": "1",
-    "reward": "{'tests.rewards:Redness': 1}",
+    "reward": "{'tests.support.rewards:Redness': 1}",
     "sample": "{prompts_per_iteration: 2, group_size: 3, num_steps: 4, batch_size: 8}",
     "credit.estimate_substeps": "2",
     "train.updates_per_iteration": "1",
@@ -219,10 +220,12 @@ def test_a_backbone_of_ones_own_is_not_estimated(
     recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(json.dumps(recipe(model__backbone="tests.toy:load").model_dump(mode="json")))
+    path.write_text(
+        json.dumps(recipe(model__backbone="tests.support.toy:load").model_dump(mode="json"))
+    )
     assert cli.main(["doctor", str(path)]) == 0
     text = capsys.readouterr().out
-    assert "'tests.toy:load' is not estimated" in text
+    assert "'tests.support.toy:load' is not estimated" in text
     assert "Nothing prevents training" in text
 
 

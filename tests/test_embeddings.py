@@ -12,8 +12,9 @@ import torch
 from sfgrpo import embeddings
 from sfgrpo.backbones.base import Conditioning
 from sfgrpo.run import records
-from tests import families, family_checks
-from tests.families import PROMPTS
+from tests import family_checks
+from tests.support import families
+from tests.support.families import PROMPTS
 
 CPU = torch.device("cpu")
 CACHED = ["sd3", "flux", "flux2", "qwenimage", "wan22", "zimage"]

@@ -15,8 +15,9 @@ from sfgrpo import backbones, report
 from sfgrpo.backbones.base import Conditioning
 from sfgrpo.backbones.wan import Experts
 from sfgrpo.run import records
-from tests import families, family_checks
-from tests.families import FAMILIES, PROMPTS
+from tests import family_checks
+from tests.support import families
+from tests.support.families import FAMILIES, PROMPTS
 from tests.test_trainer import command_line
 
 GUIDED = [name for name, family in FAMILIES.items() if family.guided]

@@ -17,10 +17,10 @@ from sfgrpo.rollout import Trajectories
 from sfgrpo.run import records
 from sfgrpo.statistics import Drift, reward_statistics
 from sfgrpo.trainer import Trainer
-from tests.rewards import Patchy
+from tests.support.rewards import Patchy
 
 Make = Callable[..., config.Recipe]
-PATCHY = "{'tests.rewards:Redness': 1, 'tests.rewards:Patchy': 1}"
+PATCHY = "{'tests.support.rewards:Redness': 1, 'tests.support.rewards:Patchy': 1}"
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +41,9 @@ def test_a_reward_that_is_not_finite_is_named(recipe: Make, tmp_path: Path) -> N
     spoilt = trainer.draw()[1].text
     trainer.evaluate()
     trainer.progress.state.evaluated, Patchy.spoilt = 0, spoilt
-    with pytest.raises(NonFinite, match=rf"'tests.rewards:Patchy' is inf for prompt '{spoilt}'"):
+    with pytest.raises(
+        NonFinite, match=rf"'tests.support.rewards:Patchy' is inf for prompt '{spoilt}'"
+    ):
         trainer.train()
     assert not records.read(tmp_path / "metrics.jsonl")
 
@@ -54,7 +56,9 @@ def test_a_group_can_be_dropped(recipe: Make, tmp_path: Path) -> None:
     )  # fmt: skip
     trainer = Trainer(given)
     Patchy.spoilt = trainer.draw()[0].text
-    with pytest.warns(UserWarning, match="1 of 2 groups dropped: reward 'tests.rewards:Patchy'"):
+    with pytest.warns(
+        UserWarning, match="1 of 2 groups dropped: reward 'tests.support.rewards:Patchy'"
+    ):
         trainer.train()
     (row,) = records.read(tmp_path / "metrics.jsonl")
     assert row["dropped_groups"] == 1

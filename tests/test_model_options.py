@@ -10,8 +10,9 @@ import torch
 
 from sfgrpo.backbones import _loading
 from sfgrpo.trainer import Trainer
-from tests import families, family_checks
-from tests.families import PROMPTS
+from tests import family_checks
+from tests.support import families
+from tests.support.families import PROMPTS
 
 
 @pytest.fixture(scope="module")

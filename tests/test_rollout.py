@@ -10,7 +10,7 @@ import torch
 
 from sfgrpo import ops, sde
 from sfgrpo.rollout import START, Plan, Trajectories, VelocityField, clean_estimates, sample
-from tests.toy import PointBackbone, PointVelocity
+from tests.support.toy import PointBackbone, PointVelocity
 
 T, GROUPS, SIZE = 6, 3, 4
 CENTRES = ["-1", "0.5", "2"]

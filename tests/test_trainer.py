@@ -22,7 +22,7 @@ from sfgrpo.backbones import sd3
 from sfgrpo.rollout import START, sample
 from sfgrpo.run import records
 from sfgrpo.trainer import Trainer
-from tests.rewards import Crash, Redness
+from tests.support.rewards import Crash, Redness
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +127,7 @@ def test_a_finished_run_can_be_extended_but_not_changed(recipe, tmp_path: Path) 
 
 
 def test_a_reward_that_is_not_a_number_stops_the_run(recipe, tmp_path: Path) -> None:
-    given = recipe(tmp_path, reward="{'tests.rewards:NotANumber': 1}")
+    given = recipe(tmp_path, reward="{'tests.support.rewards:NotANumber': 1}")
     with pytest.raises(ValueError, match="NotANumber' is nan for prompt 'a white"):
         Trainer(given).train()
 

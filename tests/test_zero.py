@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests import parity, ranks
+from tests import parity
 from tests.parity import LEARNING_RATE, Case, Outcome, difference, distance
+from tests.support import ranks
 
 STAGES = [Case(stage, weights) for weights in ("lora", "full") for stage in range(4)]
 LAYERS = Case(

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 
 
 class RankError(RuntimeError):
@@ -57,7 +57,7 @@ def _start(target: str, rank: int, world: int, folder: Path) -> subprocess.Popen
     }
     with (folder / f"output{rank}").open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.ranks", target, str(folder)],
+            [sys.executable, "-m", "tests.support.ranks", target, str(folder)],
             env=environment, stdout=output, stderr=subprocess.STDOUT, cwd=REPOSITORY,
         )  # fmt: skip
 

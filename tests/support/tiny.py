@@ -7,7 +7,7 @@ from pathlib import Path
 
 SMALL = {
     "run.iterations": "3",
-    "reward": "{'tests.rewards:Redness': 1}",
+    "reward": "{'tests.support.rewards:Redness': 1}",
     "sample.prompts_per_iteration": "2",
     "sample.group_size": "4",
     "sample.num_steps": "4",
