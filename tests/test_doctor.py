@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.trainer import held
 from sfgrpo import backbones, cli, config
 from sfgrpo.doctor import footprint, machine, memory, selfcheck
 from sfgrpo.doctor.memory import Network, Setting, Work
@@ -23,7 +24,6 @@ from sfgrpo.ops._library import REFERENCES
 from sfgrpo.policy import Policy
 from sfgrpo.run import records
 from sfgrpo.trainer import Trainer
-from tests import held
 from tests.support import families
 from tests.support.families import FAMILIES
 

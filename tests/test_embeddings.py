@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.trainer import family_checks
 from sfgrpo import embeddings
 from sfgrpo.backbones.base import Conditioning
 from sfgrpo.run import records
-from tests import family_checks
 from tests.support import families
 from tests.support.families import PROMPTS
 

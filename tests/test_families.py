@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.trainer import family_checks
 from sfgrpo import backbones, report
 from sfgrpo.backbones.base import Conditioning
 from sfgrpo.backbones.wan import Experts
 from sfgrpo.run import records
-from tests import family_checks
 from tests.support import families
 from tests.support.families import FAMILIES, PROMPTS
 from tests.test_trainer import command_line

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.trainer import family_checks
 from sfgrpo.backbones import _loading
 from sfgrpo.trainer import Trainer
-from tests import family_checks
 from tests.support import families
 from tests.support.families import PROMPTS
 

@@ -1,4 +1,4 @@
-"""Training is the same at every ZeRO stage and on any number of ranks; see tests/parity.py."""
+"""Training is the same at every ZeRO stage, on any number of ranks (benchmarks.trainer.parity)."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests import parity
-from tests.parity import LEARNING_RATE, Case, Outcome, difference, distance
+from benchmarks.trainer import parity
+from benchmarks.trainer.parity import LEARNING_RATE, Case, Outcome, difference, distance
 from tests.support import ranks
 
 STAGES = [Case(stage, weights) for weights in ("lora", "full") for stage in range(4)]

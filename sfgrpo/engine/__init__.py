@@ -8,7 +8,7 @@
     training.py        the engine: accumulate, step, save, load
 
 What DeepSpeed 0.19.8 does, found by comparing parameters with a plain PyTorch loop (two ranks and
-one, LoRA and full weights; `python -m tests.parity` repeats the part that we rely on):
+one, LoRA and full weights; `python -m benchmarks.trainer.parity` repeats the part that we rely on):
 
 Many backward passes per optimiser step
 - `gradient_accumulation_steps` = micro-batches per step, then `engine(...)`, `engine.backward`,

@@ -1,6 +1,6 @@
 """Several ranks on one machine, for tests: start them, collect what they return, end them all.
 
-    results = ranks.run("tests.parity:work", 2, {"any": "picklable argument"})
+    results = ranks.run("benchmarks.trainer.parity:work", 2, {"any": "picklable argument"})
 
 calls `work(argument)` in two processes that have joined one gloo group, and returns the two results
 in the order of their ranks. Starting a process costs seconds (imports), so one call should do many

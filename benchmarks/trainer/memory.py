@@ -1,6 +1,6 @@
 """Does the memory of a rank fall with the ZeRO stage? Prints the table (CPU, two ranks).
 
-    python -m tests.memory [layers]    16 layers are 113 M parameters
+    python -m benchmarks.trainer.memory [layers]    16 layers are 113 M parameters
 
 Policy, reference, averaged weights, gradients and optimiser of the embedded model's transformer
 class, scaled up, over two optimiser steps of two micro-batches. Megabytes per rank above what the
@@ -82,11 +82,11 @@ def main() -> None:
     for weights, lora in (("full", "null"), ("lora", "{rank: 32, alpha: 64}")):
         for stage in range(4):
             argument = (stage, lora, layers)
-            results = ranks.run("tests.memory:work", 2, argument, timeout=900)
+            results = ranks.run("benchmarks.trainer.memory:work", 2, argument, timeout=900)
             size, *measured = (max(column) for column in zip(*results, strict=True))
             cells = [weights, f"{size / 1e6:.0f} M", f"{stage}", *(f"{m:.0f}" for m in measured)]
             print(f"| {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":
-    importlib.import_module("tests.memory").main()
+    importlib.import_module("benchmarks.trainer.memory").main()

@@ -1,6 +1,6 @@
 """Kill a run again and again, and see whether it ends like one that was left alone.
 
-    python -m tests.kill_run --kills 50 --folder kills
+    python -m benchmarks.trainer.kill_run --kills 50 --folder kills
 
 A tiny recipe runs as a process of its own. It is killed with SIGKILL at random moments, half of
 them while it writes or removes a checkpoint, and started again by the same command. At the end its

@@ -1,6 +1,6 @@
 """Is training the same at every ZeRO stage, on any number of ranks? Prints the table.
 
-    python -m tests.parity [ranks ...]    stage x ranks x weights -> parameter difference
+    python -m benchmarks.trainer.parity [ranks ...]    stage x ranks x weights -> difference
 
 Every case is a whole run of the trainer (sampling, rewards, credit, several micro-batches and
 optimiser steps per iteration) from the same start, compared with the run that takes its steps in
@@ -212,7 +212,9 @@ def run(
     def start(world: int, folder: Path) -> dict[str, Outcome]:
         # Stage 3 last: from then on DeepSpeed's own linear layers round differently in the process.
         ordered = sorted(cases[world], key=lambda case: case.stage)
-        results = ranks.run("tests.parity:work", world, (folder, ordered), timeout=timeout)
+        results = ranks.run(
+            "benchmarks.trainer.parity:work", world, (folder, ordered), timeout=timeout
+        )
         return {str(case): found for case, found in zip(ordered, results[0], strict=True)}
 
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor() as pool:
@@ -264,4 +266,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":  # the module under its own name, which is the one the ranks know
-    importlib.import_module("tests.parity").main()
+    importlib.import_module("benchmarks.trainer.parity").main()

@@ -1,6 +1,6 @@
 """What is measured of every family: parity with its stock pipeline, an iteration, its export.
 
-python -m tests.family_checks            the table of benchmarks/results/families_cpu.md
+python -m benchmarks.trainer.family_checks        the table of benchmarks/results/families_cpu.md
 """
 
 from __future__ import annotations

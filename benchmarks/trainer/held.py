@@ -1,6 +1,6 @@
 """What an engine really holds: bytes of live tensors between two micro-batches.
 
-`deepspeed --num_gpus 2 --module tests.held` prints it for two ranks.
+`deepspeed --num_gpus 2 --module benchmarks.trainer.held` prints it for two ranks.
 """
 
 from __future__ import annotations
