@@ -1,7 +1,7 @@
 """What a run holds in memory on one rank, by ZeRO stage: arithmetic on plain numbers.
 
 DeepSpeed 0.19.8, found by counting the bytes of live tensors between micro-batches, on one rank and
-on two (`tests/test_doctor.py` repeats the part that a CPU can). Per trained element, with b bytes a
+on two; `tests/doctor/test_doctor.py` repeats what a CPU can. Per trained element, with b bytes a
 weight, a bytes an accumulated gradient, W ranks, B the bucket's elements per trained element:
 
              weights  gradients                          optimiser       bucket      during the step

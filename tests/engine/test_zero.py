@@ -129,7 +129,7 @@ def test_one_gather_serves_a_rollout(outcomes: dict[int, Outcomes]) -> None:
 
 def test_a_rank_that_fails_ends_the_others_and_shows_why() -> None:
     with pytest.raises(ranks.RankError, match=r"rank 1 ended .*\n(.*\n)*.*ZeroDivisionError"):
-        ranks.run("tests.test_zero:fail_on_one", 2, None)
+        ranks.run("tests.engine.test_zero:fail_on_one", 2, None)
 
 
 def fail_on_one(_: None) -> None:
