@@ -15,8 +15,9 @@ from sfgrpo.config import Recipe
 from sfgrpo.engine.configuration import stage
 from sfgrpo.evaluate import Evaluation
 from sfgrpo.policy import Ema
-from sfgrpo.run import checkpoints, records
+from sfgrpo.run import checkpoints, records, samples
 from sfgrpo.run.checkpoints import Checkpoints, State
+from sfgrpo.run.logs import Logs
 
 
 class Progress:
@@ -47,7 +48,7 @@ class Progress:
         )
         self.state = State(world=engine.world(), zero_stage=stage(recipe))
         self.saved = self._resume()
-        self.logs = records.Logs(self.folder, self.saved) if self.main else None
+        self.logs = Logs(self.folder, self.saved) if self.main else None
 
     def _resume(self) -> int | None:
         """Continue the newest whole checkpoint; returns its iteration, None if there is none."""
@@ -84,7 +85,7 @@ class Progress:
         state, reward = self.state, result.numbers["reward"]
         self.log("eval", result.numbers)
         if self.main:
-            records.save_samples(self.folder, state.iteration, result)
+            samples.save_samples(self.folder, state.iteration, result)
         state.evaluated = state.iteration
         if state.best_reward is None or reward > state.best_reward:
             state.best_reward, state.best_iteration = reward, state.iteration

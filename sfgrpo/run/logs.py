@@ -1,0 +1,45 @@
+"""A run's logs: lines of JSON that are appended to, and their numbers for TensorBoard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from sfgrpo.run.checkpoints import sync_folder
+from sfgrpo.run.records import LOGS, read, write_atomically
+
+
+class Logs:
+    """Appends to a run's logs and mirrors numbers to TensorBoard."""
+
+    def __init__(self, folder: Path, start: int | None) -> None:
+        """Continue the logs of `folder` after iteration `start`, dropping what came later; None
+        drops everything."""
+        self.folder, last = folder, -1 if start is None else start
+        for name in LOGS:
+            kept = [row for row in read(folder / name) if row["iteration"] <= last]
+            write_atomically(folder / name, "".join(json.dumps(row) + "\n" for row in kept))
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=last + 1)
+
+    def write(self, log: str, iteration: int, values: Mapping[str, Any]) -> None:
+        """Append one line to `<log>.jsonl`."""
+        with (self.folder / f"{log}.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"iteration": iteration, **values}) + "\n")
+        for name, value in values.items():
+            parts = value if isinstance(value, Mapping) else {"": value}
+            for part, number in parts.items():
+                if isinstance(number, int | float):
+                    self.board.add_scalar(f"{log}/{name}/{part}".strip("/"), number, iteration)
+
+    def sync(self) -> None:
+        """Have every line on the disk: a checkpoint counts on those before it."""
+        for name in LOGS:
+            if (self.folder / name).exists():
+                sync_folder(self.folder / name)
+
+    def close(self) -> None:
+        self.board.close()
