@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -27,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sfgrpo import backbones, engine
+from sfgrpo import backbones, engine, files
 from sfgrpo.backbones.base import DTYPES, Conditioning
 from sfgrpo.config import Recipe
 from sfgrpo.prompts import Split
@@ -78,10 +77,8 @@ class Cache:
             parts: dict[str, Tensor] = {"tokens": tokens[None]}
             if found.pooled is not None:
                 parts["pooled"] = found.pooled[row : row + 1]
-            path = self.path(prompt)
-            aside = path.with_name(f"{path.name}.{os.getpid()}")
-            save_file({name: part.cpu().contiguous() for name, part in parts.items()}, aside)
-            aside.replace(path)
+            with files.replacing(self.path(prompt)) as aside:
+                save_file({name: part.cpu().contiguous() for name, part in parts.items()}, aside)
 
 
 def open_cache(recipe: Recipe) -> Cache | None:

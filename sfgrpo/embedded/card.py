@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sfgrpo import files
 from sfgrpo.embedded.data import COLOURS
 
 TEMPLATE = """---
@@ -76,4 +77,4 @@ def write_card(
         digits=" | ".join(f"{scores[f'ocr_{digit}']:.2f}" for digit in range(10)),
         **{name: f"{scores[name]:.3f}" for name in ("ocr", "colour", "classifier")},
     )
-    (out / "README.md").write_text(text, encoding="utf-8")
+    files.write(out / "README.md", text)

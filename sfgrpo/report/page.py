@@ -12,8 +12,9 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from sfgrpo import files
 from sfgrpo.report import plots
-from sfgrpo.run.records import read, write_atomically
+from sfgrpo.run.records import read
 
 STYLE = """
 :root { color-scheme: light; }
@@ -144,5 +145,5 @@ def write(folder: Path) -> str:
         f"<style>{STYLE}</style></head><body><main>{''.join(body)}</main></body></html>"
     )
     path = folder / "report.html"
-    write_atomically(path, page)
+    files.write(path, page)
     return f"{summary(folder)}\nreport: {path}"

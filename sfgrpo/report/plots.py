@@ -19,6 +19,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sfgrpo import files
 from sfgrpo.run.records import read
 
 Log = Sequence[Mapping[str, Any]]
@@ -214,6 +215,7 @@ def compare(runs: Sequence[Path], out: Path, *, metric: str = "reward") -> Path:
     axes.set(title=f"{metric.replace('_', ' ')} on held-out noise", xlabel="iteration")
     axes.legend(loc="lower right")
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=160)
+    with files.replacing(out) as aside:
+        figure.savefig(aside, dpi=160)
     plt.close(figure)
     return out

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from sfgrpo import files
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -62,14 +63,6 @@ class State:
     zero_stage: int = 0
     """What they sharded."""
     layout: int = LAYOUT
-
-
-def write_file(path: Path, text: str) -> None:
-    """Write a file and have it on the disk before this returns."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def refusal(state: State, *, world: int, zero_stage: int) -> str | None:
@@ -167,7 +160,7 @@ class Checkpoints:
         write(aside)
         barrier()
         if self.main:
-            write_file(aside / STATE, json.dumps(asdict(state), indent=1))
+            files.write(aside / STATE, json.dumps(asdict(state), indent=1))
             self._publish(aside, name)
             for old in self.saved()[: -self.keep]:
                 self._remove(old)
@@ -181,7 +174,7 @@ class Checkpoints:
         barrier()
         if self.main:
             described = {"reward": state.best_reward, "iteration": state.best_iteration}
-            write_file(aside / "best.json", json.dumps(described))
+            files.write(aside / "best.json", json.dumps(described))
             self._publish(aside, "best")
         barrier()
 
@@ -194,15 +187,14 @@ class Checkpoints:
 
     def _publish(self, aside: Path, name: str) -> None:
         """Have the folder's files on the disk, describe them, give the folder its name."""
-        sync(aside)
-        write_file(aside / MANIFEST, json.dumps({"files": sums(aside)}, indent=1))
-        sync_folder(aside)
+        files.sync_tree(aside)
+        files.write(aside / MANIFEST, json.dumps({"files": sums(aside)}, indent=1))
         final, former = self.folder / name, self.folder / f"removing-{name}"
         if final.exists():
             shutil.rmtree(former, ignore_errors=True)
             final.rename(former)
         aside.rename(final)
-        sync_folder(self.folder)
+        files.sync(self.folder)
         shutil.rmtree(former, ignore_errors=True)
 
     def _remove(self, folder: Path) -> None:
@@ -247,19 +239,6 @@ def damage(folder: Path) -> list[str]:
         elif found[name]["sha256"] != digest:
             problems.append(f"{name} has other contents than were written (SHA-256)")
     return problems
-
-
-def sync(folder: Path) -> None:
-    """Flush a folder, and every file below it, to the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        sync_folder(path)
-
-
-def sync_folder(path: Path) -> None:
-    """Flush one folder's list of names (or one file) to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def _told(found: dict[Path, list[str]]) -> str:

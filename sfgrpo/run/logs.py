@@ -9,8 +9,8 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from sfgrpo.run.checkpoints import sync_folder
-from sfgrpo.run.records import LOGS, read, write_atomically
+from sfgrpo import files
+from sfgrpo.run.records import LOGS, read
 
 
 class Logs:
@@ -22,7 +22,7 @@ class Logs:
         self.folder, last = folder, -1 if start is None else start
         for name in LOGS:
             kept = [row for row in read(folder / name) if row["iteration"] <= last]
-            write_atomically(folder / name, "".join(json.dumps(row) + "\n" for row in kept))
+            files.write(folder / name, "".join(json.dumps(row) + "\n" for row in kept))
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=last + 1)
 
     def write(self, log: str, iteration: int, values: Mapping[str, Any]) -> None:
@@ -39,7 +39,7 @@ class Logs:
         """Have every line on the disk: a checkpoint counts on those before it."""
         for name in LOGS:
             if (self.folder / name).exists():
-                sync_folder(self.folder / name)
+                files.sync(self.folder / name)
 
     def close(self) -> None:
         self.board.close()

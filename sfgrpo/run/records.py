@@ -11,17 +11,20 @@ checkpoints/    see `sfgrpo.run.checkpoints`
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from sfgrpo import files
+
 if TYPE_CHECKING:  # reading a run takes no PyTorch
     from sfgrpo.config import Recipe
 
 LOGS = ("metrics.jsonl", "eval.jsonl", "timing.jsonl")
+SAMPLES = ("images", "samples", "videos")
+"""Folders of what is kept of evaluations."""
 FREE = {
     "run.iterations", "run.output_dir", "run.peer_timeout",
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
@@ -42,16 +45,6 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines() if line.strip()]
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file by a complete new one, or leave the old."""
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
 def prepare(folder: Path, recipe: Recipe, *, fresh: bool) -> None:
     """Make `folder` ready for this recipe: new, or the same recipe's earlier run.
 
@@ -65,7 +58,7 @@ def prepare(folder: Path, recipe: Recipe, *, fresh: bool) -> None:
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
     if fresh:
         # The recipe goes last: stopped in between, what is left is still that recipe's.
-        for name in ("checkpoints", "tensorboard", "images", "samples", "videos", "model"):
+        for name in ("checkpoints", "tensorboard", "model", *SAMPLES):
             shutil.rmtree(folder / name, ignore_errors=True)
         for name in (*LOGS, "report.html", "failure.txt", "recipe.yaml"):
             (folder / name).unlink(missing_ok=True)
@@ -76,8 +69,10 @@ def prepare(folder: Path, recipe: Recipe, *, fresh: bool) -> None:
                 f"'{folder}' holds a run of another recipe ({', '.join(changed)}); "
                 "choose another --run.output_dir, or start over with --fresh"
             )
-    else:
-        write_atomically(described, text)
+    for place in (folder, *(folder / name for name in SAMPLES)):
+        files.clean(place)
+    if not described.exists():
+        files.write(described, text)
 
 
 def _differences(old: Any, new: Any, place: str = "") -> list[str]:

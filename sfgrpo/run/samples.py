@@ -10,8 +10,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sfgrpo import files
 from sfgrpo.evaluate import Evaluation
-from sfgrpo.run.records import write_atomically
 
 FRAME_RATE = 16
 """Frames a second of the videos that are kept; Wan's."""
@@ -23,10 +23,10 @@ def save_videos(folder: Path, iteration: int, videos: Tensor) -> None:
     place.mkdir(exist_ok=True)
     for k, video in enumerate(rearrange(videos, "k f c h w -> k f h w c").numpy()):
         first, *rest = map(Image.fromarray, video)
-        first.save(
-            place / f"{iteration:06d}-{k}.webp", save_all=True, append_images=rest,
-            duration=1000 // FRAME_RATE, loop=0,
-        )  # fmt: skip
+        with files.replacing(place / f"{iteration:06d}-{k}.webp") as aside:
+            first.save(
+                aside, save_all=True, append_images=rest, duration=1000 // FRAME_RATE, loop=0
+            )
 
 
 def save_samples(folder: Path, iteration: int, evaluation: Evaluation) -> None:
@@ -34,14 +34,16 @@ def save_samples(folder: Path, iteration: int, evaluation: Evaluation) -> None:
     what is no image as `samples/<iteration>.safetensors`."""
     samples_PN = evaluation.samples_PN
     pictures = samples_PN.dtype == torch.uint8
-    path = folder / ("images" if pictures else "samples") / f"{iteration:06d}"
-    path.parent.mkdir(exist_ok=True)
-    if pictures:
-        grid = rearrange(samples_PN, "p n c h w -> (p h) (n w) c")
-        Image.fromarray(grid.numpy()).save(path.with_suffix(".png"))
-    else:
-        save_file({"samples": samples_PN.contiguous()}, path.with_suffix(".safetensors"))
+    place = folder / ("images" if pictures else "samples")
+    place.mkdir(exist_ok=True)
+    suffix = "png" if pictures else "safetensors"
+    with files.replacing(place / f"{iteration:06d}.{suffix}") as aside:
+        if pictures:
+            grid = rearrange(samples_PN, "p n c h w -> (p h) (n w) c")
+            Image.fromarray(grid.numpy()).save(aside)
+        else:
+            save_file({"samples": samples_PN.contiguous()}, aside)
     if evaluation.videos is not None:
         save_videos(folder, iteration, evaluation.videos)
     lines = "".join(" ".join(prompt.text.split()) + "\n" for prompt in evaluation.prompts)
-    write_atomically(path.parent / "prompts.txt", lines)
+    files.write(place / "prompts.txt", lines)

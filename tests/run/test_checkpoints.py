@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfgrpo import config, train
+from sfgrpo import config, files, train
 from sfgrpo.run import checkpoints, records
 from sfgrpo.run.checkpoints import CheckpointError, Checkpoints, State
 from sfgrpo.run.randomness import reseed
@@ -107,7 +107,7 @@ def test_a_kill_at_any_call_leaves_whole_checkpoints(
         with monkeypatch.context() as patched:
             for place, name in (
                 (os, "mkdir"), (os, "fsync"), (os, "rename"), (os, "unlink"), (os, "rmdir"),
-                (checkpoints, "write_file"), (Path, "write_bytes"),
+                (files, "write"), (Path, "write_bytes"),
             ):  # fmt: skip
                 patched.setattr(place, name, counted(getattr(place, name)))
             try:

@@ -1,0 +1,66 @@
+"""Files that appear whole or not at all, and are on the disk once they are there.
+
+A file is written beside its place under a name of its own, flushed, and given its name by one
+rename; then the folder's list of names is flushed, too. So neither a kill nor a machine that loses
+power leaves half a file under a name that somebody reads.
+
+`csrc/build.py` has a rename of its own: it runs where a wheel is built, without this package.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ASIDE = "writing-"
+"""How the name of what is being written begins: a kill leaves it, `clean` removes it."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file under the path that the context gives; it takes the place of `path` at the end.
+
+    An exception within the context leaves `path` as it was. The path to write to ends like `path`,
+    for libraries that choose a format by it, and differs in every call, so that any number of
+    processes and machines may write the same file at once: the last one's stays, whole.
+    """
+    aside = path.with_name(f"{ASIDE}{secrets.token_hex(4)}-{path.name}")
+    try:
+        yield aside
+        sync(aside)
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file by a complete new one of this text (UTF-8), or leave the old."""
+    with replacing(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def clean(folder: Path) -> None:
+    """Remove what kills left half written in a folder (not below it) that nobody else writes to."""
+    for left in folder.glob(f"{ASIDE}*"):
+        if left.is_file():
+            left.unlink()
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush a folder, and every file and folder below it, to the disk."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
