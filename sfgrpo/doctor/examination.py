@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from sfgrpo import zero
 from sfgrpo.config import Recipe, load
 from sfgrpo.doctor import machine, memory, selfcheck
 from sfgrpo.doctor.machine import GIB, Facts, Problem
@@ -107,14 +108,12 @@ def setting(recipe: Recipe, network: Network, world: int, room: int | None = Non
     for ranks that share main memory."""
     asked: dict[str, Any] = recipe.deepspeed.model_dump()
     return Setting(
-        # In half precision the engine runs stage 1 for 0: see `sfgrpo.engine`.
-        stage=max(recipe.deepspeed.zero_stage, 0 if recipe.model.dtype == "fp32" else 1),
+        stage=zero.stage(recipe),
         world=world,
         dtype=recipe.model.dtype,
         offload_optimizer=asked.get("offload_optimizer") == "cpu",
         offload_parameters=asked.get("offload_parameters") == "cpu",
-        # As in `sfgrpo.engine.configuration`.
-        bucket=min(memory.BUCKET, max(network.trained // 16, network.largest, 1)),
+        bucket=zero.bucket(network.trained, network.largest),
         reference=recipe.lora is None and recipe.train.beta > 0,
         ema=recipe.train.ema_decay > 0,
         gathers=_gathers(recipe, network, room),
@@ -123,12 +122,11 @@ def setting(recipe: Recipe, network: Network, world: int, room: int | None = Non
 
 
 def _gathers(recipe: Recipe, network: Network, room: int | None) -> bool:
-    """Whether stage 3 gathers all weights for sampling, decided as the engine decides: when it
-    looks for room, the whole network is still on the device."""
-    mode = recipe.deepspeed.gather_for_sampling
-    if mode != "auto" or room is None:
-        return mode != "layer"
-    return 3 * memory.BYTES[recipe.model.dtype] * network.elements <= room
+    """Whether sampling gathers all weights once: when the engine looks for room, the whole network
+    is still on the device."""
+    whole = memory.BYTES[recipe.model.dtype] * network.elements
+    free = None if room is None else room - whole
+    return zero.gathers_once(recipe.deepspeed.gather_for_sampling, whole, free)
 
 
 def rows(

@@ -33,12 +33,10 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+from sfgrpo import zero
+
 Dtype = Literal["fp32", "bf16", "fp16"]
 BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
-BUCKET = 500_000_000
-"""DeepSpeed's default bucket, in elements."""
-LIVE = 1_000_000_000
-"""Elements that stage 3 keeps gathered at most (`stage3_max_live_parameters`)."""
 HEADROOM = 0.08
 """Share of a device that is left free before a run is said to fit."""
 
@@ -64,7 +62,7 @@ class Setting:
     dtype: Dtype = "fp32"
     offload_optimizer: bool = False
     offload_parameters: bool = False
-    bucket: int = BUCKET
+    bucket: int = zero.BUCKET
     """Elements of a reduce bucket."""
     accumulate: Dtype = "fp32"
     """Dtype in which gradients accumulate over micro-batches."""
@@ -185,7 +183,7 @@ def phases(network: Network, setting: Setting, work: Work) -> dict[str, int]:
     s, state = setting, held(network, setting)
     b = BYTES[s.dtype]
     whole = b * network.elements + network.extra
-    gathered = b * min(network.elements, LIVE) if s.stage == 3 else 0
+    gathered = b * min(network.elements, zero.LIVE) if s.stage == 3 else 0
     gathers = s.stage == 3 and s.gathers
     between = state.device + work.others + work.rollout
     idle = between - state.gradients - (state.bucket if s.stage < 3 else 0)

@@ -7,20 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sfgrpo import zero
 from sfgrpo.config import Recipe
-
-BUCKET = 500_000_000
-"""DeepSpeed's own bucket, in elements; it allocates all of it even for a small network."""
-
-
-def stage(recipe: Recipe) -> int:
-    """The ZeRO stage that runs: DeepSpeed's stage 0 is wrong in half precision, so that is 1."""
-    return max(recipe.deepspeed.zero_stage, 0 if recipe.model.dtype == "fp32" else 1)
-
-
-def shards_parameters(recipe: Recipe) -> bool:
-    """Whether no rank holds the whole network."""
-    return stage(recipe) == 3
 
 
 def training(recipe: Recipe, network: nn.Module, micro_batches: int) -> dict[str, Any]:
@@ -60,21 +48,20 @@ def inference(recipe: Recipe, network: nn.Module) -> dict[str, Any]:
 def _zero(recipe: Recipe, network: nn.Module) -> dict[str, Any]:
     """What is sharded and where it lies."""
     parameters = list(network.parameters())
-    trainable = [p.numel() for p in parameters if p.requires_grad] or [1]
+    trainable = [p.numel() for p in parameters if p.requires_grad]
     options: dict[str, Any] = {
-        "stage": stage(recipe),
-        "reduce_bucket_size": min(BUCKET, max(sum(trainable) // 16, max(trainable))),
-        "allgather_bucket_size": BUCKET,
+        "stage": zero.stage(recipe),
+        "reduce_bucket_size": zero.bucket(sum(trainable), max(trainable, default=0)),
+        "allgather_bucket_size": zero.BUCKET,
         "offload_optimizer": {"device": recipe.deepspeed.offload_optimizer},
     }
-    if shards_parameters(recipe):
+    if zero.shards_parameters(recipe):
         # Vectors (biases, norms) stay whole on every rank, matrices are sharded.
         vectors = [p.numel() for p in parameters if p.dim() < 2]
         options["stage3_param_persistence_threshold"] = max(vectors, default=0)
-        # By default nothing is let go below a billion parameters, which is all of most networks.
         elements = sum(p.numel() for p in parameters)
-        options["stage3_max_live_parameters"] = min(1_000_000_000, elements // 4)
-        options["stage3_max_reuse_distance"] = min(1_000_000_000, elements // 4)
-        options["stage3_prefetch_bucket_size"] = min(50_000_000, elements // 16)
+        options["stage3_max_live_parameters"] = zero.live(elements)
+        options["stage3_max_reuse_distance"] = zero.live(elements)
+        options["stage3_prefetch_bucket_size"] = min(zero.PREFETCH, elements // 16)
         options["offload_param"] = {"device": recipe.deepspeed.offload_parameters}
     return options

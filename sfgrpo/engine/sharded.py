@@ -15,6 +15,7 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
+from sfgrpo import zero
 from sfgrpo.engine.processes import largest, rank
 
 
@@ -76,13 +77,7 @@ def whole_state(network: nn.Module, parameters: Mapping[str, nn.Parameter]) -> I
 
 
 def gathers_once(mode: Literal["auto", "rollout", "layer"], network: nn.Module) -> bool:
-    """Whether sampling gathers all parameters once ("rollout") or each layer when it runs.
-
-    "auto" is "rollout" if the parameters take at most half the free memory of every rank's GPU,
-    and on CPUs.
-    """
-    if mode != "auto" or not torch.cuda.is_available():
-        return mode != "layer"
-    free, _ = torch.cuda.mem_get_info()
+    """`zero.gathers_once` of a network that is about to be sharded: all ranks must find room."""
+    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
     needed = sum(p.numel() * p.element_size() for p in network.parameters())
-    return not largest(int(2 * needed > free))
+    return not largest(int(not zero.gathers_once(mode, needed, free)))

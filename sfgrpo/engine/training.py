@@ -11,6 +11,7 @@ import deepspeed
 import torch
 from torch import Tensor, nn
 
+from sfgrpo import zero
 from sfgrpo.config import Recipe
 from sfgrpo.engine import configuration, sharded
 from sfgrpo.engine.masters import Masters
@@ -19,7 +20,7 @@ from sfgrpo.engine.processes import barrier, largest
 
 def frozen(network: nn.Module, recipe: Recipe) -> nn.Module:
     """A network that only predicts, held as the recipe's stage holds parameters: sharded at 3."""
-    if not configuration.shards_parameters(recipe):
+    if not zero.shards_parameters(recipe):
         return network
     settings = configuration.inference(recipe, network)
     settings["zero_optimization"].pop("offload_optimizer")
@@ -69,7 +70,7 @@ class Engine:
         """Shard what the recipe says; `micro_batches` of each rank make an optimiser step."""
         self.trainable = {n: p for n, p in network.named_parameters() if p.requires_grad}
         self.micro_batches = micro_batches
-        self.shards_parameters = configuration.shards_parameters(recipe)
+        self.shards_parameters = zero.shards_parameters(recipe)
         once = sharded.gathers_once(recipe.deepspeed.gather_for_sampling, network)
         self._gathers = self.shards_parameters and once
         self._saved = self.trainable if recipe.lora else dict(network.named_parameters())

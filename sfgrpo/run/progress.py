@@ -9,10 +9,9 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
-from sfgrpo import engine
+from sfgrpo import engine, zero
 from sfgrpo.backbones.base import Backbone
 from sfgrpo.config import Recipe
-from sfgrpo.engine.configuration import stage
 from sfgrpo.evaluate import Evaluation
 from sfgrpo.policy import Ema
 from sfgrpo.run import checkpoints, records, samples
@@ -46,7 +45,7 @@ class Progress:
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", recipe.checkpoint.keep, main=self.main
         )
-        self.state = State(world=engine.world(), zero_stage=stage(recipe))
+        self.state = State(world=engine.world(), zero_stage=zero.stage(recipe))
         self.saved = self._resume()
         self.logs = Logs(self.folder, self.saved) if self.main else None
 
