@@ -26,8 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sfgrpo import backbones, engine, files
-from sfgrpo.backbones.base import DTYPES, Conditioning
+from sfgrpo import backbones, engine, files, generator
+from sfgrpo.backbones.base import Conditioning
 from sfgrpo.config import Recipe
 from sfgrpo.prompts import Split
 from sfgrpo.rollout import batches
@@ -106,34 +106,15 @@ def backbone_of(
         OSError: says where a folder or Hub id was looked for.
         ValueError: options that the model or the device cannot serve, naming the key.
     """
-    model, name = recipe.model, recipe.model.backbone
-    text: dict[str, Any] = {
-        "device": device,
-        "dtype": DTYPES[model.dtype],
-        "options": model.options,
-    }
-    if ":" not in name:
-        text["max_sequence_length"] = model.max_sequence_length
     cache = open_cache(recipe)
     if cache is None:
-        backbone = backbones.load(name, model.path, **text, **options(recipe))
+        backbone = generator.load(recipe, device)
         return backbone, backbone.encode
     prompts = [p.text for p in (*found.train, *found.evaluation)]
     prompts += [recipe.sample.negative_prompt] if recipe.sample.guidance_scale != 1 else []
-    fill(cache, prompts, lambda: backbones.load(name, model.path, **text, text_encoders="only"))
-    rest = {**options(recipe), "text_encoders": "absent"}
-    return backbones.load(name, model.path, **text, **rest), partial(cache.read, device=device)
-
-
-def options(recipe: Recipe) -> dict[str, Any]:
-    """What a recipe says of how a pipeline is run; nothing for a backbone of one's own."""
-    if ":" in recipe.model.backbone:
-        return {}
-    names = (
-        "attention", "compile_blocks", "decode_batch", "vae_tiling", "vae_slicing", "text_encoders"
-    )  # fmt: skip
-    settings = {name: getattr(recipe.model, name) for name in names}
-    return {**settings, "embedded_guidance": recipe.sample.embedded_guidance}
+    fill(cache, prompts, lambda: generator.load(recipe, device, text_encoders="only"))
+    rest = generator.load(recipe, device, text_encoders="absent")
+    return rest, partial(cache.read, device=device)
 
 
 def fingerprint(folder: Path) -> str:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from sfgrpo import backbones
+from sfgrpo import backbones, generator
 from sfgrpo.backbones._pipeline import PipelineBackbone
 from sfgrpo.backbones.base import DTYPES
 from sfgrpo.backbones.wan import Experts
@@ -56,12 +56,7 @@ def skeleton(recipe: Recipe) -> PipelineBackbone:
     pipeline: Any = configuration(model.path).build(DTYPES[model.dtype])
     nn.Module.to(pipeline.vae, torch.float32)
     _learn_length(pipeline)
-    backbone = backbones.load(
-        model.backbone, model.path, options=model.options, pipeline=pipeline, device="meta",
-        dtype=DTYPES[model.dtype], max_sequence_length=model.max_sequence_length,
-        embedded_guidance=recipe.sample.embedded_guidance, decode_batch=model.decode_batch,
-        vae_tiling=model.vae_tiling, vae_slicing=model.vae_slicing,
-    )  # fmt: skip
+    backbone = generator.load(recipe, "meta", pipeline=pipeline, compile_blocks=False)
     network = backbone.transformer.train()
     network.requires_grad_(recipe.lora is None)
     if recipe.lora:
