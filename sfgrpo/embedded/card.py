@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sfgrpo import files
-from sfgrpo.embedded.data import COLOURS
+from sfgrpo.rewards.colour import COLOURS
 
 TEMPLATE = """---
 license: apache-2.0

@@ -21,25 +21,13 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from sfgrpo.rewards.colour import COLOURS, colour
+
 IMAGE_SIZE = 32
 PRETRAINING_DIGITS = slice(0, 1197)
 JUDGE_DIGITS = slice(1197, 1797)
 
 NUMERALS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-COLOURS: dict[str, tuple[int, int, int]] = {
-    "white": (245, 245, 245),
-    "yellow": (250, 220, 40),
-    "orange": (250, 140, 30),
-    "pink": (250, 160, 190),
-    "light blue": (120, 200, 250),
-    "red": (210, 40, 40),
-    "black": (15, 15, 15),
-    "dark green": (10, 80, 40),
-    "dark blue": (20, 30, 110),
-    "purple": (90, 25, 110),
-}
-"""Colour words and their sRGB values (0 to 255)."""
 
 MIN_CONTRAST = 3.0
 """Least WCAG 2 contrast ratio between digit and background; below it even a human guesses."""
@@ -64,13 +52,6 @@ class Batch:
     """[B] int64, the digit."""
     records: list[PromptRecord]
     """[B] captions and attributes."""
-
-
-def colour(name: str) -> Tensor:
-    """sRGB value of a colour word, [3] float32 in [0, 1]. KeyError names the known words."""
-    if name not in COLOURS:
-        raise KeyError(f"unknown colour {name!r}; known: {', '.join(COLOURS)}")
-    return torch.tensor(COLOURS[name], dtype=torch.float32) / 255
 
 
 def contrast(first: str, second: str) -> float:

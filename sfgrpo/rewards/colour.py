@@ -1,4 +1,4 @@
-"""How close digit and background are to the prompted colours."""
+"""How close digit and background are to the prompted colours, and which colours there are."""
 
 from __future__ import annotations
 
@@ -7,8 +7,28 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sfgrpo.embedded.data import colour
 from sfgrpo.rewards.base import Metadata
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "white": (245, 245, 245),
+    "yellow": (250, 220, 40),
+    "orange": (250, 140, 30),
+    "pink": (250, 160, 190),
+    "light blue": (120, 200, 250),
+    "red": (210, 40, 40),
+    "black": (15, 15, 15),
+    "dark green": (10, 80, 40),
+    "dark blue": (20, 30, 110),
+    "purple": (90, 25, 110),
+}
+"""Colour words and their sRGB values (0 to 255)."""
+
+
+def colour(name: str) -> Tensor:
+    """sRGB value of a colour word, [3] float32 in [0, 1]. KeyError names the known words."""
+    if name not in COLOURS:
+        raise KeyError(f"unknown colour {name!r}; known: {', '.join(COLOURS)}")
+    return torch.tensor(COLOURS[name], dtype=torch.float32) / 255
 
 
 class ColourReward:
