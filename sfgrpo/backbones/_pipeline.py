@@ -8,7 +8,7 @@ of one call of `velocity`.
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing_extensions import Self
 from sfgrpo import backbones
 from sfgrpo.backbones import _attention, _loading
 from sfgrpo.backbones._loading import TextEncoders
+from sfgrpo.backbones._sizes import Sizes
 from sfgrpo.backbones.base import Conditioning, Modality
 from sfgrpo.scheduler import FlowMatchSDEScheduler
 
@@ -31,7 +32,7 @@ ENCODE_BATCH = 16
 GUIDANCE_KEY = "sample.embedded_guidance"
 
 
-class PipelineBackbone(ABC):
+class PipelineBackbone(Sizes):
     """The parts of a diffusers pipeline, called the way the pipeline calls them.
 
     `load` keeps the decoder in float32: SD3's overflows in float16, and rounding is no reward.
@@ -246,10 +247,6 @@ class PipelineBackbone(ABC):
     def velocity(
         self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning
     ) -> Tensor: ...
-
-    @abstractmethod
-    def blank(self, prompts: int) -> Conditioning:
-        """Conditioning of `max_sequence_length` zeros for each prompt: what sizes memory."""
 
     @contextmanager
     def _encoders_at_hand(self) -> Iterator[None]:

@@ -6,6 +6,8 @@ stock pipeline's `true_cfg_scale`). It is not affine, so it is computed here and
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.pipelines.qwenimage.pipeline_qwenimage import QwenImagePipeline
 from einops import reduce
@@ -54,6 +56,10 @@ class QwenImageBackbone(PackedBackbone):
     def _decode(self, latents: Tensor) -> Tensor:
         unscaled = self._unnormalised(latents[:, :, None])
         return self.pipeline.vae.decode(unscaled, return_dict=False)[0][:, :, 0]
+
+    def tokens_read(self, encoder: Any) -> int:
+        """With the instruction that the pipeline puts before the prompt, and cuts off after."""
+        return self.max_sequence_length + self.pipeline.prompt_template_encode_start_idx
 
     def blank(self, prompts: int) -> Conditioning:
         config, length = self.pipeline.transformer.config, self.max_sequence_length

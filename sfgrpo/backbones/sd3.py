@@ -79,8 +79,7 @@ class SD3Backbone(PipelineBackbone):
 
     def blank(self, prompts: int) -> Conditioning:
         config = self.pipeline.transformer.config
-        clip = self.pipeline.tokenizer_max_length
-        length = clip + self.max_sequence_length
+        length = self.tokens_read(self.pipeline.text_encoder) + self.max_sequence_length
         return Conditioning(
             tokens=torch.zeros(prompts, length, config.joint_attention_dim, dtype=self.dtype),
             pooled=torch.zeros(prompts, config.pooled_projection_dim, dtype=self.dtype),

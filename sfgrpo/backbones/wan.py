@@ -68,6 +68,31 @@ class Experts(nn.Module):
             network.enable_gradient_checkpointing()
 
 
+class OneExpert(nn.Module):
+    """Stands in for Wan 2.2's two networks where only sizes are known: rows are routed by their
+    times, and what they cost does not depend on which network runs them. All rows run the first;
+    in training the other runs the spare row that `Experts` gives a network without rows.
+    """
+
+    def __init__(self, experts: Experts) -> None:
+        super().__init__()
+        self.experts = experts
+
+    def forward(
+        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **options: Any
+    ) -> tuple[Tensor]:
+        """As `Experts`."""
+        rows = (hidden_states, timestep, encoder_hidden_states)
+        index = torch.arange(len(hidden_states), device=hidden_states.device)
+        result = torch.zeros_like(hidden_states)
+        (part,) = self.experts.high(*(row[index] for row in rows), **options)
+        result = result.to(part.dtype).index_add(0, index, part)
+        if torch.is_grad_enabled():
+            (spare,) = self.experts.low(*(row[index[:1]] for row in rows), **options)
+            result = result.index_add(0, index[:1], spare * 0)
+        return (result,)
+
+
 class WanBackbone(PipelineBackbone):
     """A WanPipeline."""
 
@@ -160,6 +185,10 @@ class WanBackbone(PipelineBackbone):
                 transformer_lora_layers=mine,
                 transformer_lora_adapter_metadata=adapters["default"].to_dict(),
             )
+
+    def for_sizes(self) -> nn.Module:
+        network = self._network
+        return OneExpert(network) if isinstance(network, Experts) else network
 
     def blank(self, prompts: int) -> Conditioning:
         config, length = self.pipeline.transformer.config, self.max_sequence_length

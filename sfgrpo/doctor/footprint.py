@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 from sfgrpo.backbones._pipeline import ENCODE_BATCH, PipelineBackbone
 from sfgrpo.config import Recipe
 from sfgrpo.doctor.memory import Network, Work
-from sfgrpo.doctor.skeleton import embed, fake, runnable, skeleton
+from sfgrpo.doctor.skeleton import embed, fake, skeleton
 from sfgrpo.layout import Layout
 from sfgrpo.loss import Rows, policy_loss
 from sfgrpo.rollout import VelocityField
@@ -162,7 +162,7 @@ def measure(
 def _field(recipe: Recipe, backbone: PipelineBackbone, prompts: int) -> VelocityField:
     guided = recipe.sample.guidance_scale != 1
     return VelocityField(
-        backbone=backbone, network=runnable(backbone.transformer),
+        backbone=backbone, network=backbone.for_sizes(),
         conditioning=backbone.blank(prompts), unconditional=backbone.blank(1) if guided else None,
         guidance=recipe.sample.guidance_scale, batch_size=recipe.sample.batch_size,
     )  # fmt: skip

@@ -17,7 +17,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from sfgrpo import backbones, generator
 from sfgrpo.backbones._pipeline import PipelineBackbone
 from sfgrpo.backbones.base import DTYPES
-from sfgrpo.backbones.wan import Experts
 from sfgrpo.config import Recipe
 from sfgrpo.doctor import published
 
@@ -55,7 +54,6 @@ def skeleton(recipe: Recipe) -> PipelineBackbone:
         )
     pipeline: Any = configuration(model.path).build(DTYPES[model.dtype])
     nn.Module.to(pipeline.vae, torch.float32)
-    _learn_length(pipeline)
     backbone = generator.load(recipe, "meta", pipeline=pipeline, compile_blocks=False)
     network = backbone.transformer.train()
     network.requires_grad_(recipe.lora is None)
@@ -67,13 +65,6 @@ def skeleton(recipe: Recipe) -> PipelineBackbone:
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(DTYPES[model.dtype])
     return cast(PipelineBackbone, backbone)
-
-
-def _learn_length(pipeline: Any) -> None:
-    """Tell Stable Diffusion 3 how many tokens CLIP reads, which it would ask its tokenizer."""
-    config = pipeline.text_encoder.config
-    if config.model_type.startswith("clip"):
-        pipeline.tokenizer_max_length = config.max_position_embeddings
 
 
 def fake(mode: FakeTensorMode, networks: Iterable[nn.Module]) -> None:
@@ -99,41 +90,8 @@ def embed(backbone: PipelineBackbone, encoder: Any, prompts: int) -> None:
     """Run one text encoder on as many tokens as the pipeline gives it, and as the pipeline does."""
     config = encoder.config
     is_clip, is_t5 = (name in config.model_type for name in ("clip", "t5"))
-    # Qwen-Image's instruction before the prompt; other pipelines have none that adds to the length.
-    before = getattr(backbone.pipeline, "prompt_template_encode_start_idx", 0)
-    length = config.max_position_embeddings if is_clip else backbone.max_sequence_length + before
     options = {} if is_clip or is_t5 else {"use_cache": False}
-    ids = torch.zeros(prompts, length, dtype=torch.int64)
+    ids = torch.zeros(prompts, backbone.tokens_read(encoder), dtype=torch.int64)
     mask = torch.ones_like(ids)
     with torch.no_grad():
         encoder(input_ids=ids, attention_mask=mask, output_hidden_states=not is_t5, **options)
-
-
-class OneExpert(nn.Module):
-    """Stands in for Wan 2.2's two networks where only sizes are known: rows are routed by their
-    times, and what they cost does not depend on which network runs them. All rows run the first;
-    in training the other runs the spare row that `Experts` gives a network without rows.
-    """
-
-    def __init__(self, experts: Experts) -> None:
-        super().__init__()
-        self.experts = experts
-
-    def forward(
-        self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **options: Any
-    ) -> tuple[Tensor]:
-        """As `Experts`."""
-        rows = (hidden_states, timestep, encoder_hidden_states)
-        index = torch.arange(len(hidden_states), device=hidden_states.device)
-        result = torch.zeros_like(hidden_states)
-        (part,) = self.experts.high(*(row[index] for row in rows), **options)
-        result = result.to(part.dtype).index_add(0, index, part)
-        if torch.is_grad_enabled():
-            (spare,) = self.experts.low(*(row[index[:1]] for row in rows), **options)
-            result = result.index_add(0, index[:1], spare * 0)
-        return (result,)
-
-
-def runnable(network: nn.Module) -> nn.Module:
-    """The network, in a form whose forward asks for no values."""
-    return OneExpert(network) if isinstance(network, Experts) else network

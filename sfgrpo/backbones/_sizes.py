@@ -1,0 +1,36 @@
+"""What a family answers where there are configurations alone, no weights and no tokenizers: how
+much its work is. `sfgrpo.doctor` measures memory with it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import nn
+
+from sfgrpo.backbones.base import Conditioning
+
+
+class Sizes(ABC):
+    """A part of `PipelineBackbone`; a family overrides what differs in its own file."""
+
+    max_sequence_length: int
+
+    @property
+    @abstractmethod
+    def transformer(self) -> nn.Module: ...
+
+    @abstractmethod
+    def blank(self, prompts: int) -> Conditioning:
+        """Conditioning of zeros for each prompt, as long as `max_sequence_length` allows."""
+
+    def tokens_read(self, encoder: Any) -> int:
+        """Tokens that one of the text encoders reads of a prompt of `max_sequence_length`: CLIP
+        always its own number."""
+        is_clip = "clip" in encoder.config.model_type
+        return encoder.config.max_position_embeddings if is_clip else self.max_sequence_length
+
+    def for_sizes(self) -> nn.Module:
+        """The network in a form whose forward asks for no values, so that it runs on tensors that
+        have none (PyTorch's meta device), and allocates what the network does."""
+        return self.transformer
