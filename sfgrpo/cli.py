@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sfgrpo import __version__, train
+from sfgrpo import __version__, extras, train
 
 EPILOG = """\
 examples:
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     return result
 
 
+@extras.told
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)

@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from sfgrpo import extras
+
 if TYPE_CHECKING:  # they import PyTorch, which --help and a wrong recipe can do without
     from sfgrpo.config import Recipe
     from sfgrpo.run.stopping import Signals
@@ -72,6 +74,7 @@ def pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
     return found
 
 
+@extras.told
 def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> int:
     """Train; returns the exit status. What is wrong with the input is said in one paragraph."""
     arguments, rest = parser(prog).parse_known_args(argv)
@@ -99,7 +102,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
         with stopping.Signals() as signals, together:
             status = _run(recipe, signals, fresh=arguments.fresh, prog=prog)
     except (RunError, CheckpointError) as error:
-        print(f"{prog}: {error}", file=sys.stderr)
+        print(f"{prog}: {extras.explained(error)}", file=sys.stderr)
         return 2
     except (NonFinite, Disagreement) as error:
         print(f"\n{prog}: {error}", file=sys.stderr)

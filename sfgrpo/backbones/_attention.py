@@ -28,7 +28,7 @@ from sfgrpo.names import unknown_name
 PREFERRED = {"cuda": ("flash", "xformers", "native")}
 """On other devices PyTorch's own attention is the only one that has a gradient."""
 INSTALL = {
-    "xformers": 'pip install "sfgrpo[xformers]"',
+    "xformers": 'pip install ".[xformers]"',
     "flash": "pip install flash-attn --no-build-isolation",
     "sage": "pip install sageattention",
 }

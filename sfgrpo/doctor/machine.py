@@ -70,7 +70,7 @@ def environment() -> tuple[Facts, list[Problem]]:
     missing = [name for name in NEEDED if version(name) is None]
     if missing:
         what = f"training needs {', '.join(missing)}"
-        problems.append(Problem(what=what, remedy='pip install "sfgrpo[train]"', fatal=True))
+        problems.append(Problem(what=what, remedy='pip install ".[train]"', fatal=True))
     if torch.cuda.is_available() and version("triton") is None:
         what = "Triton is not installed: plain PyTorch serves the ops on GPUs"
         problems.append(Problem(what=what, remedy="pip install triton"))

@@ -1,0 +1,59 @@
+"""What to install if a module is missing: the extra of this package that brings it.
+
+With `pip install .` alone there is PyTorch, which the ops need, and nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+MODULES = {
+    "train": (
+        "accelerate", "datasets", "deepspeed", "diffusers", "einops", "matplotlib", "numpy",
+        "peft", "PIL", "pydantic", "yaml", "safetensors", "tensorboard", "tqdm", "transformers",
+    ),
+    "demo": ("onnxruntime", "rapidocr", "sklearn"),
+}  # fmt: skip
+"""Modules of the extras' distributions, in the order of pyproject.toml. Not read from there or from
+the metadata of an installation: those name distributions (pyyaml), an error names a module (yaml).
+"""
+Arguments = ParamSpec("Arguments")
+
+
+def needed(error: BaseException | None) -> str | None:
+    """What to install if `error`, or what caused it, is that a module of an extra is missing; None
+    for anything else, such as a missing module of the user's own."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError):
+            module = (error.name or "").partition(".")[0]
+            if module in MODULES["train"]:
+                return 'pip install ".[train]", or ".[demo]" for the embedded model'
+            if module in MODULES["demo"]:
+                return 'pip install ".[demo]"'
+        error = error.__cause__
+    return None
+
+
+def explained(error: Exception) -> str:
+    """The error's message, and what to install if that is what it takes."""
+    advice = needed(error)
+    return f"{error}; {advice}" if advice else str(error)
+
+
+def told(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
+    """`main`, which says in one line, with exit status 2, what to install for a missing module."""
+
+    @functools.wraps(main)
+    def run(*args: Arguments.args, **options: Arguments.kwargs) -> int:
+        try:
+            return main(*args, **options)
+        except ModuleNotFoundError as error:
+            if needed(error) is None:
+                raise
+            print(f"sfgrpo: {explained(error)}", file=sys.stderr)
+            return 2
+
+    return run
