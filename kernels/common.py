@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import triton
@@ -23,6 +23,7 @@ from torch import Tensor
 LOG_SQRT_2PI = tl.constexpr(0.9189385332046727)
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+Record = TypeVar("Record", bound=NamedTuple)
 
 
 @dataclass(frozen=True)
@@ -90,24 +91,30 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
     return torch.accelerator.device_index(tensor.device.index)
 
 
-def contiguous(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """Each tensor with contiguous rows, `None` staying `None`.
+def contiguous(o: Record, *, strided: tuple[str, ...] = ("coef",)) -> Record:
+    """The operands with contiguous rows, but for those that the kernel reads by their strides.
 
     Raises:
         TypeError: for a floating dtype that the kernels do not compute in (float64).
     """
-    for tensor in tensors:
-        if tensor is not None and tensor.is_floating_point() and tensor.dtype not in FLOAT_DTYPES:
-            raise TypeError(
-                f"the GPU kernels take float32, bfloat16 and float16 tensors, got {tensor.dtype}: "
-                "convert it, or compute on the CPU, where float64 is served"
-            )
-    return tuple(None if tensor is None else tensor.contiguous() for tensor in tensors)
+    return o._make(
+        _contiguous(value) if isinstance(value, Tensor) and field not in strided else value
+        for field, value in zip(o._fields, o, strict=True)
+    )
+
+
+def _contiguous(tensor: Tensor) -> Tensor:
+    if tensor.is_floating_point() and tensor.dtype not in FLOAT_DTYPES:
+        raise TypeError(
+            f"the GPU kernels take float32, bfloat16 and float16 tensors, got {tensor.dtype}: "
+            "convert it, or compute on the CPU, where float64 is served"
+        )
+    return tensor.contiguous()
 
 
 def coefficient_table(coef: Tensor) -> tuple[Tensor, int]:
     """`coef [B, 4]` and the distance of its rows: 0 for one row that serves all (`expand`)."""
-    (table,) = contiguous(coef) if coef.stride(1) != 1 else (coef,)
+    table = coef if coef.stride(1) == 1 else _contiguous(coef)
     return table, table.stride(0)
 
 

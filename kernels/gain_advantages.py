@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sfgrpo.kernels.common import LAUNCH, copy_back, device_function, launch, rows_like, store_tile
+from sfgrpo.ops.gain_advantages import GainOperands
 
 JOINT = tl.constexpr(0)
 PER_STEP = tl.constexpr(1)
@@ -193,30 +194,25 @@ def write_advantages(
         store_tile(out_ptr, rewards_ptr, row * width + col, exists, tl.where(kept, advantage, 0.0))
 
 
-def gain_advantages(
-    rewards: Tensor, normalize: int, mask: Tensor | None, clamp: float | None
-) -> Tensor:
-    """Advantages `[P, N, T]` in fp32 of rewards `[P, N, T + 1]` in fp32 or fp64."""
-    prompts, trajectories, states = rewards.shape
-    shape = (prompts, trajectories, states - 1)
-    out = torch.empty(shape, dtype=torch.float32, device=rewards.device)
-    _launch(rewards.contiguous(), normalize, mask, clamp, out)
+def gain_advantages(o: GainOperands) -> Tensor:
+    """Advantages `[P, N, T]` in fp32 from rewards `[P, N, T + 1]` in fp32 or fp64."""
+    prompts, trajectories, states = o.rewards.shape
+    out = torch.empty(
+        prompts, trajectories, states - 1, dtype=torch.float32, device=o.rewards.device
+    )
+    _launch(o._replace(rewards=o.rewards.contiguous()), out)
     return out
 
 
-def gain_advantages_(
-    rewards: Tensor, normalize: int, mask: Tensor | None, clamp: float | None
-) -> None:
+def gain_advantages_(o: GainOperands) -> None:
     """Write the advantage of step k over the reward of state k; the final rewards stay."""
-    written = rewards.contiguous()
-    _launch(written, normalize, mask, clamp, None)
-    copy_back(rewards, written)
+    rows = o._replace(rewards=o.rewards.contiguous())
+    _launch(rows, None)
+    copy_back(o.rewards, rows.rewards)
 
 
-def _launch(
-    rewards: Tensor, normalize: int, mask: Tensor | None, clamp: float | None, out: Tensor | None
-) -> None:
-    prompts, trajectories, states = rewards.shape
+def _launch(o: GainOperands, out: Tensor | None) -> None:
+    prompts, trajectories, states = o.rewards.shape
     steps = states - 1
     if prompts * trajectories * steps == 0:
         return
@@ -224,14 +220,14 @@ def _launch(
     launch(
         gain_advantages_kernel,
         (prompts,),
-        rewards,
-        mask,
-        *((0, 0, 0) if mask is None else mask.stride()),
+        o.rewards,
+        o.mask,
+        *((0, 0, 0) if o.mask is None else o.mask.stride()),
         out,
-        math.inf if clamp is None else clamp,
+        math.inf if o.clamp is None else o.clamp,
         trajectories,
         steps,
-        NORMALIZE=normalize,
+        NORMALIZE=o.normalize,
         ROWS=LAUNCH.tile_elements // cols,
         COLS=cols,
     )
@@ -240,7 +236,8 @@ def _launch(
 def _example(normalize: int, *, masked: bool = False, in_place: bool = False) -> object:
     rewards = rows_like(24 * 11).reshape(-1, 24, 11)
     mask = torch.empty(16, 24, 10, dtype=torch.bool, device="meta") if masked else None
-    return (gain_advantages_ if in_place else gain_advantages)(rewards, normalize, mask, 5.0)
+    o = GainOperands(rewards, normalize, mask, 5.0)
+    return (gain_advantages_ if in_place else gain_advantages)(o)
 
 
 EXAMPLES = {

@@ -17,7 +17,15 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.random import philox_impl
 
-from sfgrpo.kernels.common import device_function, launch, split_int64, tile_at, tiling
+from sfgrpo.kernels.common import (
+    contiguous,
+    device_function,
+    launch,
+    split_int64,
+    tile_at,
+    tiling,
+)
+from sfgrpo.ops.philox import NoiseOperands
 
 # Triton types its device functions as not callable.
 philox_rounds: Any = philox_impl
@@ -138,31 +146,25 @@ def philox_normal_kernel(
     tl.store(out_ptr + offsets, noise.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def philox_normal(
-    numel: int,
-    seed: int,
-    sample_ids: Tensor,
-    step: int,
-    step_ids: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
+def philox_normal(o: NoiseOperands) -> Tensor:
     """Normals `[B, numel]` in `dtype`; int64 `sample_ids [B]`, one step or int64 `step_ids [B]`."""
-    batch = sample_ids.shape[0]
-    out = torch.empty(batch, numel, dtype=dtype, device=sample_ids.device)
+    o = contiguous(o)
+    batch = o.sample_ids.shape[0]
+    out = torch.empty(batch, o.numel, dtype=o.dtype, device=o.sample_ids.device)
     if out.numel() == 0:
         return out
-    cut = tiling(numel)
+    cut = tiling(o.numel)
     launch(
         philox_normal_kernel,
         cut.programs(batch),
         out,
-        sample_ids.contiguous(),
-        split_int64(step)[0],
-        None if step_ids is None else step_ids.contiguous(),
+        o.sample_ids,
+        split_int64(o.step)[0],
+        o.step_ids,
         batch,
-        numel,
+        o.numel,
         cut.chunks,
-        *split_int64(seed),
+        *split_int64(o.seed),
         ROWS=cut.rows,
         COLS=cut.cols,
     )
@@ -171,7 +173,7 @@ def philox_normal(
 
 def _example(numel: int, dtype: torch.dtype, *, steps: bool) -> Tensor:
     ids = torch.empty(16, dtype=torch.int64, device="meta")
-    return philox_normal(numel, 0, ids, 3, ids if steps else None, dtype)
+    return philox_normal(NoiseOperands(numel, 0, ids, 3, ids if steps else None, dtype))
 
 
 EXAMPLES = {

@@ -28,6 +28,7 @@ from sfgrpo.kernels.common import (
 )
 from sfgrpo.kernels.finish import is_last, sum_shares, zeroed_counters
 from sfgrpo.kernels.policy_rows import finish_rows
+from sfgrpo.ops.policy_loss import PolicyBackwardOperands, PolicyOperands
 
 MOST_COUNTED_ROWS = 8192
 """Without weights every program that finishes rows counts the noisy rows of the whole batch. Beyond
@@ -138,57 +139,39 @@ def policy_loss_backward_kernel(
     store_tile(grad_v_ptr, v_ptr, offsets, mask, grad)
 
 
-def policy_loss(
-    x: Tensor,
-    v: Tensor,
-    x_next: Tensor,
-    coef: Tensor,
-    logp_old: Tensor,
-    advantages: Tensor,
-    v_uncond: Tensor | None,
-    guidance: float,
-    v_ref: Tensor | None,
-    clip_low: float,
-    clip_high: float,
-    kl_weight: float,
-    kl_scale: Tensor | None,
-    weights: Tensor | None,
-    reuse_v: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Scalar loss, statistics `[B, 5]` and backward factors `[B, 2]`, all fp32.
-
-    `reuse_v` speaks to the backward pass only.
-    """
-    x, v, x_next, v_uncond, v_ref = contiguous(x, v, x_next, v_uncond, v_ref)
-    batch = x.shape[0]
+def policy_loss(o: PolicyOperands) -> tuple[Tensor, Tensor, Tensor]:
+    """Scalar loss, statistics `[B, 5]` and backward factors `[B, 2]`, all fp32."""
+    o = contiguous(o)
+    batch = o.x.shape[0]
+    weights = o.weights
     if weights is None and batch > MOST_COUNTED_ROWS:
-        noisy = coef[:, 2] > 0
+        noisy = o.coef[:, 2] > 0
         weights = noisy / noisy.sum().clamp(min=1)
-    row_elements = x.numel() // max(batch, 1)
+    row_elements = o.x.numel() // max(batch, 1)
     cut = tiling(row_elements)
     # Without rows one program still says that the loss is 0.
     groups = max(ceil_div(batch, cut.rows), 1)
     split = cut.chunks > 1
-    loss, stats, back = coef.new_empty(()), coef.new_empty(batch, 5), coef.new_empty(batch, 2)
-    shares = coef.new_empty(groups + (2 * batch * cut.chunks if split else 0))
-    logp_old, advantages, kl_scale, weights = contiguous(logp_old, advantages, kl_scale, weights)
-    with zeroed_counters(x, 1 + (batch if split else 0)) as counters:
+    loss = o.coef.new_empty(())
+    stats, back = o.coef.new_empty(batch, 5), o.coef.new_empty(batch, 2)
+    shares = o.coef.new_empty(groups + (2 * batch * cut.chunks if split else 0))
+    with zeroed_counters(o.x, 1 + (batch if split else 0)) as counters:
         launch(
             policy_loss_kernel,
             (groups * cut.chunks,),
-            x,
-            v,
-            x_next,
-            *coefficient_table(coef),
-            logp_old,
-            advantages,
-            v_uncond,
-            guidance,
-            v_ref,
-            clip_low,
-            clip_high,
-            kl_weight,
-            kl_scale,
+            o.x,
+            o.v,
+            o.x_next,
+            *coefficient_table(o.coef),
+            o.logp_old,
+            o.advantages,
+            o.v_uncond,
+            o.guidance,
+            o.v_ref,
+            o.clip_low,
+            o.clip_high,
+            o.kl_weight,
+            o.kl_scale,
             weights,
             *(loss, stats, back, shares, counters),
             *(groups, batch, row_elements, cut.chunks),
@@ -199,75 +182,42 @@ def policy_loss(
     return loss, stats, back
 
 
-def policy_loss_backward(
-    grad_loss: Tensor,
-    x: Tensor,
-    v: Tensor,
-    x_next: Tensor,
-    coef: Tensor,
-    back: Tensor,
-    v_uncond: Tensor | None,
-    guidance: float,
-    v_ref: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def policy_loss_backward(o: PolicyBackwardOperands) -> tuple[Tensor, Tensor]:
     """Gradients in `v` and `v_uncond`, in their dtypes; the second is empty without `v_uncond`."""
-    grad_v = v.new_empty(v.shape)
-    grad_v_uncond = None if v_uncond is None else v_uncond.new_empty(v_uncond.shape)
-    operands = (grad_loss, x, v, x_next, coef, back, v_uncond, guidance, v_ref)
-    _launch_backward(*operands, grad_v, grad_v_uncond)
-    return grad_v, v.new_empty(0) if grad_v_uncond is None else grad_v_uncond
+    grad_v = o.v.new_empty(o.v.shape)
+    grad_v_uncond = None if o.v_uncond is None else o.v_uncond.new_empty(o.v_uncond.shape)
+    _launch_backward(contiguous(o), grad_v, grad_v_uncond)
+    return grad_v, o.v.new_empty(0) if grad_v_uncond is None else grad_v_uncond
 
 
-def policy_loss_backward_(
-    grad_loss: Tensor,
-    x: Tensor,
-    v: Tensor,
-    x_next: Tensor,
-    coef: Tensor,
-    back: Tensor,
-    v_uncond: Tensor | None,
-    guidance: float,
-    v_ref: Tensor | None,
-) -> None:
+def policy_loss_backward_(o: PolicyBackwardOperands) -> None:
     """Write the gradients over `v` and `v_uncond`."""
-    written, second = contiguous(v, v_uncond)
-    operands = (grad_loss, x, written, x_next, coef, back, second, guidance, v_ref)
-    _launch_backward(*operands, None, None)
-    copy_back(v, written)
-    copy_back(v_uncond, second)
+    rows = contiguous(o)
+    _launch_backward(rows, None, None)
+    copy_back(o.v, rows.v)
+    copy_back(o.v_uncond, rows.v_uncond)
 
 
 def _launch_backward(
-    grad_loss: Tensor,
-    x: Tensor,
-    v: Tensor,
-    x_next: Tensor,
-    coef: Tensor,
-    back: Tensor,
-    v_uncond: Tensor | None,
-    guidance: float,
-    v_ref: Tensor | None,
-    grad_v: Tensor | None,
-    grad_v_uncond: Tensor | None,
+    o: PolicyBackwardOperands, grad_v: Tensor | None, grad_v_uncond: Tensor | None
 ) -> None:
-    if x.numel() == 0:
+    if o.x.numel() == 0:
         return
-    x, v, x_next, back, v_uncond, v_ref = contiguous(x, v, x_next, back, v_uncond, v_ref)
-    batch = x.shape[0]
-    row_elements = x.numel() // batch
+    batch = o.x.shape[0]
+    row_elements = o.x.numel() // batch
     cut = tiling(row_elements)
     launch(
         policy_loss_backward_kernel,
         cut.programs(batch),
-        grad_loss,
-        x,
-        v,
-        x_next,
-        *coefficient_table(coef),
-        back,
-        v_uncond,
-        guidance,
-        v_ref,
+        o.grad_loss,
+        o.x,
+        o.v,
+        o.x_next,
+        *coefficient_table(o.coef),
+        o.back,
+        o.v_uncond,
+        o.guidance,
+        o.v_ref,
         grad_v,
         grad_v_uncond,
         batch,
@@ -285,10 +235,10 @@ def _example(row_elements: int, *, full: bool = False) -> object:
     extra = v if full else None
     per_row = (row, row) if full else (None, None)
     loss, _, back = policy_loss(
-        x, v, x, coef, row, row, extra, 4.5, extra, 1e-4, 1e-4, 0.04, *per_row, full
+        PolicyOperands(x, v, x, coef, row, row, extra, 4.5, extra, 1e-4, 1e-4, 0.04, *per_row, full)
     )
     backward = policy_loss_backward_ if full else policy_loss_backward
-    return backward(loss, x, v, x, coef, back, extra, 4.5, extra)
+    return backward(PolicyBackwardOperands(loss, x, v, x, coef, back, extra, 4.5, extra))
 
 
 EXAMPLES = {

@@ -20,6 +20,7 @@ from sfgrpo.kernels.common import (
     tiling,
 )
 from sfgrpo.kernels.finish import finish_logp, launch_logp
+from sfgrpo.ops.sde_logprob import LogprobBackwardOperands, LogprobOperands
 
 
 @triton.jit(do_not_specialize=["batch", "coef_stride"])
@@ -109,75 +110,48 @@ def store_scaled(pointer, offsets, mask, tile, factor):
         )
 
 
-def sde_logprob(
-    x: Tensor,
-    v: Tensor,
-    x_next: Tensor,
-    coef: Tensor,
-    v_uncond: Tensor | None,
-    guidance: float,
-    mean_reduction: bool,
-    with_mean: bool,
-) -> tuple[Tensor, Tensor]:
+def sde_logprob(o: LogprobOperands) -> tuple[Tensor, Tensor]:
     """Log-density `[B]` of `x_next` given `x` and `v`, per element or summed, and the mean.
 
     Both in fp32; the mean is empty unless `with_mean`.
     """
-    x, v, x_next, v_uncond = contiguous(x, v, x_next, v_uncond)
-    mean = coef.new_empty(x.shape if with_mean else 0)
+    o = contiguous(o)
+    mean = o.coef.new_empty(o.x.shape if o.with_mean else 0)
     logp = launch_logp(
         sde_logprob_kernel,
-        x,
-        v,
-        x_next,
-        *coefficient_table(coef),
-        v_uncond,
-        guidance,
-        1.0 if mean_reduction else float(x[:1].numel()),
-        mean if with_mean else None,
+        o.x,
+        o.v,
+        o.x_next,
+        *coefficient_table(o.coef),
+        o.v_uncond,
+        o.guidance,
+        1.0 if o.mean_reduction else float(o.x[:1].numel()),
+        mean if o.with_mean else None,
     )
     return logp, mean
 
 
-def sde_logprob_backward(
-    grad: Tensor,
-    grad_mean: Tensor | None,
-    x: Tensor,
-    v: Tensor,
-    x_next: Tensor,
-    coef: Tensor,
-    v_uncond: Tensor | None,
-    guidance: float,
-    mean_reduction: bool,
-    need_x: bool,
-    need_v: bool,
-    need_x_next: bool,
-    need_v_uncond: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def sde_logprob_backward(o: LogprobBackwardOperands) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients in (x, v, x_next, v_uncond), in their dtypes; empty where not needed."""
-    grad_mean, x, v, x_next, v_uncond = contiguous(grad_mean, x, v, x_next, v_uncond)
-    wanted = ((x, need_x), (v, need_v), (x_next, need_x_next), (v_uncond, need_v_uncond))
-    grads = [
-        None if tensor is None or not needed else torch.empty_like(tensor)
-        for tensor, needed in wanted
-    ]
-    if x.numel() > 0 and any(out is not None for out in grads):
-        batch = x.shape[0]
-        row_elements = x.numel() // batch
+    o = contiguous(o, strided=("grad", "coef"))
+    grads = [None if like is None else torch.empty_like(like) for like in o.wanted()]
+    if o.x.numel() > 0 and any(out is not None for out in grads):
+        batch = o.x.shape[0]
+        row_elements = o.x.numel() // batch
         cut = tiling(row_elements)
         launch(
             sde_logprob_backward_kernel,
             cut.programs(batch),
-            grad,
-            grad.stride(0),
-            grad_mean,
-            x,
-            v,
-            x_next,
-            *coefficient_table(coef),
-            v_uncond,
-            guidance,
-            float(row_elements) if mean_reduction else 1.0,
+            o.grad,
+            o.grad.stride(0),
+            o.grad_mean,
+            o.x,
+            o.v,
+            o.x_next,
+            *coefficient_table(o.coef),
+            o.v_uncond,
+            o.guidance,
+            float(row_elements) if o.mean_reduction else 1.0,
             *grads,
             batch,
             row_elements,
@@ -185,23 +159,22 @@ def sde_logprob_backward(
             ROWS=cut.rows,
             COLS=cut.cols,
         )
-    dx, dv, dx_next, dv_uncond = (x.new_empty(0) if out is None else out for out in grads)
+    dx, dv, dx_next, dv_uncond = (o.x.new_empty(0) if out is None else out for out in grads)
     return dx, dv, dx_next, dv_uncond
 
 
 def _example(row_elements: int, *, guided: bool = False) -> object:
     x, v = rows_like(row_elements), rows_like(row_elements, torch.bfloat16)
     v_uncond = v if guided else None
-    return sde_logprob(x, v, x, rows_like(4), v_uncond, 4.5, True, with_mean=guided)
+    return sde_logprob(LogprobOperands(x, v, x, rows_like(4), v_uncond, 4.5, True, guided))
 
 
 def _example_backward(row_elements: int, *, guided: bool = False) -> object:
     x, v = rows_like(row_elements), rows_like(row_elements, torch.bfloat16)
-    needs = (guided, True, guided, guided)
     grads = (rows_like(1).squeeze(1), x if guided else None)
-    return sde_logprob_backward(
-        *grads, x, v, x, rows_like(4), v if guided else None, 4.5, True, *needs
-    )
+    operands = (x, v, x, rows_like(4), v if guided else None, 4.5, True)
+    needs = (guided, True, guided, guided)
+    return sde_logprob_backward(LogprobBackwardOperands(*grads, *operands, *needs))
 
 
 EXAMPLES = {

@@ -22,6 +22,7 @@ from sfgrpo.kernels.common import (
 )
 from sfgrpo.kernels.finish import finish_logp, launch_logp
 from sfgrpo.kernels.philox import row_noise
+from sfgrpo.ops.sde_step import StepOperands
 
 
 @triton.jit(do_not_specialize=["batch", "coef_stride", "step", "seed_lo", "seed_hi"])
@@ -76,83 +77,39 @@ def sde_step_kernel(
     )  # fmt: skip
 
 
-def sde_step(
-    x: Tensor,
-    v: Tensor,
-    coef: Tensor,
-    seed: int,
-    sample_ids: Tensor | None,
-    step: int,
-    step_ids: Tensor | None,
-    v_uncond: Tensor | None,
-    guidance: float,
-    noise: Tensor | None,
-    with_x0: bool,
-    with_mean: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def sde_step(o: StepOperands) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(x_next, logp `[B]`, x0_hat, mean): the mean in fp32 as logp, the others in x's dtype."""
-    x_next = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    mean = coef.new_empty(x.shape if with_mean else 0)
-    operands = (x, v, coef, seed, sample_ids, step, step_ids, v_uncond, guidance, noise)
-    logp, x0_hat = _launch(*operands, with_x0, x_next, mean if with_mean else None)
+    x_next = torch.empty(o.x.shape, dtype=o.x.dtype, device=o.x.device)
+    mean = o.coef.new_empty(o.x.shape if o.with_mean else 0)
+    logp, x0_hat = _launch(contiguous(o), x_next, mean if o.with_mean else None)
     return x_next, logp, x0_hat, mean
 
 
-def sde_step_(
-    x: Tensor,
-    v: Tensor,
-    coef: Tensor,
-    seed: int,
-    sample_ids: Tensor | None,
-    step: int,
-    step_ids: Tensor | None,
-    v_uncond: Tensor | None,
-    guidance: float,
-    noise: Tensor | None,
-    with_x0: bool,
-) -> tuple[Tensor, Tensor]:
+def sde_step_(o: StepOperands) -> tuple[Tensor, Tensor]:
     """As `sde_step`, with x_next written over `x`: (logp, x0_hat)."""
-    (written,) = contiguous(x)
-    operands = (written, v, coef, seed, sample_ids, step, step_ids, v_uncond, guidance, noise)
-    logp, x0_hat = _launch(*operands, with_x0, None, None)
-    copy_back(x, written)
-    return logp, x0_hat
+    rows = contiguous(o)
+    results = _launch(rows, None, None)
+    copy_back(o.x, rows.x)
+    return results
 
 
-def _launch(
-    x: Tensor,
-    v: Tensor,
-    coef: Tensor,
-    seed: int,
-    sample_ids: Tensor | None,
-    step: int,
-    step_ids: Tensor | None,
-    v_uncond: Tensor | None,
-    guidance: float,
-    noise: Tensor | None,
-    with_x0: bool,
-    x_next: Tensor | None,
-    mean: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def _launch(o: StepOperands, x_next: Tensor | None, mean: Tensor | None) -> tuple[Tensor, Tensor]:
     """`x_next` None: over `x`. The second result is empty unless `with_x0`."""
-    x, v, sample_ids, step_ids, v_uncond, noise = contiguous(
-        x, v, sample_ids, step_ids, v_uncond, noise
-    )
-    x0_hat = x.new_empty(x.shape if with_x0 else 0)
+    x0_hat = o.x.new_empty(o.x.shape if o.with_x0 else 0)
     logp = launch_logp(
         sde_step_kernel,
-        x,
-        v,
-        *coefficient_table(coef),
-        *split_int64(seed),
-        sample_ids,
-        split_int64(step)[0],
-        step_ids,
-        v_uncond,
-        guidance,
-        noise,
+        o.x,
+        o.v,
+        *coefficient_table(o.coef),
+        *split_int64(o.seed),
+        o.sample_ids,
+        split_int64(o.step)[0],
+        o.step_ids,
+        o.v_uncond,
+        o.guidance,
+        o.noise,
         x_next,
-        x0_hat if with_x0 else None,
+        x0_hat if o.with_x0 else None,
         mean,
     )
     return logp, x0_hat
@@ -168,12 +125,20 @@ def _example(
 ) -> object:
     x, v = rows_like(row_elements), rows_like(row_elements, torch.bfloat16)
     ids = torch.empty(x.shape[0], dtype=torch.int64, device="meta")
-    samples, steps = None if noise else ids, ids if guided else None
-    v_uncond, given = v if guided else None, x if noise else None
-    operands = (x, v, rows_like(4), 0, samples, 3, steps, v_uncond, 4.5, given)
-    if in_place:
-        return sde_step_(*operands, everything)
-    return sde_step(*operands, everything, everything)
+    o = StepOperands(
+        x,
+        v,
+        rows_like(4),
+        sample_ids=None if noise else ids,
+        step=3,
+        step_ids=ids if guided else None,
+        v_uncond=v if guided else None,
+        guidance=4.5,
+        noise=x if noise else None,
+        with_x0=everything,
+        with_mean=everything and not in_place,
+    )
+    return sde_step_(o) if in_place else sde_step(o)
 
 
 EXAMPLES = {

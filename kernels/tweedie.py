@@ -17,6 +17,7 @@ from sfgrpo.kernels.common import (
     tile_at,
     tiling,
 )
+from sfgrpo.ops.tweedie import TweedieOperands
 
 
 @triton.jit(do_not_specialize=["batch", "t_stride"])
@@ -43,35 +44,34 @@ def tweedie_kernel(
     store_tile(out_ptr, v_ptr, offsets, mask, x0_hat)
 
 
-def tweedie(x: Tensor, v: Tensor, t: Tensor | None, time: float) -> Tensor:
+def tweedie(o: TweedieOperands) -> Tensor:
     """`x - t v` `[B, ...]` in the dtype of `x`; `t [B]` or one `time`."""
-    x, v = contiguous(x, v)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _launch(x, v, t, time, out)
+    out = torch.empty(o.x.shape, dtype=o.x.dtype, device=o.x.device)
+    _launch(contiguous(o, strided=("t",)), out)
     return out
 
 
-def tweedie_(x: Tensor, v: Tensor, t: Tensor | None, time: float) -> None:
+def tweedie_(o: TweedieOperands) -> None:
     """Write `x - t v` over `v`, in the dtype of `v`."""
-    x, written = contiguous(x, v)
-    _launch(x, written, t, time, None)
-    copy_back(v, written)
+    rows = contiguous(o, strided=("t",))
+    _launch(rows, None)
+    copy_back(o.v, rows.v)
 
 
-def _launch(x: Tensor, v: Tensor, t: Tensor | None, time: float, out: Tensor | None) -> None:
-    if x.numel() == 0:
+def _launch(o: TweedieOperands, out: Tensor | None) -> None:
+    if o.x.numel() == 0:
         return
-    batch = x.shape[0]
-    row_elements = x.numel() // batch
+    batch = o.x.shape[0]
+    row_elements = o.x.numel() // batch
     cut = tiling(row_elements)
     launch(
         tweedie_kernel,
         cut.programs(batch),
-        x,
-        v,
-        t,
-        0 if t is None else t.stride(0),
-        time,
+        o.x,
+        o.v,
+        o.t,
+        0 if o.t is None else o.t.stride(0),
+        o.time,
         out,
         batch,
         row_elements,
@@ -84,7 +84,7 @@ def _launch(x: Tensor, v: Tensor, t: Tensor | None, time: float, out: Tensor | N
 def _example(*, in_place: bool) -> object:
     x, v = rows_like(65536), rows_like(65536, torch.bfloat16)
     t = None if in_place else rows_like(1).squeeze(1)
-    return (tweedie_ if in_place else tweedie)(x, v, t, 0.5)
+    return (tweedie_ if in_place else tweedie)(TweedieOperands(x, v, t, 0.5))
 
 
 EXAMPLES = {

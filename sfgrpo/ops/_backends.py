@@ -2,13 +2,15 @@
 
 The C++ library registers itself when it is loaded: the one built into the wheel, or else one
 compiled just in time (see ``csrc/build.py``).  Triton's launchers are imported by the first GPU
-call: ``sfgrpo.kernels.<module>.<op>`` takes the arguments of the op's schema in order.  CUDA
-covers ROCm; XPU is the third device Triton serves.  What has no backend (Apple's MPS, float64 on a
-GPU) runs the reference and says so once.
+call: an op defined in ``sfgrpo.ops.<module>`` is launched by the function of its name in
+``sfgrpo.kernels.<module>``, which takes the op's record.  CUDA covers ROCm; XPU is the third device
+Triton serves.  What has no backend (Apple's MPS, float64 on a GPU) runs the reference and says so
+once.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import warnings
@@ -19,35 +21,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfgrpo.ops._library import REFERENCES, announce, implement
+from sfgrpo.ops._library import DEFINITIONS, REFERENCES, announce, implement, taking
 
 KEYS = ("CUDA", "XPU")
-LAUNCHERS = {
-    "philox_normal": "philox",
-    "sde_step": "sde_step",
-    "sde_step_": "sde_step",
-    "sde_logprob": "sde_logprob",
-    "sde_logprob_backward": "sde_logprob",
-    "tweedie": "tweedie",
-    "tweedie_": "tweedie",
-    "gain_advantages": "gain_advantages",
-    "gain_advantages_": "gain_advantages",
-    "policy_loss": "policy_loss",
-    "policy_loss_backward": "policy_loss",
-    "policy_loss_backward_": "policy_loss",
-}
-"""Op -> module of ``sfgrpo.kernels`` that launches it."""
 
 
-def _lazy(op: str, module: str) -> Callable[..., Any]:
-    reference, takes_float64 = REFERENCES[op], module == "gain_advantages"
+def launcher(op: str) -> Callable[..., Any]:
+    """The op's Triton launcher, as the dispatcher calls it; imports Triton."""
+    definition = DEFINITIONS[op]
+    module = importlib.import_module(f"sfgrpo.kernels.{definition.module}")
+    return taking(definition.record, getattr(module, op))
+
+
+def _lazy(op: str) -> Callable[..., Any]:
+    reference, takes_float64 = REFERENCES[op], DEFINITIONS[op].float64_on_gpus
+    imported = functools.cache(launcher)
 
     def launch(*args: Any) -> Any:
         wide = (isinstance(arg, Tensor) and arg.dtype == torch.float64 for arg in args)
         if not takes_float64 and any(wide):
             announce("float64 on GPUs")
             return reference(*args)
-        return getattr(importlib.import_module(f"sfgrpo.kernels.{module}"), op)(*args)
+        return imported(op)(*args)
 
     return launch
 
@@ -56,9 +51,9 @@ def register_triton() -> None:
     """Register the launchers of every op, once, when ``sfgrpo.ops`` is imported."""
     if importlib.util.find_spec("triton") is None:
         return
-    for op, module in LAUNCHERS.items():
+    for op in DEFINITIONS:
         for key in KEYS:
-            implement(op, _lazy(op, module), key)
+            implement(op, _lazy(op), key)
 
 
 def load_cpp() -> None:

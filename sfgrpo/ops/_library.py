@@ -1,4 +1,8 @@
-"""The ``sfgrpo`` operator namespace: where a schema meets its reference and its fake kernel.
+"""The ``sfgrpo`` operator namespace: where an op's record becomes a schema and meets its kernels.
+
+A NamedTuple per op is the one list of what it takes: its fields are the schema's arguments, and the
+reference, the fake kernel, the autograd formula and the Triton launcher take the record itself,
+which they call ``o``.
 
 PyTorch's dispatcher is the only switch between backends.  The plain-PyTorch reference of an op
 is registered at CompositeExplicitAutograd, hence serves every device that has nothing better, and
@@ -10,47 +14,136 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
 _LIBRARY = torch.library.Library("sfgrpo", "DEF")
+Record = TypeVar("Record", bound=NamedTuple)
+
+Choice = Annotated[int, "int"]
+"""Type of a field that selects a formula: a graph is compiled for its value, unlike other ints."""
+
+_SCHEMA_TYPES: dict[Any, str] = {
+    Tensor: "Tensor",
+    Tensor | None: "Tensor?",
+    int: "SymInt",
+    Choice: "int",
+    float: "float",
+    float | None: "float?",
+    bool: "bool",
+    torch.dtype: "ScalarType",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Definition:
+    """One op of the namespace."""
+
+    record: Any
+    """The NamedTuple of the operands."""
+    module: str
+    """Name of the op's module here, and of the one in ``sfgrpo.kernels`` that launches it."""
+    written: tuple[str, ...]
+    """The operands that the op overwrites."""
+    float64_on_gpus: bool
+    """Whether the launcher takes float64; otherwise the reference serves it."""
+
+
+DEFINITIONS: dict[str, Definition] = {}
 REFERENCES: dict[str, Callable[..., Any]] = {}
-"""Op -> its specification."""
+"""Op -> its specification, which takes what the op takes."""
 
 
-def define(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+def define(
+    name: str,
+    record: Callable[..., Record],
+    reference: Callable[[Record], Any],
+    fake: Callable[[Record], Any] = lambda o: None,
+    *,
+    written: tuple[str, ...] = (),
+    without: tuple[str, ...] = (),
+    float64_on_gpus: bool = False,
+) -> Any:
     """Define one op of the namespace and return its dispatcher entry, ready to be called.
 
     Args:
-        schema: ``name(arguments) -> results`` in the dispatcher's schema language.
-        reference: plain PyTorch, same arguments as the schema; it is the op's specification.
-        fake: shapes and dtypes of the results, without data.
+        name: of the op and of its Triton launcher.
+        record: NamedTuple of the operands; its fields, in their order, are the schema's arguments.
+        reference: plain PyTorch; it is the op's specification, and its annotation says how many
+            tensors the op returns.
+        fake: shapes and dtypes of the results, without data; not needed without results.
+        written: operands that the op overwrites.
+        without: last fields of the record, those with defaults, that this op does not take.
+        float64_on_gpus: whether the Triton launcher takes float64.
     """
-    name = schema.partition("(")[0]
+    definition = Definition(
+        record=record,
+        module=reference.__module__.rpartition(".")[2],
+        written=written,
+        float64_on_gpus=float64_on_gpus,
+    )
+    schema = name + _schema(definition, reference, without)
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    _LIBRARY.impl(name, announced(reference), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"sfgrpo::{name}", fake, lib=_LIBRARY)
-    REFERENCES[name] = reference
-    return getattr(torch.ops.sfgrpo, name).default
+    DEFINITIONS[name] = definition
+    REFERENCES[name] = taking(record, reference)
+    _LIBRARY.impl(name, announced(REFERENCES[name]), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"sfgrpo::{name}", taking(record, fake), lib=_LIBRARY)
+    op = getattr(torch.ops.sfgrpo, name).default
+    if written:
+        _work_in_place(name, op)
+    return op
 
 
-def define_in_place(schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """As ``define``, for an op that overwrites the arguments its schema marks ``(a!)``.
+def taking(record: Callable[..., Record], function: Callable[[Record], Any]) -> Callable[..., Any]:
+    """``function``, which takes the record, as the dispatcher calls it."""
 
-    Autograd learns of it in both directions: an argument that asks for a gradient is an error, and
-    the version of what is overwritten goes up, so that a graph which had saved it refuses to run.
+    @functools.wraps(function)
+    def unpacked(*args: Any) -> Any:
+        return function(record(*args))
+
+    return unpacked
+
+
+def _schema(definition: Definition, reference: Callable[..., Any], without: tuple[str, ...]) -> str:
+    """``(arguments) -> results`` in the dispatcher's schema language."""
+    types = get_type_hints(definition.record, include_extras=True)
+    names = tuple(types)[: len(types) - len(without)]
+    if (*names, *without) != tuple(types):
+        raise ValueError(f"without: got {without}, expected the last of {tuple(types)}")
+    arguments = []
+    for name in names:
+        if types[name] not in _SCHEMA_TYPES:
+            known = ", ".join(_SCHEMA_TYPES.values())
+            raise TypeError(f"{name}: got type {types[name]}, expected what a schema has: {known}")
+        kind = _SCHEMA_TYPES[types[name]]
+        if name in definition.written:
+            alias = "ab"[definition.written.index(name)]
+            kind = kind.replace("Tensor", f"Tensor({alias}!)")
+        arguments.append(f"{kind} {name}")
+    result = get_type_hints(reference)["return"]
+    several = () if result is type(None) else get_args(result)
+    results = "Tensor" if result is Tensor else f"({', '.join('Tensor' for _ in several)})"
+    return f"({', '.join(arguments)}) -> {results}"
+
+
+def _work_in_place(name: str, op: Any) -> None:
+    """Tell autograd of an op that overwrites operands, in both directions.
+
+    An operand that asks for a gradient is an error, and the version of what is overwritten goes up,
+    so that a graph which had saved it refuses to run.
     """
-    op = define(schema, reference, fake)
-    name = schema.partition("(")[0]
+    fields = DEFINITIONS[name].record._fields
+    written = [fields.index(operand) for operand in DEFINITIONS[name].written]
 
     def refuse_gradients(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
         if torch.is_grad_enabled():
-            for argument, value in zip(op._schema.arguments, args, strict=False):
+            for field, value in zip(fields, args, strict=False):
                 if isinstance(value, Tensor) and value.requires_grad:
                     raise RuntimeError(
-                        f"sfgrpo::{name}: {argument.name} requires grad, but the op works in place "
+                        f"sfgrpo::{name}: {field} requires grad, but the op works in place "
                         f"and has no gradient; use {name[:-1]}, or torch.no_grad()"
                     )
         with torch._C._AutoDispatchBelowAutograd():
@@ -59,28 +152,41 @@ def define_in_place(schema: str, reference: Callable[..., Any], fake: Callable[.
     def bump_versions(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
         with torch._C._AutoDispatchBelowADInplaceOrView():
             results = op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args)
-        for argument, value in zip(op._schema.arguments, args, strict=False):
-            if argument.is_write and isinstance(value, Tensor):
-                torch.autograd.graph.increment_version(value)
+        for index in written:
+            if args[index] is not None:
+                torch.autograd.graph.increment_version(args[index])
         return results
 
     _LIBRARY.impl(name, refuse_gradients, "Autograd", with_keyset=True)
     _LIBRARY.impl(name, bump_versions, "ADInplaceOrView", with_keyset=True)
-    return op
 
 
 def differentiate(
-    name: str, backward: Callable[..., Any], setup_context: Callable[..., None]
+    name: str,
+    backward: Callable[..., dict[str, Tensor | None]],
+    setup_context: Callable[[Any, Any, Any], None],
 ) -> Callable[..., Any]:
     """Attach an autograd formula to an op defined here and return what is to be called.
 
     That is the op, except under ``torch.func``'s transforms: these look for an autograd.Function
     in the caller's hands and do not find one behind the dispatcher (PyTorch 2.13).
+
+    Args:
+        name: of the op.
+        backward: ``(ctx, *gradients of the results)`` -> gradients of the operands by name.
+        setup_context: ``(ctx, operands, results)``; keeps in ``ctx`` what backward needs.
     """
     op = getattr(torch.ops.sfgrpo, name).default
-    torch.library.register_autograd(
-        f"sfgrpo::{name}", backward, setup_context=setup_context, lib=_LIBRARY
-    )
+    record = DEFINITIONS[name].record
+
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        setup_context(ctx, record(*inputs), output)
+
+    def gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        found = backward(ctx, *grads)
+        return tuple(found.get(field) for field in record._fields)
+
+    torch.library.register_autograd(f"sfgrpo::{name}", gradients, setup_context=keep, lib=_LIBRARY)
 
     def forward(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
@@ -88,8 +194,8 @@ def differentiate(
 
     members = {
         "forward": staticmethod(forward),
-        "setup_context": staticmethod(setup_context),
-        "backward": staticmethod(backward),
+        "setup_context": staticmethod(keep),
+        "backward": staticmethod(gradients),
         "generate_vmap_rule": True,
     }
     function: Any = type(f"sfgrpo_{name}", (torch.autograd.Function,), members)

@@ -52,9 +52,13 @@ def _check_coefficients(coef: Tensor) -> None:
             )
 
 
-def guided(v: Tensor, v_uncond: Tensor | None, guidance: float) -> Tensor:
-    """Classifier-free guidance on rows: ``v_uncond + guidance (v - v_uncond)``."""
-    return v if v_uncond is None else v_uncond + guidance * (v - v_uncond)
+def guided(v: Tensor, v_uncond: Tensor | None, guidance: float, dtype: torch.dtype) -> Tensor:
+    """Rows ``[B, D]`` of the velocity under classifier-free guidance, if there is any."""
+    velocity = to_rows(v, dtype)
+    if v_uncond is None:
+        return velocity
+    uncond = to_rows(v_uncond, dtype)
+    return uncond + guidance * (velocity - uncond)
 
 
 def gaussian_logp(x_next: Tensor, mean: Tensor, n: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sfgrpo.ops import _checks
 from sfgrpo.ops.sde_logprob import sde_logprob
+from sfgrpo.ops.sde_step import StepOperands
 
 
 class FlowScheduler(Protocol):
@@ -73,9 +74,8 @@ def sde_step_with_logprob(
     if prev_sample is None:
         noise = _randn(x, generator)
         with torch.no_grad():
-            stored, log_prob, _, mean = torch.ops.sfgrpo.sde_step(
-                x, model_output, coef, 0, None, 0, None, None, 1.0, noise, False, not differentiable
-            )
+            o = StepOperands(x, model_output, coef, noise=noise, with_mean=not differentiable)
+            stored, log_prob, _, mean = torch.ops.sfgrpo.sde_step(*o)
         if not differentiable:
             return stored, log_prob, mean, std
     else:

@@ -18,13 +18,13 @@ looks at final rewards, of all N trajectories, whatever the mask says about step
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sfgrpo.ops import _checks
-from sfgrpo.ops._library import define, define_in_place, vectorise
+from sfgrpo.ops._library import Choice, define, vectorise
 from sfgrpo.ops._vmap import fold_into_rows
 
 Normalization = Literal["joint", "per_step", "centered", "uniform"]
@@ -38,29 +38,35 @@ def _mean(values: Tensor, mask: Tensor, dims: tuple[int, ...]) -> Tensor:
     return torch.where(mask, values, 0.0).sum(dims, keepdim=True) / count
 
 
-def gain_advantages_reference(
-    rewards: Tensor, normalize: int, mask: Tensor | None, clamp: float | None
-) -> Tensor:
-    """The specification, in float64.
+class GainOperands(NamedTuple):
+    """What both forms take; the one in place writes over the rewards."""
 
-    Args:
-        rewards: ``[P, N, T + 1]``.
-        normalize: index into NORMALIZATIONS.
-        mask: bool ``[P, N, T]``, True where a step counts.
-        clamp: largest |advantage|, or None.
+    rewards: Tensor
+    """``[P, N, T + 1]``."""
+    normalize: Choice
+    """Index into NORMALIZATIONS."""
+    mask: Tensor | None
+    """bool ``[P, N, T]``, True where a step counts."""
+    clamp: float | None
+    """Largest abs(advantage)."""
+
+
+def gain_advantages_reference(o: GainOperands) -> Tensor:
+    """The specification, in float64.
 
     Raises:
         RuntimeError: on the CPU, a reward is not finite.
     """
+    rewards, mask = o.rewards, o.mask
     if rewards.device.type == "cpu" and not bool(torch.isfinite(rewards).all()):
         raise RuntimeError("rewards: got a value that is not finite, expected finite rewards")
     if rewards.device.type == "mps":  # has no float64
-        mask_cpu = None if mask is None else mask.cpu()
-        return gain_advantages_reference(rewards.cpu(), normalize, mask_cpu, clamp).to("mps")
+        on_cpu = o._replace(rewards=rewards.cpu(), mask=None if mask is None else mask.cpu())
+        return gain_advantages_reference(on_cpu).to("mps")
     r = rewards.double()
     gains = r[:, :, 1:] - r[:, :, :-1]
     counts = torch.ones_like(gains, dtype=torch.bool) if mask is None else mask
-    name = NORMALIZATIONS[normalize]
+    name = NORMALIZATIONS[o.normalize]
     if name == "uniform":
         values = r[:, :, -1:].expand_as(gains)
         centre = values.mean(1, keepdim=True)
@@ -74,41 +80,33 @@ def gain_advantages_reference(
     largest = r.abs().amax((1, 2), keepdim=True)
     alive = std > RELATIVE_STD_FLOOR * largest
     advantages = torch.where(alive, (values - centre) / torch.where(alive, std, 1.0), 0.0)
-    if clamp is not None:
-        advantages = advantages.clamp(-clamp, clamp)
+    if o.clamp is not None:
+        advantages = advantages.clamp(-o.clamp, o.clamp)
     return torch.where(counts, advantages, 0.0).float().contiguous()
 
 
-def gain_advantages__reference(
-    rewards: Tensor, normalize: int, mask: Tensor | None, clamp: float | None
-) -> None:
+def gain_advantages__reference(o: GainOperands) -> None:
     """The specification of the op that writes the advantage of step k over the reward of state k.
 
     The last column keeps the final rewards.
     """
-    rewards[:, :, :-1] = gain_advantages_reference(rewards, normalize, mask, clamp)
+    o.rewards[:, :, :-1] = gain_advantages_reference(o)
 
 
-def _fake_in_place(
-    rewards: Tensor, normalize: int, mask: Tensor | None, clamp: float | None
-) -> None:
-    return None
-
-
-def _fake(rewards: Tensor, normalize: int, mask: Tensor | None, clamp: float | None) -> Tensor:
-    prompts, trajectories, states = rewards.shape
-    return rewards.new_empty((prompts, trajectories, states - 1), dtype=torch.float32)
+def _fake(o: GainOperands) -> Tensor:
+    prompts, trajectories, states = o.rewards.shape
+    return o.rewards.new_empty((prompts, trajectories, states - 1), dtype=torch.float32)
 
 
 _op = define(
-    "gain_advantages(Tensor rewards, int normalize, Tensor? mask, float? clamp) -> Tensor",
-    gain_advantages_reference,
-    _fake,
+    "gain_advantages", GainOperands, gain_advantages_reference, _fake, float64_on_gpus=True
 )
-_op_in_place = define_in_place(
-    "gain_advantages_(Tensor(a!) rewards, int normalize, Tensor? mask, float? clamp) -> ()",
+_op_in_place = define(
+    "gain_advantages_",
+    GainOperands,
     gain_advantages__reference,
-    _fake_in_place,
+    written=("rewards",),
+    float64_on_gpus=True,
 )
 vectorise("gain_advantages", fold_into_rows(_op))
 
@@ -139,8 +137,8 @@ def gain_advantages(
         ValueError: an argument has the wrong shape, device or value.
         RuntimeError: on the CPU, a reward is not finite.
     """
-    options = _options(rewards, normalize, mask, clamp)
-    return _op(rewards.detach(), *options)
+    o = _checked(rewards, normalize, mask, clamp)
+    return _op(*o._replace(rewards=rewards.detach()))
 
 
 def gain_advantages_(
@@ -161,16 +159,15 @@ def gain_advantages_(
         The view ``rewards[:, :, :T]``, in the dtype of ``rewards``; ``rewards[:, :, T]`` keeps the
         final rewards.
     """
-    options = _options(rewards, normalize, mask, clamp)
+    o = _checked(rewards, normalize, mask, clamp)
     _checks.writable("rewards", rewards)
-    _op_in_place(rewards, *options)
+    _op_in_place(*o)
     return rewards[:, :, :-1]
 
 
-def _options(
+def _checked(
     rewards: Tensor, normalize: str, mask: Tensor | None, clamp: float | None
-) -> tuple[int, Tensor | None, float | None]:
-    """Check the arguments of both forms; all but the rewards as the schemas take them."""
+) -> GainOperands:
     if not isinstance(rewards, Tensor):
         raise TypeError(f"rewards: got {type(rewards).__name__}, expected a tensor")
     if rewards.dtype not in (torch.float32, torch.float64):
@@ -187,7 +184,7 @@ def _options(
     shape = (rewards.shape[0], rewards.shape[1], rewards.shape[2] - 1)
     if mask is not None:
         mask = _full_mask(mask, shape, rewards)
-    return names.index(normalize), mask, clamp
+    return GainOperands(rewards, names.index(normalize), mask, clamp)
 
 
 def _full_mask(mask: Tensor, shape: tuple[int, int, int], rewards: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -122,52 +123,48 @@ def box_muller(word1: Tensor, word2: Tensor) -> tuple[Tensor, Tensor]:
     return radius * cos, radius * sin
 
 
-def philox_normal_reference(
-    numel: int,
-    seed: int,
-    sample_ids: Tensor,
-    step: int,
-    step_ids: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    """Standard normals ``[B, numel]``: the specification, in the schema's argument order.
+class NoiseOperands(NamedTuple):
+    """What the generator takes."""
 
-    Every row's step is ``step``, unless ``step_ids [B]`` names one for each.  Computed in float32
-    for every ``dtype``, then rounded (or, for float64, widened) to it.
+    numel: int
+    """Elements of a row."""
+    seed: int
+    sample_ids: Tensor
+    """int64 ``[B]``."""
+    step: int
+    """Of every row, unless there are ``step_ids``."""
+    step_ids: Tensor | None
+    """int64 ``[B]``."""
+    dtype: torch.dtype
+
+
+def philox_normal_reference(o: NoiseOperands) -> Tensor:
+    """Standard normals ``[B, numel]``: the specification.
+
+    Computed in float32 for every ``dtype``, then rounded (or, for float64, widened) to it.
     """
-    device = sample_ids.device
+    device = o.sample_ids.device
     if device.type == "mps":  # has no float64, which the square root needs
-        steps_cpu = None if step_ids is None else step_ids.cpu()
-        noise = philox_normal_reference(numel, seed, sample_ids.cpu(), step, steps_cpu, dtype)
-        return noise.to(device)
-    steps = torch.full_like(sample_ids, step) if step_ids is None else step_ids
-    quads = (numel + 3) // 4
+        steps_cpu = None if o.step_ids is None else o.step_ids.cpu()
+        on_cpu = o._replace(sample_ids=o.sample_ids.cpu(), step_ids=steps_cpu)
+        return philox_normal_reference(on_cpu).to(device)
+    steps = torch.full_like(o.sample_ids, o.step) if o.step_ids is None else o.step_ids
+    quads = (o.numel + 3) // 4
     element = torch.arange(quads, dtype=torch.int64, device=device).unsqueeze(0)
     row_step = (steps & MASK).unsqueeze(1)
-    sample = sample_ids.unsqueeze(1)
+    sample = o.sample_ids.unsqueeze(1)
     counter = (element, row_step, sample & MASK, (sample >> 32) & MASK)
-    r0, r1, r2, r3 = philox4x32(counter, (seed & MASK, (seed >> 32) & MASK))
+    r0, r1, r2, r3 = philox4x32(counter, (o.seed & MASK, (o.seed >> 32) & MASK))
     z = torch.stack((*box_muller(r0, r1), *box_muller(r2, r3)), dim=2)
-    return z.reshape(sample_ids.shape[0], 4 * quads)[:, :numel].to(dtype).contiguous()
+    rows = z.reshape(o.sample_ids.shape[0], 4 * quads)
+    return rows[:, : o.numel].to(o.dtype).contiguous()
 
 
-def _fake(
-    numel: int,
-    seed: int,
-    sample_ids: Tensor,
-    step: int,
-    step_ids: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
-    return sample_ids.new_empty((sample_ids.shape[0], numel), dtype=dtype)
+def _fake(o: NoiseOperands) -> Tensor:
+    return o.sample_ids.new_empty((o.sample_ids.shape[0], o.numel), dtype=o.dtype)
 
 
-_op = define(
-    "philox_normal(SymInt numel, SymInt seed, Tensor sample_ids, SymInt step, Tensor? step_ids,"
-    " ScalarType dtype) -> Tensor",
-    philox_normal_reference,
-    _fake,
-)
+_op = define("philox_normal", NoiseOperands, philox_normal_reference, _fake)
 vectorise("philox_normal", fold_into_rows(_op))
 
 
@@ -204,6 +201,5 @@ def philox_normal(
         raise ValueError(f"shape: got {tuple(shape)}, expected sizes >= 0, at most 2**34 elements")
     _checks.sample_ids(sample_ids)
     step, steps = _checks.step_ids(step_ids, sample_ids)
-    return _op(numel, _checks.seed(seed), sample_ids, step, steps, dtype).reshape(
-        sample_ids.shape[0], *shape
-    )
+    o = NoiseOperands(numel, _checks.seed(seed), sample_ids, step, steps, dtype)
+    return _op(*o).reshape(sample_ids.shape[0], *shape)

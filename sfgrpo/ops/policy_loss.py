@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from sfgrpo.ops import _checks
-from sfgrpo.ops._library import define, define_in_place, differentiate, vectorise
+from sfgrpo.ops._library import define, differentiate, vectorise
 from sfgrpo.ops._rows import columns, compute_dtype, gaussian_logp, guided, to_rows
 from sfgrpo.ops._vmap import one_by_one
 
@@ -52,170 +52,154 @@ class PolicyLoss(NamedTuple):
     stats: PolicyStats
 
 
-def policy_loss_reference(
-    x: Tensor,
-    v: Tensor,
-    x_next: Tensor,
-    coef: Tensor,
-    logp_old: Tensor,
-    advantages: Tensor,
-    v_uncond: Tensor | None,
-    guidance: float,
-    v_ref: Tensor | None,
-    clip_low: float,
-    clip_high: float,
-    kl_weight: float,
-    kl_scale: Tensor | None,
-    weights: Tensor | None,
-    reuse_v: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
+class PolicyOperands(NamedTuple):
+    """What the loss takes."""
+
+    x: Tensor
+    """``[B, ...]``."""
+    v: Tensor
+    """Velocity, shape of ``x``."""
+    x_next: Tensor
+    """The stored state, shape of ``x``."""
+    coef: Tensor
+    """``[B, 4]``: (a, b, n, t) of the rows."""
+    logp_old: Tensor
+    """``[B]``."""
+    advantages: Tensor
+    """``[B]``."""
+    v_uncond: Tensor | None
+    """Velocity without the prompt, shape of ``x``."""
+    guidance: float
+    v_ref: Tensor | None
+    """The reference model's velocity, already guided, shape of ``x``."""
+    clip_low: float
+    clip_high: float
+    kl_weight: float
+    kl_scale: Tensor | None
+    """``[B]``, instead of b^2 / (2 n^2)."""
+    weights: Tensor | None
+    """``[B]``, instead of one over the number of rows with n > 0."""
+    reuse_v: bool = False
+    """Whether backward writes over ``v`` and ``v_uncond``; nothing to the loss itself."""
+
+
+class PolicyBackwardOperands(NamedTuple):
+    """What backward takes; the form in place writes over ``v`` and ``v_uncond``."""
+
+    grad_loss: Tensor
+    """Scalar."""
+    x: Tensor
+    v: Tensor
+    x_next: Tensor
+    coef: Tensor
+    back: Tensor
+    """``[B, 2]``: (g1, g2) of the rows."""
+    v_uncond: Tensor | None
+    guidance: float
+    v_ref: Tensor | None
+
+
+def policy_loss_reference(o: PolicyOperands) -> tuple[Tensor, Tensor, Tensor]:
     """The specification: (loss, stats ``[B, 5]``, back ``[B, 2]`` = (g1, g2)).
 
     PyTorch's autograd can differentiate the loss, independently of the closed form in ``back``.
-    ``reuse_v`` speaks to the backward pass only.
     """
-    dtype = compute_dtype(x)
-    a, b, n, _ = columns(coef, dtype)
-    velocity = guided(
-        to_rows(v, dtype), None if v_uncond is None else to_rows(v_uncond, dtype), guidance
-    )
-    mean = a * to_rows(x, dtype) + b * velocity
+    dtype = compute_dtype(o.x)
+    a, b, n, _ = columns(o.coef, dtype)
+    velocity = guided(o.v, o.v_uncond, o.guidance, dtype)
+    mean = a * to_rows(o.x, dtype) + b * velocity
     elements = max(mean.shape[1], 1)
     b, n = b[:, 0], n[:, 0]
     noisy = n > 0
     variance = torch.where(noisy, n * n, 1.0)
 
-    logp = gaussian_logp(to_rows(x_next, dtype), mean, n.unsqueeze(1))
-    ratio = torch.where(noisy, torch.exp(logp - logp_old), 1.0)
-    unclipped = advantages * ratio
-    limited = advantages * ratio.clamp(1.0 - clip_low, 1.0 + clip_high)
+    logp = gaussian_logp(to_rows(o.x_next, dtype), mean, n.unsqueeze(1))
+    ratio = torch.where(noisy, torch.exp(logp - o.logp_old), 1.0)
+    unclipped = o.advantages * ratio
+    limited = o.advantages * ratio.clamp(1.0 - o.clip_low, 1.0 + o.clip_high)
     surrogate = torch.where(noisy, -torch.minimum(unclipped, limited), 0.0)
     active = noisy & (limited < unclipped)
 
-    scale = b * b / (2.0 * variance) if kl_scale is None else kl_scale
+    scale = b * b / (2.0 * variance) if o.kl_scale is None else o.kl_scale
     scale = torch.where(noisy, scale, 0.0)
     square = torch.zeros_like(ratio)
-    if v_ref is not None:
-        square = (velocity - to_rows(v_ref, dtype)).square().sum(dim=1) / elements
+    if o.v_ref is not None:
+        square = (velocity - to_rows(o.v_ref, dtype)).square().sum(dim=1) / elements
     kl = scale * square
+    weights = o.weights
     if weights is None:
         weights = 1.0 / noisy.sum().clamp(min=1).to(dtype).expand_as(ratio)
-    loss = (torch.where(noisy, weights, 0.0) * (surrogate + kl_weight * kl)).sum()
+    loss = (torch.where(noisy, weights, 0.0) * (surrogate + o.kl_weight * kl)).sum()
 
     g1 = torch.where(noisy & ~active, -weights * unclipped * b / (variance * elements), 0.0)
-    g2 = torch.where(noisy, 2.0 * kl_weight * weights * scale / elements, 0.0)
-    if v_ref is None:
+    g2 = torch.where(noisy, 2.0 * o.kl_weight * weights * scale / elements, 0.0)
+    if o.v_ref is None:
         g2 = torch.zeros_like(g2)
     stats = torch.stack((logp, ratio, active.to(dtype), kl, surrogate), dim=1)
     return loss, stats.detach(), torch.stack((g1, g2), dim=1).detach()
 
 
-def policy_loss_backward_reference(
-    grad_loss: Tensor,
-    x: Tensor,
-    v: Tensor,
-    x_next: Tensor,
-    coef: Tensor,
-    back: Tensor,
-    v_uncond: Tensor | None,
-    guidance: float,
-    v_ref: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+def policy_loss_backward_reference(o: PolicyBackwardOperands) -> tuple[Tensor, Tensor]:
     """(grad_v, grad_v_uncond) in the dtypes of v and v_uncond; the second empty without it."""
-    dtype = compute_dtype(x)
-    a, b, _, _ = columns(coef, dtype)
-    velocity = guided(
-        to_rows(v, dtype), None if v_uncond is None else to_rows(v_uncond, dtype), guidance
-    )
-    g1, g2 = (grad_loss * back).unsqueeze(2).unbind(1)
-    grad = g1 * (to_rows(x_next, dtype) - (a * to_rows(x, dtype) + b * velocity))
-    if v_ref is not None:
-        grad = grad + g2 * (velocity - to_rows(v_ref, dtype))
-    if v_uncond is None:
-        return grad.to(v.dtype).reshape(v.shape), v.new_empty(0)
+    dtype = compute_dtype(o.x)
+    a, b, _, _ = columns(o.coef, dtype)
+    velocity = guided(o.v, o.v_uncond, o.guidance, dtype)
+    g1, g2 = (o.grad_loss * o.back).unsqueeze(2).unbind(1)
+    grad = g1 * (to_rows(o.x_next, dtype) - (a * to_rows(o.x, dtype) + b * velocity))
+    if o.v_ref is not None:
+        grad = grad + g2 * (velocity - to_rows(o.v_ref, dtype))
+    if o.v_uncond is None:
+        return grad.to(o.v.dtype).reshape(o.v.shape), o.v.new_empty(0)
     return (
-        (guidance * grad).to(v.dtype).reshape(v.shape),
-        ((1.0 - guidance) * grad).to(v_uncond.dtype).reshape(v_uncond.shape),
+        (o.guidance * grad).to(o.v.dtype).reshape(o.v.shape),
+        ((1.0 - o.guidance) * grad).to(o.v_uncond.dtype).reshape(o.v_uncond.shape),
     )
 
 
-def policy_loss_backward__reference(
-    grad_loss: Tensor,
-    x: Tensor,
-    v: Tensor,
-    x_next: Tensor,
-    coef: Tensor,
-    back: Tensor,
-    v_uncond: Tensor | None,
-    guidance: float,
-    v_ref: Tensor | None,
-) -> None:
+def policy_loss_backward__reference(o: PolicyBackwardOperands) -> None:
     """The specification of the op that writes the gradients over v and v_uncond."""
-    grad_v, grad_v_uncond = policy_loss_backward_reference(
-        grad_loss, x, v, x_next, coef, back, v_uncond, guidance, v_ref
-    )
-    v.copy_(grad_v)
-    if v_uncond is not None:
-        v_uncond.copy_(grad_v_uncond)
+    grad_v, grad_v_uncond = policy_loss_backward_reference(o)
+    o.v.copy_(grad_v)
+    if o.v_uncond is not None:
+        o.v_uncond.copy_(grad_v_uncond)
 
 
-def _fake(x: Tensor, v: Tensor, x_next: Tensor, coef: Tensor, *_: object) -> tuple[Tensor, ...]:
-    rows = x.shape[0]
-    return coef.new_empty(()), coef.new_empty((rows, 5)), coef.new_empty((rows, 2))
+def _fake(o: PolicyOperands) -> tuple[Tensor, ...]:
+    return tuple(o.coef.new_empty(shape) for shape in ((), (o.x.shape[0], 5), (o.x.shape[0], 2)))
 
 
-def _fake_backward(grad_loss: Tensor, x: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    v_uncond = rest[3]
-    second = v.new_empty(0) if v_uncond is None else v_uncond.new_empty(v_uncond.shape)
-    return v.new_empty(v.shape), second
+def _fake_backward(o: PolicyBackwardOperands) -> tuple[Tensor, Tensor]:
+    second = o.v.new_empty(0) if o.v_uncond is None else o.v_uncond.new_empty(o.v_uncond.shape)
+    return o.v.new_empty(o.v.shape), second
 
 
-def _fake_backward_in_place(*_: object) -> None:
-    return None
-
-
-_op = define(
-    "policy_loss(Tensor x, Tensor v, Tensor x_next, Tensor coef, Tensor logp_old,"
-    " Tensor advantages, Tensor? v_uncond, float guidance, Tensor? v_ref, float clip_low,"
-    " float clip_high, float kl_weight, Tensor? kl_scale, Tensor? weights, bool reuse_v)"
-    " -> (Tensor, Tensor, Tensor)",
-    policy_loss_reference,
-    _fake,
-)
+_op = define("policy_loss", PolicyOperands, policy_loss_reference, _fake)
 _op_backward = define(
-    "policy_loss_backward(Tensor grad_loss, Tensor x, Tensor v, Tensor x_next, Tensor coef,"
-    " Tensor back, Tensor? v_uncond, float guidance, Tensor? v_ref) -> (Tensor, Tensor)",
-    policy_loss_backward_reference,
-    _fake_backward,
+    "policy_loss_backward", PolicyBackwardOperands, policy_loss_backward_reference, _fake_backward
 )
-
-
-_op_backward_in_place = define_in_place(
-    "policy_loss_backward_(Tensor grad_loss, Tensor x, Tensor(a!) v, Tensor x_next, Tensor coef,"
-    " Tensor back, Tensor(b!)? v_uncond, float guidance, Tensor? v_ref) -> ()",
+_op_backward_in_place = define(
+    "policy_loss_backward_",
+    PolicyBackwardOperands,
     policy_loss_backward__reference,
-    _fake_backward_in_place,
+    written=("v", "v_uncond"),
 )
 vectorise("policy_loss", one_by_one(_op))
 vectorise("policy_loss_backward", one_by_one(_op_backward))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, v, x_next, coef, _, _, v_uncond, ctx.guidance, v_ref = inputs[:9]
-    ctx.reuse_v = inputs[-1]
-    ctx.save_for_backward(x, v, x_next, coef, output[2], v_uncond, v_ref)
+def _setup_context(ctx: Any, o: PolicyOperands, output: tuple[Tensor, ...]) -> None:
+    ctx.guidance, ctx.reuse_v = o.guidance, o.reuse_v
+    ctx.save_for_backward(o.x, o.v, o.x_next, o.coef, output[2], o.v_uncond, o.v_ref)
 
 
-def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> dict[str, Tensor | None]:
     x, v, x_next, coef, back, v_uncond, v_ref = ctx.saved_tensors
-    operands = (grad_loss, x, v, x_next, coef, back, v_uncond, ctx.guidance, v_ref)
+    o = PolicyBackwardOperands(grad_loss, x, v, x_next, coef, back, v_uncond, ctx.guidance, v_ref)
     if ctx.reuse_v:
-        _op_backward_in_place(*operands)
-        grad_v, second = v.detach(), None if v_uncond is None else v_uncond.detach()
-    else:
-        grad_v, grad_v_uncond = _op_backward(*operands)
-        second = None if v_uncond is None else grad_v_uncond
-    return None, grad_v, None, None, None, None, second, *(None,) * 8
+        _op_backward_in_place(*o)
+        return {"v": v.detach(), "v_uncond": None if v_uncond is None else v_uncond.detach()}
+    grad_v, grad_v_uncond = _op_backward(*o)
+    return {"v": grad_v, "v_uncond": None if v_uncond is None else grad_v_uncond}
 
 
 _call = differentiate("policy_loss", _backward, _setup_context)
@@ -289,8 +273,9 @@ def policy_loss(
     low, high = _clip_bounds(clip_range)
     scale = _checks.number("guidance", guidance)
     beta = _checks.number("kl_weight", kl_weight, 0.0)
-    loss, stats, _ = _call(
+    o = PolicyOperands(
         x, v, x_next, coef, logp_old, advantages, v_uncond, scale, v_ref, low, high, beta,
         kl_scale, weights, reuse_v,
     )  # fmt: skip
+    loss, stats, _ = _call(*o)
     return PolicyLoss(loss, PolicyStats(*stats.detach().unbind(1)))

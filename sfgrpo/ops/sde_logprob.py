@@ -14,7 +14,7 @@ same backward pass.
 
 from __future__ import annotations
 
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -27,140 +27,124 @@ from sfgrpo.ops._vmap import fold_into_rows
 Reduction = Literal["mean", "sum"]
 
 
-def sde_logprob_reference(
-    x: Tensor,
-    v: Tensor,
-    x_next: Tensor,
-    coef: Tensor,
-    v_uncond: Tensor | None,
-    guidance: float,
-    mean_reduction: bool,
-    with_mean: bool,
-) -> tuple[Tensor, Tensor]:
+class LogprobOperands(NamedTuple):
+    """What the density takes."""
+
+    x: Tensor
+    """``[B, ...]``."""
+    v: Tensor
+    """Velocity, shape of ``x``."""
+    x_next: Tensor
+    """The stored state, shape of ``x``."""
+    coef: Tensor
+    """``[B, 4]``: (a, b, n, t) of the rows."""
+    v_uncond: Tensor | None
+    """Velocity without the prompt, shape of ``x``."""
+    guidance: float
+    mean_reduction: bool
+    """Per element instead of summed over them."""
+    with_mean: bool
+    """Whether the transition's mean is wanted."""
+
+
+class LogprobBackwardOperands(NamedTuple):
+    """Gradients of the results, the operands, and which gradients are wanted."""
+
+    grad: Tensor
+    """``[B]``."""
+    grad_mean: Tensor | None
+    """Shape of ``x``."""
+    x: Tensor
+    v: Tensor
+    x_next: Tensor
+    coef: Tensor
+    v_uncond: Tensor | None
+    guidance: float
+    mean_reduction: bool
+    need_x: bool
+    need_v: bool
+    need_x_next: bool
+    need_v_uncond: bool
+
+    def wanted(self) -> tuple[Tensor | None, ...]:
+        """(x, v, x_next, v_uncond), the order of the results; None where no gradient is wanted."""
+        return (
+            self.x if self.need_x else None,
+            self.v if self.need_v else None,
+            self.x_next if self.need_x_next else None,
+            self.v_uncond if self.need_v_uncond else None,
+        )
+
+
+def sde_logprob_reference(o: LogprobOperands) -> tuple[Tensor, Tensor]:
     """The specification: (logp, mean or empty); PyTorch's autograd can differentiate it."""
-    dtype = compute_dtype(x)
-    a, b, n, _ = columns(coef, dtype)
-    velocity = guided(
-        to_rows(v, dtype), None if v_uncond is None else to_rows(v_uncond, dtype), guidance
-    )
-    mean = a * to_rows(x, dtype) + b * velocity
-    logp = gaussian_logp(to_rows(x_next, dtype), mean, n)
-    if not mean_reduction:
+    dtype = compute_dtype(o.x)
+    a, b, n, _ = columns(o.coef, dtype)
+    mean = a * to_rows(o.x, dtype) + b * guided(o.v, o.v_uncond, o.guidance, dtype)
+    logp = gaussian_logp(to_rows(o.x_next, dtype), mean, n)
+    if not o.mean_reduction:
         logp = logp * mean.shape[1]
-    return logp, mean.reshape(x.shape) if with_mean else coef.new_empty(0)
+    return logp, mean.reshape(o.x.shape) if o.with_mean else o.coef.new_empty(0)
 
 
 def sde_logprob_backward_reference(
-    grad: Tensor,
-    grad_mean: Tensor | None,
-    x: Tensor,
-    v: Tensor,
-    x_next: Tensor,
-    coef: Tensor,
-    v_uncond: Tensor | None,
-    guidance: float,
-    mean_reduction: bool,
-    need_x: bool,
-    need_v: bool,
-    need_x_next: bool,
-    need_v_uncond: bool,
+    o: LogprobBackwardOperands,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``sum(grad * logp) + sum(grad_mean * mean)``; empty where not needed.
 
     In the order (x, v, x_next, v_uncond); the mean does not depend on x_next.
     """
-    dtype = compute_dtype(x)
-    a, b, n, _ = columns(coef, dtype)
-    velocity = guided(
-        to_rows(v, dtype), None if v_uncond is None else to_rows(v_uncond, dtype), guidance
-    )
-    residual = to_rows(x_next, dtype) - (a * to_rows(x, dtype) + b * velocity)
-    scale = grad.unsqueeze(1) / (n * n)
-    if mean_reduction:
+    dtype = compute_dtype(o.x)
+    a, b, n, _ = columns(o.coef, dtype)
+    velocity = guided(o.v, o.v_uncond, o.guidance, dtype)
+    residual = to_rows(o.x_next, dtype) - (a * to_rows(o.x, dtype) + b * velocity)
+    scale = o.grad.unsqueeze(1) / (n * n)
+    if o.mean_reduction:
         scale = scale / max(residual.shape[1], 1)
     dlogp = torch.where(n > 0, residual * scale, 0.0)
-    dmean = dlogp if grad_mean is None else dlogp + to_rows(grad_mean, dtype)
+    dmean = dlogp if o.grad_mean is None else dlogp + to_rows(o.grad_mean, dtype)
+    share = 1.0 if o.v_uncond is None else o.guidance
+    rows = (dmean * a, dmean * (b * share), -dlogp, dmean * (b * (1.0 - o.guidance)))
+    dx, dv, dx_next, dv_uncond = (
+        o.x.new_empty(0) if like is None else grad.to(like.dtype).reshape(like.shape)
+        for grad, like in zip(rows, o.wanted(), strict=True)
+    )
+    return dx, dv, dx_next, dv_uncond
 
-    def emit(needed: bool, like: Tensor | None, grad_rows: Tensor) -> Tensor:
-        if not needed or like is None:
-            return x.new_empty(0)
-        return grad_rows.to(like.dtype).reshape(like.shape)
 
-    share = 1.0 if v_uncond is None else guidance
-    return (
-        emit(need_x, x, dmean * a),
-        emit(need_v, v, dmean * (b * share)),
-        emit(need_x_next, x_next, -dlogp),
-        emit(need_v_uncond, v_uncond, dmean * (b * (1.0 - guidance))),
+def _fake(o: LogprobOperands) -> tuple[Tensor, Tensor]:
+    return o.coef.new_empty(o.x.shape[0]), o.coef.new_empty(o.x.shape if o.with_mean else 0)
+
+
+def _fake_backward(o: LogprobBackwardOperands) -> tuple[Tensor, ...]:
+    return tuple(
+        o.x.new_empty(0) if like is None else like.new_empty(like.shape) for like in o.wanted()
     )
 
 
-def _fake(x: Tensor, v: Tensor, x_next: Tensor, coef: Tensor, *rest: object) -> tuple[Tensor, ...]:
-    return coef.new_empty(x.shape[0]), coef.new_empty(x.shape if rest[-1] else 0)
-
-
-def _fake_backward(
-    grad: Tensor,
-    grad_mean: Tensor | None,
-    x: Tensor,
-    v: Tensor,
-    x_next: Tensor,
-    coef: Tensor,
-    v_uncond: Tensor | None,
-    guidance: float,
-    mean_reduction: bool,
-    need_x: bool,
-    need_v: bool,
-    need_x_next: bool,
-    need_v_uncond: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    def emit(needed: bool, tensor: Tensor | None) -> Tensor:
-        return x.new_empty(0) if not needed or tensor is None else tensor.new_empty(tensor.shape)
-
-    return (
-        emit(need_x, x),
-        emit(need_v, v),
-        emit(need_x_next, x_next),
-        emit(need_v_uncond, v_uncond),
-    )
-
-
-_op = define(
-    "sde_logprob(Tensor x, Tensor v, Tensor x_next, Tensor coef, Tensor? v_uncond, float guidance,"
-    " bool mean_reduction, bool with_mean) -> (Tensor, Tensor)",
-    sde_logprob_reference,
-    _fake,
-)
+_op = define("sde_logprob", LogprobOperands, sde_logprob_reference, _fake)
 _op_backward = define(
-    "sde_logprob_backward(Tensor grad, Tensor? grad_mean, Tensor x, Tensor v, Tensor x_next,"
-    " Tensor coef, Tensor? v_uncond, float guidance, bool mean_reduction, bool need_x, bool need_v,"
-    " bool need_x_next, bool need_v_uncond) -> (Tensor, Tensor, Tensor, Tensor)",
-    sde_logprob_backward_reference,
-    _fake_backward,
+    "sde_logprob_backward", LogprobBackwardOperands, sde_logprob_backward_reference, _fake_backward
 )
-
-
 vectorise("sde_logprob", fold_into_rows(_op))
 vectorise("sde_logprob_backward", fold_into_rows(_op_backward))
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, v, x_next, coef, v_uncond, ctx.guidance, ctx.mean_reduction, ctx.with_mean = inputs
-    ctx.save_for_backward(x, v, x_next, coef, v_uncond)
+def _setup_context(ctx: Any, o: LogprobOperands, output: tuple[Tensor, Tensor]) -> None:
+    ctx.guidance, ctx.mean_reduction, ctx.with_mean = o.guidance, o.mean_reduction, o.with_mean
+    ctx.save_for_backward(o.x, o.v, o.x_next, o.coef, o.v_uncond)
 
 
-def _backward(ctx: Any, grad: Tensor, grad_mean: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor, grad_mean: Tensor) -> dict[str, Tensor | None]:
     x, v, x_next, coef, v_uncond = ctx.saved_tensors
-    wanted = ctx.needs_input_grad
-    needs = (wanted[0], wanted[1], wanted[2], wanted[4])
-    grads = _op_backward(
-        grad, grad_mean if ctx.with_mean else None,
-        x, v, x_next, coef, v_uncond, ctx.guidance, ctx.mean_reduction, *needs,
+    needed: Any = LogprobOperands(*ctx.needs_input_grad)
+    o = LogprobBackwardOperands(
+        grad, grad_mean if ctx.with_mean else None, x, v, x_next, coef, v_uncond, ctx.guidance,
+        ctx.mean_reduction, needed.x, needed.v, needed.x_next, needed.v_uncond,
     )  # fmt: skip
-    dx, dv, dx_next, dv_uncond = (
-        g if needed else None for g, needed in zip(grads, needs, strict=True)
-    )
-    return dx, dv, dx_next, None, dv_uncond, None, None, None
+    names = ("x", "v", "x_next", "v_uncond")
+    found = zip(names, _op_backward(*o), o.wanted(), strict=True)
+    return {name: gradient for name, gradient, like in found if like is not None}
 
 
 _call = differentiate("sde_logprob", _backward, _setup_context)
@@ -241,5 +225,6 @@ def sde_logprob(
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'sum'")
     scale = _checks.number("guidance", guidance)
-    logp, mean = _call(x, v, x_next, coef, v_uncond, scale, reduction == "mean", return_mean)
+    o = LogprobOperands(x, v, x_next, coef, v_uncond, scale, reduction == "mean", return_mean)
+    logp, mean = _call(*o)
     return (logp, mean) if return_mean else logp

@@ -18,111 +18,91 @@ import torch
 from torch import Tensor
 
 from sfgrpo.ops import _checks
-from sfgrpo.ops._library import define, define_in_place, vectorise
+from sfgrpo.ops._library import define, vectorise
 from sfgrpo.ops._rows import columns, compute_dtype, gaussian_logp, guided, to_rows
 from sfgrpo.ops._vmap import fold_into_rows
-from sfgrpo.ops.philox import philox_normal_reference
+from sfgrpo.ops.philox import NoiseOperands, philox_normal_reference
 
 
-def sde_step_reference(
-    x: Tensor,
-    v: Tensor,
-    coef: Tensor,
-    seed: int,
-    sample_ids: Tensor | None,
-    step: int,
-    step_ids: Tensor | None,
-    v_uncond: Tensor | None,
-    guidance: float,
-    noise: Tensor | None,
-    with_x0: bool,
-    with_mean: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+class StepOperands(NamedTuple):
+    """What a step takes; ``sde_step_`` does without the last field, since it writes over ``x``."""
+
+    x: Tensor
+    """``[B, ...]``."""
+    v: Tensor
+    """Velocity, shape of ``x``."""
+    coef: Tensor
+    """``[B, 4]``: (a, b, n, t) of the rows."""
+    seed: int = 0
+    sample_ids: Tensor | None = None
+    """int64 ``[B]``; with the seed and the step the identity of the noise, needed without it."""
+    step: int = 0
+    """Of every row, unless there are ``step_ids``."""
+    step_ids: Tensor | None = None
+    """int64 ``[B]``."""
+    v_uncond: Tensor | None = None
+    """Velocity without the prompt, shape of ``x``."""
+    guidance: float = 1.0
+    noise: Tensor | None = None
+    """eps, shape of ``x``."""
+    with_x0: bool = False
+    """Whether the clean estimate is wanted."""
+    with_mean: bool = False
+    """Whether the transition's mean is."""
+
+
+def sde_step_reference(o: StepOperands) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The specification: (x_next, logp, x0_hat, mean); empty ``[0]`` where not asked for.
 
     The mean a x + b v is kept in the precision of the arithmetic, everything else in x's dtype.
     """
-    dtype = compute_dtype(x)
-    a, b, n, t = columns(coef, dtype)
+    x, dtype = o.x, compute_dtype(o.x)
+    a, b, n, t = columns(o.coef, dtype)
     start = to_rows(x, dtype)
-    velocity = guided(
-        to_rows(v, dtype), None if v_uncond is None else to_rows(v_uncond, dtype), guidance
-    )
+    velocity = guided(o.v, o.v_uncond, o.guidance, dtype)
     mean = a * start + b * velocity
-    if noise is not None:
-        eps = to_rows(noise, dtype)
-    elif sample_ids is not None:
-        eps = philox_normal_reference(mean.shape[1], seed, sample_ids, step, step_ids, dtype)
+    if o.noise is not None:
+        eps = to_rows(o.noise, dtype)
+    elif o.sample_ids is not None:
+        elements = mean.shape[1]
+        eps = philox_normal_reference(
+            NoiseOperands(elements, o.seed, o.sample_ids, o.step, o.step_ids, dtype)
+        )
     else:
         raise RuntimeError("sde_step: without noise, sample_ids are needed")
     stored = (mean + n * eps).to(x.dtype)
     logp = gaussian_logp(stored.to(dtype), mean, n)
-    x0_hat = (start - t * velocity).to(x.dtype).reshape(x.shape) if with_x0 else x.new_empty(0)
-    mean = mean.reshape(x.shape) if with_mean else coef.new_empty(0)
+    x0_hat = (start - t * velocity).to(x.dtype).reshape(x.shape) if o.with_x0 else x.new_empty(0)
+    mean = mean.reshape(x.shape) if o.with_mean else o.coef.new_empty(0)
     return stored.reshape(x.shape), logp, x0_hat, mean
 
 
-def sde_step__reference(
-    x: Tensor,
-    v: Tensor,
-    coef: Tensor,
-    seed: int,
-    sample_ids: Tensor | None,
-    step: int,
-    step_ids: Tensor | None,
-    v_uncond: Tensor | None,
-    guidance: float,
-    noise: Tensor | None,
-    with_x0: bool,
-) -> tuple[Tensor, Tensor]:
+def sde_step__reference(o: StepOperands) -> tuple[Tensor, Tensor]:
     """The specification of the op that writes x_next over ``x``: (logp, x0_hat or empty)."""
-    x_next, logp, x0_hat, _ = sde_step_reference(
-        x, v, coef, seed, sample_ids, step, step_ids, v_uncond, guidance, noise, with_x0, False
-    )
-    x.copy_(x_next)
+    x_next, logp, x0_hat, _ = sde_step_reference(o)
+    o.x.copy_(x_next)
     return logp, x0_hat
 
 
-def _fake_in_place(x: Tensor, v: Tensor, coef: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
-    with_x0 = rest[7]
-    return coef.new_empty(x.shape[0]), x.new_empty(x.shape if with_x0 else 0)
+def _fake_in_place(o: StepOperands) -> tuple[Tensor, Tensor]:
+    return o.coef.new_empty(o.x.shape[0]), o.x.new_empty(o.x.shape if o.with_x0 else 0)
 
 
-def _fake(x: Tensor, v: Tensor, coef: Tensor, *rest: object) -> tuple[Tensor, ...]:
-    logp, x0_hat = _fake_in_place(x, v, coef, *rest[:-1])
-    return x.new_empty(x.shape), logp, x0_hat, coef.new_empty(x.shape if rest[-1] else 0)
+def _fake(o: StepOperands) -> tuple[Tensor, ...]:
+    mean = o.coef.new_empty(o.x.shape if o.with_mean else 0)
+    return o.x.new_empty(o.x.shape), *_fake_in_place(o), mean
 
 
-_OPERANDS = (
-    "Tensor v, Tensor coef, SymInt seed, Tensor? sample_ids, SymInt step, Tensor? step_ids,"
-    " Tensor? v_uncond, float guidance, Tensor? noise, bool with_x0"
-)
-_op = define(
-    f"sde_step(Tensor x, {_OPERANDS}, bool with_mean) -> (Tensor, Tensor, Tensor, Tensor)",
-    sde_step_reference,
-    _fake,
-)
-_op_in_place = define_in_place(
-    f"sde_step_(Tensor(a!) x, {_OPERANDS}) -> (Tensor, Tensor)",
+_op = define("sde_step", StepOperands, sde_step_reference, _fake)
+_op_in_place = define(
+    "sde_step_",
+    StepOperands,
     sde_step__reference,
     _fake_in_place,
+    written=("x",),
+    without=("with_mean",),
 )
 vectorise("sde_step", fold_into_rows(_op))
-
-
-class _Arguments(NamedTuple):
-    """The operands of a step, checked and in the schemas' order."""
-
-    x: Tensor
-    v: Tensor
-    coef: Tensor
-    seed: int
-    sample_ids: Tensor | None
-    step: int
-    step_ids: Tensor | None
-    v_uncond: Tensor | None
-    guidance: float
-    noise: Tensor | None
 
 
 def _checked(
@@ -135,7 +115,8 @@ def _checked(
     v_uncond: Tensor | None,
     guidance: float,
     noise: Tensor | None,
-) -> _Arguments:
+    with_x0: bool,
+) -> StepOperands:
     _checks.latents("x", x)
     _checks.like("v", v, x)
     _checks.coefficients(coef, x)
@@ -152,7 +133,7 @@ def _checked(
         sample_ids = _checks.sample_ids(sample_ids, x.shape[0], x.device)
         step, steps = _checks.step_ids(step_ids, sample_ids)
     scale = _checks.number("guidance", guidance)
-    return _Arguments(x, v, coef, seed, sample_ids, step, steps, v_uncond, scale, noise)
+    return StepOperands(x, v, coef, seed, sample_ids, step, steps, v_uncond, scale, noise, with_x0)
 
 
 @torch.no_grad()
@@ -192,8 +173,8 @@ def sde_step(
         ValueError: an argument has the wrong shape or device, or the noise is not determined.
         RuntimeError: on the CPU, a coefficient is not finite, n < 0 or t outside [0, 1].
     """
-    arguments = _checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise)
-    x_next, logp, _, _ = _op(*arguments, False, False)
+    o = _checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise, False)
+    x_next, logp, _, _ = _op(*o)
     return x_next, logp
 
 
@@ -219,8 +200,8 @@ def sde_step_x0(
     Returns:
         ``(x_next, logp, x0_hat)``, ``x0_hat`` in the shape and dtype of ``x``.
     """
-    arguments = _checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise)
-    x_next, logp, x0_hat, _ = _op(*arguments, True, False)
+    o = _checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise, True)
+    x_next, logp, x0_hat, _ = _op(*o)
     return x_next, logp, x0_hat
 
 
@@ -246,9 +227,9 @@ def sde_step_(
     Returns:
         ``x`` itself, which now holds ``x_next``, and ``logp [B]``.
     """
-    arguments = _checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise)
+    o = _checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise, False)
     _checks.writable("x", x)
-    logp, _ = _op_in_place(*arguments, False)
+    logp, _ = _op_in_place(*o[:-1])
     return x, logp
 
 
@@ -273,7 +254,7 @@ def sde_step_x0_(
     Returns:
         ``x`` itself, which now holds ``x_next``; ``logp [B]``; ``x0_hat`` in the dtype of ``x``.
     """
-    arguments = _checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise)
+    o = _checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise, True)
     _checks.writable("x", x)
-    logp, x0_hat = _op_in_place(*arguments, True)
+    logp, x0_hat = _op_in_place(*o[:-1])
     return x, logp, x0_hat

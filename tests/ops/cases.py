@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfgrpo.ops._library import REFERENCES
+from sfgrpo.ops._library import DEFINITIONS, REFERENCES
 
 SHAPES = [(1,), (3,), (4,), (5,), (63,), (64,), (65,), (2, 3, 5), (1023,), (1025,), (4, 33, 31)]
 """Of one row: around the group of 4, the vector of 16, the round of 64 and the block of 1024."""
@@ -121,15 +121,13 @@ def arguments(r: Rows, full: bool) -> dict[str, tuple[Any, ...]]:
     }
 
 
+OPS = sorted(DEFINITIONS)
 WRITTEN = {
-    "sde_step_": (0,),
-    "tweedie_": (1,),
-    "gain_advantages_": (0,),
-    "policy_loss_backward_": (2, 6),
+    op: tuple(map(definition.record._fields.index, definition.written))
+    for op, definition in DEFINITIONS.items()
+    if definition.written
 }
 """Op that works in place -> positions of the arguments it overwrites."""
-
-OPS = sorted(arguments(rows(), full=True))
 
 
 def results_of(

@@ -16,11 +16,8 @@ import torch
 from torch import Tensor
 
 from sfgrpo import ops
-from sfgrpo.ops.gain_advantages import NORMALIZATIONS, gain_advantages_reference
-from sfgrpo.ops.philox import philox_normal_reference
-from sfgrpo.ops.policy_loss import policy_loss_reference
-from sfgrpo.ops.sde_logprob import sde_logprob_reference
-from sfgrpo.ops.tweedie import tweedie_reference
+from sfgrpo.ops._library import REFERENCES
+from sfgrpo.ops.gain_advantages import NORMALIZATIONS
 from tests.ops import device_graph
 from tests.ops.triton_support import coefficients, double, logp_error, residual_error, rows
 
@@ -33,7 +30,7 @@ def _noise(device: torch.device, row_elements: int) -> bool:
     got = ops.philox_normal(
         (row_elements,), seed=2**40 + 17, sample_ids=ids.to(device), step_ids=steps.to(device)
     )
-    exact = philox_normal_reference(row_elements, 2**40 + 17, ids, 0, steps, torch.float32)
+    exact = REFERENCES["philox_normal"](row_elements, 2**40 + 17, ids, 0, steps, torch.float32)
     return torch.equal(got.cpu().view(torch.int32), exact.view(torch.int32))
 
 
@@ -51,10 +48,12 @@ def _step(device: torch.device, row_elements: int) -> bool:
         x.to(device), v.to(device), coef.to(device), seed=3, sample_ids=ids, step_ids=4
     )
     residual, bound = residual_error(x, v, x_next.cpu(), coef, None, 1.0)
-    noise = philox_normal_reference(row_elements, 3, ids.cpu(), 4, None, torch.float32)
+    noise = REFERENCES["philox_normal"](row_elements, 3, ids.cpu(), 4, None, torch.float32)
     step_error = (residual - coef[:, 2:3].double() * noise).abs()
-    logp_exact, _ = sde_logprob_reference(*double(x, v, x_next.cpu(), coef, None, 1.0, True, False))
-    x0_exact = tweedie_reference(*double(x, v, coef[:, 3], 0.0))
+    logp_exact, _ = REFERENCES["sde_logprob"](
+        *double(x, v, x_next.cpu(), coef, None, 1.0, True, False)
+    )
+    x0_exact = REFERENCES["tweedie"](*double(x, v, coef[:, 3], 0.0))
     return bool(
         (step_error <= bound).all()
         and ((x0_hat.cpu() - x0_exact).abs() <= bound + 8e-7 * v.abs()).all()
@@ -66,7 +65,7 @@ def _gradient(device: torch.device, row_elements: int) -> bool:
     x, v, x_next, coef = _latents(row_elements)
     v_uncond, v_ref = rows(BATCH, row_elements, seed=5), rows(BATCH, row_elements, seed=6)
     score = double(x, v, x_next, coef, v_uncond, 1.5, True, False)
-    logp_old = sde_logprob_reference(*score)[0].float()
+    logp_old = REFERENCES["sde_logprob"](*score)[0].float()
     advantages = torch.linspace(-1, 1, BATCH)
     leaves = [tensor.to(device).detach().requires_grad_() for tensor in (v, v_uncond)]
     loss = ops.policy_loss(
@@ -79,7 +78,7 @@ def _gradient(device: torch.device, row_elements: int) -> bool:
     x, x_next, coef, logp_old, advantages, v_ref = double(
         x, x_next, coef, logp_old, advantages, v_ref
     )
-    exact, _, _ = policy_loss_reference(
+    exact, _, _ = REFERENCES["policy_loss"](
         x, exact_leaves[0], x_next, coef, logp_old, advantages, exact_leaves[1], 1.5, v_ref,
         0.2, 0.2, 0.04, None, None, False,
     )  # fmt: skip
@@ -99,7 +98,7 @@ def _credit(device: torch.device) -> bool:
     close = True
     for index, name in enumerate(NORMALIZATIONS):
         got = ops.gain_advantages(rewards.to(device), normalize=name).cpu()
-        exact = gain_advantages_reference(rewards, index, None, 5.0)
+        exact = REFERENCES["gain_advantages"](rewards, index, None, 5.0)
         close &= bool(((got - exact).abs() <= 4e-6 * (exact.abs() + 1)).all())
     return close
 

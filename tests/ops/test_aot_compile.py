@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from sfgrpo.kernels.aot import TARGETS, examples, main
-from sfgrpo.ops._backends import LAUNCHERS
+from sfgrpo.ops._library import DEFINITIONS
 
 ROOT = Path(__file__).parents[2]
 # Registers that leave each of the 4 warps' schedulers at least four programs to switch between
@@ -85,9 +85,9 @@ def test_every_example_compiles_for_every_target(table: list[Row]) -> None:
 
 def test_every_op_has_an_example(table: list[Row]) -> None:
     modules = {row.example.partition(":")[0] for row in table}
-    assert modules == set(LAUNCHERS.values())
+    assert modules == {definition.module for definition in DEFINITIONS.values()}
     kernels = {row.kernel for row in table}
-    for op in LAUNCHERS:
+    for op in DEFINITIONS:
         assert f"{op.rstrip('_')}_kernel" in kernels, op
 
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from sfgrpo import ops
-from sfgrpo.ops._library import announce, announced
+from sfgrpo.ops._library import DEFINITIONS, announce, announced, define
 from tests.ops.cases import (
     BF16,
     F32,
@@ -196,3 +196,21 @@ def test_a_device_without_kernels_is_announced_once() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             announced(ops.tweedie)(x, x, 0.5)
+
+
+class Operands(NamedTuple):
+    x: Tensor
+    names: list[str]
+    last: bool = False
+
+
+def _nothing(o: Operands) -> None:
+    return None
+
+
+def test_a_record_that_no_schema_can_say_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"without: got \('x',\), expected the last of"):
+        define("refused", Operands, _nothing, without=("x",))
+    with pytest.raises(TypeError, match=r"names: got type list\[str\], expected what a schema has"):
+        define("refused", Operands, _nothing)
+    assert "refused" not in DEFINITIONS

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from sfgrpo import ops
-from sfgrpo.ops.policy_loss import policy_loss_reference
+from sfgrpo.ops._library import REFERENCES
 from tests.ops import budget
 from tests.ops.cases import (
     DTYPES,
@@ -72,7 +72,7 @@ def _call(r: Rows, v: Tensor, v_uncond: Tensor | None, fused: bool) -> Tensor:
                 guidance=guidance, v_ref=v_ref, clip_range=(0.05, 0.1), kl_weight=0.5,
                 kl_scale=scale, weights=weights,
             ).loss  # fmt: skip
-    return policy_loss_reference(
+    return REFERENCES["policy_loss"](
         r.x, v, r.x_next, r.coef, r.logp_old, r.advantages, v_uncond, guidance, v_ref, 0.05, 0.1,
         0.5, scale, weights,
     )[0]  # fmt: skip

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from sfgrpo import ops
-from sfgrpo.ops.sde_logprob import Reduction, sde_logprob_reference
+from sfgrpo.ops._library import REFERENCES
+from sfgrpo.ops.sde_logprob import Reduction
 from tests.ops import budget
 from tests.ops.cases import DTYPES, F64, SHAPES, Rows, poisoned, reference, rows, same_bits
 
@@ -69,7 +70,7 @@ def test_gradients_against_autograd(
             with poisoned():
                 logp = ops.sde_logprob(x, v, x_next, s.coef, v_uncond=v_uncond, guidance=3.0)
                 return torch.autograd.grad(logp, leaves, s.grad)
-        logp, _ = sde_logprob_reference(x, v, x_next, s.coef, v_uncond, 3.0, True, False)
+        logp, _ = REFERENCES["sde_logprob"](x, v, x_next, s.coef, v_uncond, 3.0, True, False)
         return torch.autograd.grad(logp, leaves, s.grad)
 
     got, eager, exact = gradients(r, True), gradients(r, False), gradients(_wide(r), False)

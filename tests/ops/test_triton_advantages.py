@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfgrpo.kernels.gain_advantages import gain_advantages, gain_advantages_
-from sfgrpo.ops.gain_advantages import NORMALIZATIONS, gain_advantages_reference
+from sfgrpo.ops._backends import launcher
+from sfgrpo.ops._library import REFERENCES
+from sfgrpo.ops.gain_advantages import NORMALIZATIONS
 from tests.ops.triton_support import EPS, interpret, launches
+
+gain_advantages, gain_advantages_ = launcher("gain_advantages"), launcher("gain_advantages_")
 
 
 def _rewards(prompts: int, trajectories: int, steps: int, offset: float = 20.0) -> Tensor:
@@ -32,7 +35,7 @@ def test_advantages(trajectories: int, steps: int, masked: bool, normalize: int)
     rewards = _rewards(2, trajectories, steps)
     mask = torch.rand(2, trajectories, steps) < 0.7 if masked else None
     got = interpret(gain_advantages, rewards, normalize, mask, 1.5)
-    exact = gain_advantages_reference(rewards, normalize, mask, 1.5)
+    exact = REFERENCES["gain_advantages"](rewards, normalize, mask, 1.5)
     assert got.dtype == torch.float32
     assert ((got - exact).abs() <= _advantage_error(exact)).all()
     written = rewards.clone()
@@ -45,7 +48,7 @@ def test_advantages(trajectories: int, steps: int, masked: bool, normalize: int)
 def test_advantages_without_clamp_and_in_float64(normalize: int) -> None:
     rewards = _rewards(2, 24, 10, offset=1e5).double() + 1e-4 * torch.rand(2, 24, 11).double()
     got = interpret(gain_advantages, rewards, normalize, None, None)
-    exact = gain_advantages_reference(rewards, normalize, None, None)
+    exact = REFERENCES["gain_advantages"](rewards, normalize, None, None)
     assert exact.abs().max() > 1.5
     assert ((got - exact).abs() <= _advantage_error(exact)).all()
     strided = rewards.transpose(1, 2).contiguous().transpose(1, 2)
@@ -57,7 +60,7 @@ def test_advantages_without_clamp_and_in_float64(normalize: int) -> None:
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_mask_of_steps_serves_every_trajectory(in_place: bool) -> None:
     rewards, steps = _rewards(2, 5, 6), torch.tensor([True, False, True, True, False, True])
-    want = gain_advantages_reference(rewards, 0, steps.expand(2, 5, 6), None)
+    want = REFERENCES["gain_advantages"](rewards, 0, steps.expand(2, 5, 6), None)
     mask = steps.expand(2, 5, 6)
     with launches() as seen:
         if in_place:

@@ -13,12 +13,12 @@ from sfgrpo import ops
 from sfgrpo.kernels import common, finish
 from sfgrpo.kernels.common import LaunchParameters
 from sfgrpo.kernels.finish import zeroed_counters
+from sfgrpo.ops._backends import launcher
 from tests.ops import cases
 from tests.ops.triton_support import (
     NoTorchKernels,
     coefficients,
     interpret,
-    launcher,
     launches,
     program_order,
     rows,

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from sfgrpo.kernels import common, policy_loss
 from sfgrpo.kernels.common import LaunchParameters
-from sfgrpo.kernels.sde_logprob import sde_logprob
-from sfgrpo.ops.policy_loss import policy_loss_backward_reference, policy_loss_reference
-from sfgrpo.ops.sde_logprob import sde_logprob_reference
+from sfgrpo.ops._backends import launcher
+from sfgrpo.ops._library import REFERENCES
 from tests.ops.triton_support import (
     EPS,
     coefficients,
@@ -30,6 +29,9 @@ BATCH = 7
 NOISE_FREE = (2, 5)
 CLIP = (0.02, 0.03)
 KL_WEIGHT = 0.04
+
+loss_kernel, sde_logprob = launcher("policy_loss"), launcher("sde_logprob")
+loss_backward, loss_backward_ = launcher("policy_loss_backward"), launcher("policy_loss_backward_")
 
 
 def _loss_arguments(
@@ -47,7 +49,7 @@ def _loss_arguments(
     coef = coefficients(BATCH, noise_free=NOISE_FREE)
     drift = coef[:, 0:1] * x + coef[:, 2:3] * rows(BATCH, row_elements, seed=3)
     x_next = drift.to(dtypes[0])
-    logp, _ = sde_logprob_reference(*double(x, v, x_next, coef, v_uncond, 1.5, True, False))
+    logp, _ = REFERENCES["sde_logprob"](*double(x, v, x_next, coef, v_uncond, 1.5, True, False))
     offsets = torch.tensor([0.1, -0.1, 9.0, 0.005, -0.005, 9.0, 0.1])
     advantages = torch.tensor([1.0, 1.5, 2.0, 0.7, -0.3, -1.0, -2.0])
     kl_scale = torch.linspace(0.5, 2, BATCH) if per_row else None
@@ -61,8 +63,8 @@ def _loss_arguments(
 
 def _check_loss(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
     x, v, x_next, coef, _, advantages, v_uncond, guidance, v_ref = arguments[:9]
-    loss, stats, back = interpret(policy_loss.policy_loss, *arguments)
-    exact_loss, exact, exact_back = policy_loss_reference(*double(*arguments))
+    loss, stats, back = interpret(loss_kernel, *arguments)
+    exact_loss, exact, exact_back = REFERENCES["policy_loss"](*double(*arguments))
     noisy = coef[:, 2] > 0
     residual, bound = residual_error(x, v, x_next, coef, v_uncond, guidance)
     logp_bound = logp_error(residual, bound, coef[:, 2])
@@ -119,16 +121,16 @@ def test_loss_backward_against_float64(
 ) -> None:
     arguments = _loss_arguments(row_elements, (F32, dtype), guided=guided, reference=reference)
     x, v, x_next, coef, _, _, v_uncond, guidance, v_ref = arguments[:9]
-    _, _, back = policy_loss_reference(*double(*arguments))
+    _, _, back = REFERENCES["policy_loss"](*double(*arguments))
     back = back.float()
     inputs = (torch.tensor(0.7), x, v, x_next, coef, back, v_uncond, guidance, v_ref)
-    got = interpret(policy_loss.policy_loss_backward, *inputs)
+    got = interpret(loss_backward, *inputs)
     written = [None if t is None else t.clone() for t in (v, v_uncond)]
     in_place = (*inputs[:2], written[0], *inputs[3:6], written[1], *inputs[7:])
-    interpret(policy_loss.policy_loss_backward_, *in_place)
+    interpret(loss_backward_, *in_place)
     for tensor, gradient in zip(written, got, strict=True):
         assert tensor is None or torch.equal(tensor, gradient)
-    exact = policy_loss_backward_reference(*double(*inputs))
+    exact = REFERENCES["policy_loss_backward"](*double(*inputs))
     _, bound = residual_error(x, v, x_next, coef, v_uncond, guidance)
     error = back[:, 0:1].abs() * bound
     if v_ref is not None:
@@ -154,11 +156,11 @@ def test_rows_of_many_chunks_and_a_loss_of_many_rows() -> None:
     with mock.patch.object(common, "LAUNCH", small):
         _check_loss(arguments)
         logp, _ = interpret(sde_logprob, *latents, True, False)
-        loss, _, back = interpret(policy_loss.policy_loss, *many)
+        loss, _, back = interpret(loss_kernel, *many)
     whole, _ = interpret(sde_logprob, *latents, True, False)
     bound = logp_error(*residual_error(*latents), arguments[3][:, 2])
     assert ((logp - whole).abs() <= 2 * bound).all()
-    exact_loss, _, exact_back = policy_loss_reference(*double(*many))
+    exact_loss, _, exact_back = REFERENCES["policy_loss"](*double(*many))
     assert (loss - exact_loss).abs() <= 1e-5 * exact_loss.abs()
     assert ((back - exact_back).abs() <= 1e-5 * exact_back.abs()).all()
 
@@ -172,9 +174,9 @@ def _many_rows(batch: int) -> tuple[Any, ...]:
 def test_noisy_rows_are_counted_by_whom_it_is_cheap() -> None:
     """Beyond some number of rows PyTorch counts them; the results do not tell."""
     arguments = _many_rows(200)
-    here = interpret(policy_loss.policy_loss, *arguments)
+    here = interpret(loss_kernel, *arguments)
     with mock.patch.object(policy_loss, "MOST_COUNTED_ROWS", 199):
-        there = interpret(policy_loss.policy_loss, *arguments)
+        there = interpret(loss_kernel, *arguments)
     for one, other in zip(here, there, strict=True):
         assert torch.allclose(one, other, rtol=4 * EPS, atol=0)
 
@@ -183,12 +185,14 @@ def test_no_rows_and_no_elements() -> None:
     for batch, row_elements in ((0, 4), (3, 0)):
         x, coef, row = torch.empty(batch, row_elements), coefficients(batch), torch.ones(batch)
         arguments = (x, x, x, coef, row, row, None, 1.0, x, *CLIP, KL_WEIGHT, None, None, False)
-        loss, stats, back = interpret(policy_loss.policy_loss, *arguments)
-        for got, want in zip((loss, stats, back), policy_loss_reference(*arguments), strict=True):
+        loss, stats, back = interpret(loss_kernel, *arguments)
+        for got, want in zip(
+            (loss, stats, back), REFERENCES["policy_loss"](*arguments), strict=True
+        ):
             assert torch.allclose(got, want, rtol=8 * EPS, atol=0)
-        grads = policy_loss.policy_loss_backward(loss, x, x, x, coef, back, None, 1.0, None)
+        grads = loss_backward(loss, x, x, x, coef, back, None, 1.0, None)
         assert [g.shape for g in grads] == [x.shape, (0,)]
-        policy_loss.policy_loss_backward_(loss, x, x.clone(), x, coef, back, None, 1.0, None)
+        loss_backward_(loss, x, x.clone(), x, coef, back, None, 1.0, None)
 
 
 def test_gradients_over_strided_velocities() -> None:
@@ -196,10 +200,10 @@ def test_gradients_over_strided_velocities() -> None:
     x, v, x_next, coef, _, _, v_uncond, guidance, v_ref = arguments[:9]
     back = coefficients(BATCH)[:, :2]
     inputs = (torch.tensor(0.7), x, v, x_next, coef, back, v_uncond, guidance, v_ref)
-    want = interpret(policy_loss.policy_loss_backward, *inputs)
+    want = interpret(loss_backward, *inputs)
     strided = [torch.stack((t, t), 2)[:, :, 0] for t in (v, v_uncond)]
     in_place = (*inputs[:2], strided[0], *inputs[3:6], strided[1], *inputs[7:])
-    interpret(policy_loss.policy_loss_backward_, *in_place)
+    interpret(loss_backward_, *in_place)
     for got, expected in zip(strided, want, strict=True):
         assert not got.is_contiguous()
         assert torch.equal(got, expected)
@@ -208,7 +212,7 @@ def test_gradients_over_strided_velocities() -> None:
 def test_only_noise_free_rows() -> None:
     arguments = list(_loss_arguments(56))
     arguments[3] = coefficients(BATCH, noise_free=tuple(range(BATCH)))
-    loss, stats, back = interpret(policy_loss.policy_loss, *arguments)
+    loss, stats, back = interpret(loss_kernel, *arguments)
     assert loss == 0
     assert torch.equal(stats, torch.tensor([[0.0, 1, 0, 0, 0]]).expand(BATCH, 5))
     assert torch.equal(back, torch.zeros(BATCH, 2))
@@ -218,7 +222,7 @@ def test_nan_reaches_the_loss() -> None:
     arguments = list(_loss_arguments(56))
     arguments[4] = arguments[4].clone()
     arguments[4][0] = float("nan")
-    loss, stats, back = interpret(policy_loss.policy_loss, *arguments)
+    loss, stats, back = interpret(loss_kernel, *arguments)
     assert loss.isnan()
     assert stats[0, [1, 4]].isnan().all()
     assert back[0, 0].isnan()
@@ -227,9 +231,9 @@ def test_nan_reaches_the_loss() -> None:
 
 def test_weights_of_noise_free_rows_are_never_looked_at() -> None:
     arguments = list(_loss_arguments(56, per_row=True))
-    want, _, want_back = interpret(policy_loss.policy_loss, *arguments)
+    want, _, want_back = interpret(loss_kernel, *arguments)
     arguments[13] = arguments[13].clone()
     arguments[13][list(NOISE_FREE)] = float("nan")
-    loss, _, back = interpret(policy_loss.policy_loss, *arguments)
+    loss, _, back = interpret(loss_kernel, *arguments)
     assert torch.equal(loss, want)
     assert torch.equal(back, want_back)

@@ -10,12 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfgrpo.kernels.sde_logprob import sde_logprob, sde_logprob_backward
-from sfgrpo.kernels.sde_step import sde_step, sde_step_
-from sfgrpo.kernels.tweedie import tweedie, tweedie_
-from sfgrpo.ops.sde_logprob import sde_logprob_backward_reference, sde_logprob_reference
-from sfgrpo.ops.sde_step import sde_step_reference
-from sfgrpo.ops.tweedie import tweedie__reference, tweedie_reference
+from sfgrpo.ops._backends import launcher
+from sfgrpo.ops._library import REFERENCES
 from tests.ops.triton_support import (
     EPS,
     coefficients,
@@ -32,6 +28,10 @@ DTYPES = [(F32, BF16), (F32, F32), (BF16, BF16), (F16, F32), (BF16, F16)]
 BATCH = 5
 NOISE_FREE = (2,)
 SEED = 2**40 + 17
+
+sde_step, sde_step_ = launcher("sde_step"), launcher("sde_step_")
+sde_logprob, sde_logprob_backward = launcher("sde_logprob"), launcher("sde_logprob_backward")
+tweedie, tweedie_ = launcher("tweedie"), launcher("tweedie_")
 
 
 def _step_arguments(
@@ -50,13 +50,13 @@ def _step_arguments(
 def _check_step(arguments: tuple[Any, ...]) -> None:
     everything: tuple[Any, ...] = (*arguments, True, True)
     x_next, logp, x0_hat, mean = interpret(sde_step, *everything)
-    expected, _, expected_x0, expected_mean = sde_step_reference(*everything)
+    expected, _, expected_x0, expected_mean = REFERENCES["sde_step"](*everything)
     assert torch.equal(x_next, expected)
     assert torch.equal(x0_hat, expected_x0)
     assert torch.equal(mean, expected_mean)
     x, v, coef, *_, v_uncond, guidance, _ = arguments
     latents = (x, v, x_next, coef, v_uncond, guidance)
-    exact, _ = sde_logprob_reference(*double(*latents, True, False))
+    exact, _ = REFERENCES["sde_logprob"](*double(*latents, True, False))
     n = coef[:, 2]
     assert ((logp - exact).abs() <= logp_error(*residual_error(*latents), n)).all()
     assert logp[NOISE_FREE[0]] == 0
@@ -92,7 +92,7 @@ def test_every_form_of_the_step_has_the_same_bits(row_elements: int, with_x0: bo
     for clean in (x0_less, x0_in_place):
         assert torch.equal(clean, x0_hat) if with_x0 else clean.shape == (0,)
     assert mean_less.shape == (0,)
-    assert torch.equal(mean, sde_step_reference(*everything)[3])
+    assert torch.equal(mean, REFERENCES["sde_step"](*everything)[3])
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (3, 0), (0, 0)])
@@ -169,8 +169,8 @@ def test_logprob_against_float64(
     latents = _density_arguments(row_elements, dtypes, guided=guided)
     arguments: tuple[Any, ...] = (*latents, mean_reduction, True)
     logp, mean = interpret(sde_logprob, *arguments)
-    exact, _ = sde_logprob_reference(*double(*arguments))
-    assert torch.equal(mean, sde_logprob_reference(*arguments)[1])
+    exact, _ = REFERENCES["sde_logprob"](*double(*arguments))
+    assert torch.equal(mean, REFERENCES["sde_logprob"](*arguments)[1])
     bound = logp_error(*residual_error(*latents), latents[3][:, 2])
     scale = 1 if mean_reduction else row_elements
     assert ((logp - exact).abs() <= scale * bound + EPS * exact.abs()).all()
@@ -193,7 +193,7 @@ def test_logprob_backward_against_float64(
     grad = grads[0]
     options = (mean_reduction, True, True, True, guided)
     got = interpret(sde_logprob_backward, *grads, *latents, *options)
-    exact = sde_logprob_backward_reference(*double(*grads, *latents, *options))
+    exact = REFERENCES["sde_logprob_backward"](*double(*grads, *latents, *options))
     _, bound = residual_error(*latents)
     divisor = row_elements if mean_reduction else 1
     noisy = coef[:, 2] > 0
@@ -229,16 +229,16 @@ def test_only_wanted_gradients_are_written(needs: tuple[bool, bool, bool, bool])
 def test_tweedie(row_elements: int, dtypes: tuple[torch.dtype, torch.dtype]) -> None:
     x, v = (rows(BATCH, row_elements, dtype, seed=i) for i, dtype in enumerate(dtypes))
     for t in (torch.linspace(0, 1, BATCH), coefficients(BATCH)[:, 3], None):
-        assert torch.equal(interpret(tweedie, x, v, t, 0.3), tweedie_reference(x, v, t, 0.3))
+        assert torch.equal(interpret(tweedie, x, v, t, 0.3), REFERENCES["tweedie"](x, v, t, 0.3))
         got, want = v.clone(), v.clone()
         interpret(tweedie_, x, got, t, 0.3)
-        tweedie__reference(x, want, t, 0.3)
+        REFERENCES["tweedie_"](x, want, t, 0.3)
         assert torch.equal(got, want)
 
 
 def test_tweedie_over_strided_velocities() -> None:
     x, v = rows(4, 24).reshape(4, 6, 4), rows(4, 24, seed=1).reshape(4, 4, 6).transpose(1, 2)
-    want = tweedie_reference(x, v, None, 0.3)
+    want = REFERENCES["tweedie"](x, v, None, 0.3)
     interpret(tweedie_, x, v, None, 0.3)
     assert torch.equal(v, want)
 

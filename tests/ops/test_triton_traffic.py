@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sfgrpo import ops
-from tests.ops.triton_support import coefficients, interpret, launcher, rows, traffic
+from sfgrpo.ops._backends import launcher
+from tests.ops.triton_support import coefficients, interpret, rows, traffic
 
 BATCH, ELEMENTS = 1, 65536
 X, V, X_NEXT, V_REF = (rows(BATCH, ELEMENTS, seed=i) for i in range(4))

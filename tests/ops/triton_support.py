@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +18,6 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
-
-from sfgrpo.ops._backends import LAUNCHERS
 
 EPS = 2.0**-24
 """Rounding error of one fp32 operation, relative."""
@@ -44,10 +41,6 @@ def interpret(launcher: Callable[..., Any], *args: object) -> Any:
             return launcher(*args)
     finally:
         torch.use_deterministic_algorithms(False)
-
-
-def launcher(op: str) -> Callable[..., Any]:
-    return getattr(importlib.import_module(f"sfgrpo.kernels.{LAUNCHERS[op]}"), op)
 
 
 @contextlib.contextmanager
