@@ -1,4 +1,7 @@
-"""Rows for the tests, and for every op of the namespace the arguments to call it with."""
+"""Rows for the tests, and for every op of the namespace the arguments to call it with.
+
+Those are found by the names of the op's operands: a new op needs a line here only for a new name.
+"""
 
 from __future__ import annotations
 
@@ -92,33 +95,46 @@ def rows(
 
 def arguments(r: Rows, full: bool) -> dict[str, tuple[Any, ...]]:
     """Op -> arguments in the schema's order, with (``full``) or without its optional operands."""
-    guidance = 3.5 if full else 1.0
-    v_uncond, v_ref = (r.v_uncond, r.v_ref) if full else (None, None)
-    optional = (r.kl_scale, r.weights) if full else (None, None)
-    ids = (r.sample_ids, 0, r.step_ids) if full else (r.sample_ids, 2**31 + 9, None)
-    step = (r.x, r.v, r.coef, 12345678901234, *ids, v_uncond, guidance)
-    score = (r.x, r.v, r.x_next, r.coef)
-    back = torch.stack((r.grad, r.advantages), dim=1)
-    grad_mean = r.x_next.to(r.coef.dtype) if full else None
-    times = (r.coef[:, 3].contiguous(), 0.0) if full else (None, 0.3)
-    credit = (r.rewards, 2, r.mask, 1.5) if full else (r.rewards, 0, None, None)
-    loss_backward = (r.coef.new_full((), 0.7), *score, back, v_uncond, guidance, v_ref)
-    return {
-        "philox_normal": (r.x[:1].numel(), 7, *ids, r.x.dtype),
-        "sde_step": (*step, r.noise if full else None, full, full),
-        "sde_step_": (*step, None, full),
-        "sde_logprob": (*score, v_uncond, guidance, not full, full),
-        "sde_logprob_backward": (r.grad, grad_mean, *score, v_uncond, guidance, not full)
-        + ((True, True, True, True) if full else (False, True, False, False)),
-        "tweedie": (r.x, r.v, *times),
-        "tweedie_": (r.x, r.v, *times),
-        "gain_advantages": credit,
-        "gain_advantages_": credit,
-        "policy_loss": (*score, r.logp_old, r.advantages, v_uncond, guidance, v_ref)
-        + (0.1, 0.2, 0.04, *optional, False),
-        "policy_loss_backward": loss_backward,
-        "policy_loss_backward_": loss_backward,
+
+    def optional(value: Any) -> Any:
+        return value if full else None
+
+    names = ("v_uncond", "v_ref", "noise", "kl_scale", "weights", "mask", "step_ids")
+    values: dict[str, Any] = {
+        **vars(r),
+        **{name: optional(getattr(r, name)) for name in names},
+        "seed": 12345678901234,
+        "step": 0 if full else 2**31 + 9,
+        "numel": r.x[:1].numel(),
+        "dtype": r.x.dtype,
+        "guidance": 3.5 if full else 1.0,
+        "with_x0": full,
+        "with_mean": full,
+        "t": optional(r.coef[:, 3].contiguous()),
+        "time": 0.0 if full else 0.3,
+        "normalize": 2 if full else 0,
+        "clamp": optional(1.5),
+        "clip_low": 0.1,
+        "clip_high": 0.2,
+        "kl_weight": 0.04,
+        "reuse_v": False,
+        "grad_loss": r.coef.new_full((), 0.7),
+        "back": torch.stack((r.grad, r.advantages), 1),
+        "grad_mean": optional(r.x_next.to(r.coef.dtype)),
+        "mean_reduction": not full,
+        "need_x": full,
+        "need_v": True,
+        "need_x_next": full,
+        "need_v_uncond": full,
     }
+    drawn = {"sde_step_": {"noise": None}}  # elsewhere the noise is given where all else is
+
+    def of(op: str) -> tuple[Any, ...]:
+        schema = getattr(torch.ops.sfgrpo, op).default._schema
+        own = values | drawn.get(op, {})
+        return tuple(own[argument.name] for argument in schema.arguments)
+
+    return {op: of(op) for op in DEFINITIONS}
 
 
 OPS = sorted(DEFINITIONS)
