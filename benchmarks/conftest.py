@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:  # pytest imports this file first, before tests/conftest.py sets the environment
-    from benchmarks.record import Record
+    from benchmarks.ops.record import Record
 
 RECORD = pytest.StashKey["Record"]()
 
 
 @pytest.fixture(scope="session")
 def record(pytestconfig: pytest.Config) -> Record:
-    from benchmarks.record import Record
-    from benchmarks.table import ENTRIES
+    from benchmarks.ops.record import Record
+    from benchmarks.ops.table import ENTRIES
 
     return pytestconfig.stash.setdefault(RECORD, Record(ENTRIES))
 

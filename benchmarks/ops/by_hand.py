@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from benchmarks.operands import Rewards, Transition
+from benchmarks.ops.operands import Rewards, Transition
 
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 

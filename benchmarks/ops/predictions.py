@@ -1,6 +1,6 @@
 """Predicted times on GPUs, beside an empty column for measured ones.
 
-``python -m benchmarks.predictions`` writes ``benchmarks/results/gpu_predictions.md``;
+``python -m benchmarks.ops.predictions`` writes ``benchmarks/results/gpu_predictions.md``;
 ``--measured benchmarks/results/ops_<device>.json`` fills the column.  The prediction of ours is
 
     time     = stages x gap + max(memory, issue, multiply)
@@ -21,9 +21,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.record import RESULTS
-from benchmarks.shapes import Precision, Shape
-from benchmarks.table import ENTRIES, OURS, Row
+from benchmarks.ops.record import RESULTS
+from benchmarks.ops.shapes import Precision, Shape
+from benchmarks.ops.table import ENTRIES, OURS, Row
 
 LANES = 128
 """Instructions a processor issues per clock: four warps of 32 threads."""
@@ -160,8 +160,8 @@ def markdown(results: dict[str, object] | None) -> str:
         (
             "# The ops on GPUs: predicted, and measured where it has been",
             "",
-            "Written by `python -m benchmarks.predictions`, whose text gives the formula and where",
-            "its numbers come from. Microseconds; memory and arithmetic are the H100's; each",
+            "Written by `python -m benchmarks.ops.predictions`, whose text gives the formula and",
+            "where its numbers come from. Microseconds; memory and arithmetic are the H100's; each",
             f"stage adds {1e6 * GAP:.0f}. {chips}.",
             "",
             f"| {' | '.join(head)} |",
@@ -173,7 +173,9 @@ def markdown(results: dict[str, object] | None) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.predictions", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ops.predictions", description=__doc__
+    )
     parser.add_argument("--measured", type=Path, help="JSON of a run of the table on a GPU")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu_predictions.md")
     options = parser.parse_args(arguments)

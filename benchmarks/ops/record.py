@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine
-from benchmarks.measure import quantiles
-from benchmarks.table import Entry
+from benchmarks.ops import machine
+from benchmarks.ops.measure import quantiles
+from benchmarks.ops.table import Entry
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).parents[1] / "results"
 
 FIELDS = {
     "p20_us p50_us p80_us": "quantiles of the time of a call, microseconds",

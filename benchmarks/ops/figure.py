@@ -1,6 +1,6 @@
 """Draws the README's figure of a run of the table, from the JSON that the run wrote.
 
-Command: ``python -m benchmarks.figure benchmarks/results/ops_<device>.json --out figure.png``.
+Command: ``python -m benchmarks.ops.figure benchmarks/results/ops_<device>.json --out figure.png``.
 
 One panel per op, one group of bars per shape, one bar per implementation.  A bar's length is how
 fast the op moves the bytes that it must move, relative to a plain copy of as many bytes; at the
@@ -20,8 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from benchmarks.shapes import FP32, LATENTS
-from benchmarks.table import COMPILE, HAND, IN_PLACE, OURS, PEERS
+from benchmarks.ops.shapes import FP32, LATENTS
+from benchmarks.ops.table import COMPILE, HAND, IN_PLACE, OURS, PEERS
 from sfgrpo.report.plots import INK, MUTED, plt
 
 PANELS = (
@@ -88,7 +88,7 @@ def _panel(axes: Axes, cells: Cells, op: str, direction: str, title: str) -> Non
 
 
 def draw(results: Mapping[str, Any], out: Path) -> None:
-    """Draw what ``benchmarks.record`` wrote.
+    """Draw what ``benchmarks.ops.record`` wrote.
 
     Raises:
         ValueError: ``results`` holds none of the figure's entries.
@@ -124,7 +124,7 @@ def draw(results: Mapping[str, Any], out: Path) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.figure", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ops.figure", description=__doc__)
     parser.add_argument("results", type=Path, help="benchmarks/results/ops_<device>.json")
     parser.add_argument("--out", type=Path, required=True, help="the picture")
     options = parser.parse_args(arguments)

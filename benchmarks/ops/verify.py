@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.operands import cloned
-from benchmarks.table import COMPILE, IN_PLACE, OURS, PEERS, Call, Entry, Row
+from benchmarks.ops.operands import cloned
+from benchmarks.ops.table import COMPILE, IN_PLACE, OURS, PEERS, Call, Entry, Row
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2.0**-7}
 """Largest difference relative to the largest value: many float32 roundings, one of bfloat16."""

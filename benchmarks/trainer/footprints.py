@@ -1,4 +1,4 @@
-"""What the recipes of published models need: python -m benchmarks.footprints.
+"""What the recipes of published models need: python -m benchmarks.trainer.footprints.
 
 Writes `results/memory_published.md`. Nothing is loaded and nothing runs: the numbers are those of
 `sfgrpo doctor RECIPE --world 8`.
@@ -18,7 +18,7 @@ from sfgrpo.doctor import footprint, memory
 from sfgrpo.doctor.machine import GIB
 from sfgrpo.doctor.memory import Network, Work
 
-RESULT = Path(__file__).parent / "results" / "memory_published.md"
+RESULT = Path(__file__).parents[1] / "results" / "memory_published.md"
 RANKS = 8
 VARIANTS = {
     (1, False, False): "ZeRO 1",
@@ -34,8 +34,8 @@ MODELS = (
 TEXT = """\
 # What the recipes of published models need
 
-Written by `python -m benchmarks.footprints`: estimates of `sfgrpo doctor RECIPE --world 8`, from
-the models' configurations, with their networks on the meta device. None of these runs has been
+Written by `python -m benchmarks.trainer.footprints`: estimates of `sfgrpo doctor RECIPE --world 8`,
+from the models' configurations, with their networks on the meta device. None of these runs has been
 measured on a GPU. Left out are the reward's own models (PickScore's 3.7 GiB), the CUDA context,
 workspaces of kernels and fragmentation; `footprint.py` and `memory.py` in `sfgrpo/doctor/` say what
 is counted. A recipe's micro-batch has `rows` rows; sampling, decoding and backward are their peaks

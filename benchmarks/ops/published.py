@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from benchmarks.operands import Rewards, Transition
+from benchmarks.ops.operands import Rewards, Transition
 
 
 def _transition(

@@ -14,15 +14,25 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import figure, measure, predictions, ratios
-from benchmarks.operands import Transition
-from benchmarks.record import Record, measurements
-from benchmarks.shapes import BF16, FP32, REWARDS, Precision, Shape
-from benchmarks.table import BY_TITLE, COMPILE, ENTRIES, HAND, IN_PLACE, OURS, PEERS, ROWS, Entry
-from benchmarks.verify import check, runner
+from benchmarks.ops import figure, measure, predictions, ratios
+from benchmarks.ops.operands import Transition
+from benchmarks.ops.record import Record, measurements
+from benchmarks.ops.shapes import BF16, FP32, REWARDS, Precision, Shape
+from benchmarks.ops.table import (
+    BY_TITLE,
+    COMPILE,
+    ENTRIES,
+    HAND,
+    IN_PLACE,
+    OURS,
+    PEERS,
+    ROWS,
+    Entry,
+)
+from benchmarks.ops.verify import check, runner
 from sfgrpo import ops
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 CALLS = [(row.title, name) for row in ROWS for name in row.calls if name != COMPILE]
 

@@ -2,7 +2,7 @@
 
 pytest-benchmark compares the implementations of one op, direction, shape and dtype.  Each entry's
 results are checked before it is timed, and its copy is timed beside it, so that a machine that
-slows down slows down both.  All threads of the process are used; ``python -m benchmarks.ratios``
+slows down slows down both.  All threads of the process are used; ``benchmarks/ops/ratios.py``
 compares one thread with two.  A complete run writes ``benchmarks/results/ops_<device>.json``.
 """
 
@@ -11,10 +11,10 @@ from __future__ import annotations
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks import measure
-from benchmarks.record import Record, measurements
-from benchmarks.table import ENTRIES, Entry
-from benchmarks.verify import runner
+from benchmarks.ops import measure
+from benchmarks.ops.record import Record, measurements
+from benchmarks.ops.table import ENTRIES, Entry
+from benchmarks.ops.verify import runner
 
 
 @pytest.mark.benchmark(timer=measure.now)

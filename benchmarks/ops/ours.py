@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.operands import SEED, STEP_ID, Rewards, Transition
+from benchmarks.ops.operands import SEED, STEP_ID, Rewards, Transition
 from sfgrpo import ops
 
 

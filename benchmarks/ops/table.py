@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import by_hand, ours, published
-from benchmarks.operands import rewards, transition
-from benchmarks.shapes import BF16, FP32, LATENTS, REWARDS, Precision, Shape
+from benchmarks.ops import by_hand, ours, published
+from benchmarks.ops.operands import rewards, transition
+from benchmarks.ops.shapes import BF16, FP32, LATENTS, REWARDS, Precision, Shape
 
 Call = Callable[[Any], tuple[Tensor, ...]]
 """Operands -> results; draws noise of its own where the operands' is None."""

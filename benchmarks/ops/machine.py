@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measure import device
+from benchmarks.ops.measure import device
 
 
 def _cpu() -> str:

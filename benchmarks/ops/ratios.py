@@ -1,4 +1,4 @@
-"""Prints how ops compare with other forms of themselves: ``python -m benchmarks.ratios [row ...]``.
+"""Prints ratios of ops to other forms of themselves: ``python -m benchmarks.ops.ratios [row ...]``.
 
 Contenders take turns, so that whatever else the machine does hits all of them alike.  A turn is a
 few calls and counts as its fastest: the first ones pay for the memory and caches that the other
@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine
-from benchmarks.measure import copier, device, peak_memory, quantiles, seconds
-from benchmarks.shapes import BF16, FP32, LATENTS, REWARDS, Precision, Shape
-from benchmarks.table import BY_TITLE, COMPILE, OURS, PEERS, Entry, Row
-from benchmarks.verify import runner
+from benchmarks.ops import machine
+from benchmarks.ops.measure import copier, device, peak_memory, quantiles, seconds
+from benchmarks.ops.shapes import BF16, FP32, LATENTS, REWARDS, Precision, Shape
+from benchmarks.ops.table import BY_TITLE, COMPILE, OURS, PEERS, Entry, Row
+from benchmarks.ops.verify import runner
 
 CALLS_PER_TURN = 5
 COPY = "copy"
@@ -124,7 +124,7 @@ def claims(results: list[Result]) -> list[str]:
 def save(path: Path, options: argparse.Namespace, results: list[Result]) -> None:
     head = {
         "what": f"{options.shape}, {options.dtype}; a copy moves the bytes the op must move",
-        "command": " ".join(["python -m benchmarks.ratios", *map(repr, options.rows)]),
+        "command": " ".join(["python -m benchmarks.ops.ratios", *map(repr, options.rows)]),
         "rounds": options.rounds,
         **machine.describe(),
         "claims": claims(results),
@@ -138,7 +138,7 @@ def save(path: Path, options: argparse.Namespace, results: list[Result]) -> None
 def _options(arguments: list[str]) -> argparse.Namespace:
     shapes = [shape.name for shape in (*LATENTS, *REWARDS)]
     claimed = list(dict.fromkeys(claim.row for claim in CLAIMS))
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ratios", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ops.ratios", description=__doc__)
     parser.add_argument("rows", nargs="*", metavar="row", help=f"of {list(BY_TITLE)}")
     parser.add_argument("--shape", default=None, choices=shapes, help="default: SD3.5 512px")
     parser.add_argument("--dtype", default=FP32.name, choices=[FP32.name, BF16.name])

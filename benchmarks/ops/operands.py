@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from benchmarks.shapes import Precision, Shape
+from benchmarks.ops.shapes import Precision, Shape
 from sfgrpo import ops, sde
 
 SIGMAS = (1.0, 0.9601, 0.9133, 0.8577, 0.7904, 0.7073, 0.6022, 0.4649, 0.2780, 0.0089, 0.0)
