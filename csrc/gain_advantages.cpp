@@ -29,8 +29,16 @@ struct GainArgs {
 
 namespace sfgrpo {
 
-Tensor gain_advantages(const Tensor& rewards, int64_t normalize, const std::optional<Tensor>& mask,
-                       std::optional<double> clamp) {
+struct GainOperands {
+  Tensor rewards;
+  int64_t normalize;
+  Optional mask;
+  std::optional<double> clamp;
+  auto tie() { return std::tie(rewards, normalize, mask, clamp); }
+};
+
+Tensor gain_advantages(const GainOperands& o) {
+  const Tensor& rewards = o.rewards;
   if (rewards.dim() != 3) fail("rewards: expected [P, N, T + 1]");
   const int64_t prompts = rewards.size(0), trajectories = rewards.size(1);
   const int64_t steps = rewards.size(2) - 1, gains = trajectories * steps;
@@ -39,20 +47,20 @@ Tensor gain_advantages(const Tensor& rewards, int64_t normalize, const std::opti
   const bool f64 = values.array.type == Type::f64;
   if (!f64 && values.array.type != Type::f32) fail("rewards: expected float32 or float64");
   Tensor dense_mask;
-  if (mask) {
-    if (mask->scalar_type() != ScalarType::Bool || mask->numel() != prompts * gains)
+  if (o.mask) {
+    if (o.mask->scalar_type() != ScalarType::Bool || o.mask->numel() != prompts * gains)
       fail("mask: expected bool [P, N, T]");
-    dense_mask = mask->is_contiguous() ? *mask : torch::stable::contiguous(*mask);
+    dense_mask = o.mask->is_contiguous() ? *o.mask : torch::stable::contiguous(*o.mask);
   }
   const Tensor advantages =
       torch::stable::new_empty(rewards, {prompts, trajectories, steps}, ScalarType::Float);
   std::vector<uint8_t> finite(prompts, 1);
   const GainArgs args{trajectories,
                       steps,
-                      static_cast<Normalization>(normalize),
-                      clamp ? *clamp : HUGE_VAL,
+                      static_cast<Normalization>(o.normalize),
+                      o.clamp ? *o.clamp : HUGE_VAL,
                       values.array,
-                      mask ? static_cast<const uint8_t*>(dense_mask.data_ptr()) : nullptr,
+                      o.mask ? static_cast<const uint8_t*>(dense_mask.data_ptr()) : nullptr,
                       static_cast<float*>(advantages.data_ptr()),
                       finite.data()};
   const auto kernel =
@@ -66,19 +74,18 @@ Tensor gain_advantages(const Tensor& rewards, int64_t normalize, const std::opti
 }
 
 // The advantage of step k over the reward of state k; the final rewards stay.
-void gain_advantages_(const Tensor& rewards, int64_t normalize, const std::optional<Tensor>& mask,
-                      std::optional<double> clamp) {
-  const Tensor advantages = gain_advantages(rewards, normalize, mask, clamp);
-  Tensor all = rewards;
-  Tensor overwritten = torch::stable::narrow(all, 2, 0, rewards.size(2) - 1);
+void gain_advantages_(const GainOperands& o) {
+  const Tensor advantages = gain_advantages(o);
+  Tensor all = o.rewards;
+  Tensor overwritten = torch::stable::narrow(all, 2, 0, all.size(2) - 1);
   torch::stable::copy_(overwritten, advantages);
 }
 
 }  // namespace sfgrpo
 
 STABLE_TORCH_LIBRARY_IMPL(sfgrpo, CPU, library) {
-  library.impl("gain_advantages", TORCH_BOX(&sfgrpo::gain_advantages));
-  library.impl("gain_advantages_", TORCH_BOX(&sfgrpo::gain_advantages_));
+  SFGRPO_OP(gain_advantages);
+  SFGRPO_OP(gain_advantages_);
 }
 
 #else  // once per instruction set

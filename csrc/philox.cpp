@@ -17,11 +17,19 @@ struct NormalArgs {
 
 namespace sfgrpo {
 
-Tensor philox_normal(int64_t numel, int64_t seed, const Tensor& sample_ids, int64_t step,
-                     const std::optional<Tensor>& step_ids, ScalarType dtype) {
-  const Shape shape(sample_ids.numel(), numel);
-  const NoiseIds ids(seed, sample_ids, step, step_ids, shape.rows);
-  const Tensor out = torch::stable::new_empty(sample_ids, {shape.rows, numel}, dtype);
+struct NoiseOperands {
+  int64_t numel, seed;
+  Tensor sample_ids;
+  int64_t step;
+  Optional step_ids;
+  ScalarType dtype;
+  auto tie() { return std::tie(numel, seed, sample_ids, step, step_ids, dtype); }
+};
+
+Tensor philox_normal(const NoiseOperands& o) {
+  const Shape shape(o.sample_ids.numel(), o.numel);
+  const NoiseIds ids(o.seed, o.sample_ids, o.step, o.step_ids, shape.rows);
+  const Tensor out = torch::stable::new_empty(o.sample_ids, {shape.rows, o.numel}, o.dtype);
   const NormalArgs args{shape, Operand("dtype", out).array, ids};
   for_blocks(shape, SFGRPO_SELECT(philox_normal), args);
   return out;
@@ -30,7 +38,7 @@ Tensor philox_normal(int64_t numel, int64_t seed, const Tensor& sample_ids, int6
 }  // namespace sfgrpo
 
 STABLE_TORCH_LIBRARY_IMPL(sfgrpo, CPU, library) {
-  library.impl("philox_normal", TORCH_BOX(&sfgrpo::philox_normal));
+  SFGRPO_OP(philox_normal);
 }
 
 #else  // once per instruction set

@@ -31,6 +31,7 @@ namespace sfgrpo {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
+using Optional = std::optional<Tensor>;
 
 // Five float32 buffers of a block fit the smallest L1 cache in use; a multiple of 64, the number
 // of normals that one round of the generator makes.
@@ -46,6 +47,24 @@ struct Array {
 };
 
 [[noreturn]] inline void fail(const std::string& message) { throw std::runtime_error(message); }
+
+// A kernel takes one struct of operands, whose tie() names its fields in the schema's order;
+// Unpacked<kernel>::call takes them one by one, which is what the dispatcher needs.
+template <class Result, class Operands>
+Operands operands_of(Result (*)(const Operands&));
+template <auto kernel, class Fields = decltype(operands_of(kernel).tie())>
+struct Unpacked;
+template <auto kernel, class... Fields>
+struct Unpacked<kernel, std::tuple<Fields&...>> {
+  static auto call(Fields... fields) {
+    decltype(operands_of(kernel)) operands;
+    operands.tie() = std::tuple<Fields...>(std::move(fields)...);
+    return kernel(operands);
+  }
+};
+
+// Inside of STABLE_TORCH_LIBRARY_IMPL: the kernel of the op of its name.
+#define SFGRPO_OP(name) library.impl(#name, TORCH_BOX(&sfgrpo::Unpacked<&sfgrpo::name>::call))
 
 inline Type type_of(const char* name, const Tensor& tensor) {
   switch (tensor.scalar_type()) {
@@ -66,7 +85,7 @@ struct Operand {
   Operand(const char* name, const Tensor& source)
       : tensor(source.is_contiguous() ? source : torch::stable::contiguous(source)),
         array{tensor.data_ptr(), type_of(name, source)} {}
-  Operand(const char* name, const std::optional<Tensor>& source)
+  Operand(const char* name, const Optional& source)
       : Operand(source ? Operand(name, *source) : Operand()) {}
 
   // After the operand was overwritten: back into the tensor it was copied from, if it was.
@@ -103,14 +122,15 @@ struct Shape {
   }
 
   // An op called behind the public function's back must not read out of bounds.
-  void check(const char* name, const Tensor& tensor, bool f64) const {
+  Operand operand(const char* name, const Tensor& tensor, bool f64) const {
     if (tensor.numel() != rows * elements)
       fail(std::string(name) + ": expected as many elements as x");
     if ((tensor.scalar_type() == ScalarType::Double) != f64)
       fail(std::string(name) + ": expected float64 in all tensors or in none");
+    return Operand(name, tensor);
   }
-  void check(const char* name, const std::optional<Tensor>& tensor, bool f64) const {
-    if (tensor) check(name, *tensor, f64);
+  Operand operand(const char* name, const Optional& tensor, bool f64) const {
+    return tensor ? operand(name, *tensor, f64) : Operand();
   }
 };
 
@@ -156,7 +176,7 @@ struct NoiseIds {
 
   NoiseIds() = default;
   NoiseIds(int64_t seed_, const Tensor& sample_ids_, int64_t step_,
-           const std::optional<Tensor>& step_ids_, int64_t rows)
+           const Optional& step_ids_, int64_t rows)
       : samples(int64_rows("sample_ids", sample_ids_, rows)),
         seed(static_cast<uint64_t>(seed_)),
         step(static_cast<uint32_t>(step_)),
@@ -190,6 +210,26 @@ inline std::vector<Coefficients> coefficients(const Tensor& coef, int64_t rows) 
   }
   return result;
 }
+
+// A stored transition; owns the copies that contiguity may need.
+struct Transition {
+  Shape shape;
+  bool f64;
+  Operand x, v, x_next, v_uncond;
+  std::vector<Coefficients> coef;
+  double guidance;
+
+  template <class Operands>
+  explicit Transition(const Operands& o)
+      : shape(o.x),
+        f64(o.x.scalar_type() == ScalarType::Double),
+        x("x", o.x),
+        v(shape.operand("v", o.v, f64)),
+        x_next(shape.operand("x_next", o.x_next, f64)),
+        v_uncond(shape.operand("v_uncond", o.v_uncond, f64)),
+        coef(coefficients(o.coef, shape.rows)),
+        guidance(o.guidance) {}
+};
 
 inline double gaussian_logp(double mean_square, double n) {
   return -mean_square / (2 * n * n) - std::log(n) - kHalfLog2Pi;

@@ -10,10 +10,10 @@ struct LogprobArgs {
   Array x, v, x_next, v_uncond;
   const Coefficients* coef;
   double guidance;
-  double* square_sums;  // forward
-  Array mean;           // likewise; null where it is not asked for
-  const double* scale;  // backward: dlogp/dmean of a row is scale (x_next - mean)
-  Array grad_mean;      // null where there is none
+  double* square_sums = nullptr;  // forward
+  Array mean;                     // likewise; null where it is not asked for
+  const double* scale = nullptr;  // backward: dlogp/dmean of a row is scale (x_next - mean)
+  Array grad_mean;                // null where there is none
   Array grad_x, grad_v, grad_x_next, grad_v_uncond;
 };
 }  // namespace sfgrpo
@@ -23,82 +23,79 @@ struct LogprobArgs {
 
 namespace sfgrpo {
 
-// The operands of both directions; owns the copies that contiguity may need.
 struct LogprobOperands {
-  Shape shape;
-  bool f64;
-  Operand x, v, x_next, v_uncond;
-  std::vector<Coefficients> coef;
-
-  LogprobOperands(const Tensor& x_, const Tensor& v_, const Tensor& x_next_, const Tensor& coef_,
-                  const std::optional<Tensor>& v_uncond_)
-      : shape(x_), f64(x_.scalar_type() == ScalarType::Double) {
-    shape.check("v", v_, f64);
-    shape.check("x_next", x_next_, f64);
-    shape.check("v_uncond", v_uncond_, f64);
-    x = Operand("x", x_);
-    v = Operand("v", v_);
-    x_next = Operand("x_next", x_next_);
-    v_uncond = Operand("v_uncond", v_uncond_);
-    coef = coefficients(coef_, shape.rows);
-  }
-  LogprobArgs args(double guidance) const {
-    return {shape,   x.array, v.array, x_next.array, v_uncond.array, coef.data(), guidance,
-            nullptr, {},      nullptr, {},           {},             {},          {}, {}};
+  Tensor x, v, x_next, coef;
+  Optional v_uncond;
+  double guidance;
+  bool mean_reduction, with_mean;
+  auto tie() {
+    return std::tie(x, v, x_next, coef, v_uncond, guidance, mean_reduction, with_mean);
   }
 };
 
-std::tuple<Tensor, Tensor> sde_logprob(const Tensor& x, const Tensor& v, const Tensor& x_next,
-                                       const Tensor& coef, const std::optional<Tensor>& v_uncond,
-                                       double guidance, bool mean_reduction, bool with_mean) {
-  const LogprobOperands operands(x, v, x_next, coef, v_uncond);
-  const Shape& shape = operands.shape;
-  LogprobArgs args = operands.args(guidance);
+struct LogprobBackwardOperands {
+  Tensor grad;
+  Optional grad_mean;
+  Tensor x, v, x_next, coef;
+  Optional v_uncond;
+  double guidance;
+  bool mean_reduction, need_x, need_v, need_x_next, need_v_uncond;
+  auto tie() {
+    return std::tie(grad, grad_mean, x, v, x_next, coef, v_uncond, guidance, mean_reduction, need_x,
+                    need_v, need_x_next, need_v_uncond);
+  }
+};
+
+LogprobArgs arguments(const Transition& rows) {
+  return {rows.shape,          rows.x.array,     rows.v.array, rows.x_next.array,
+          rows.v_uncond.array, rows.coef.data(), rows.guidance};
+}
+
+std::tuple<Tensor, Tensor> sde_logprob(const LogprobOperands& o) {
+  const Transition rows(o);
+  const Shape& shape = rows.shape;
+  LogprobArgs args = arguments(rows);
   RowSums sums(shape);
   args.square_sums = sums.partial.get();
-  const Tensor mean = optional_result(with_mean, x, coef.scalar_type(), args.mean);
+  const Tensor mean = optional_result(o.with_mean, o.x, o.coef.scalar_type(), args.mean);
   for_blocks(shape,
-             operands.f64 ? SFGRPO_SELECT(sde_logprob<double>) : SFGRPO_SELECT(sde_logprob<float>),
+             rows.f64 ? SFGRPO_SELECT(sde_logprob<double>) : SFGRPO_SELECT(sde_logprob<float>),
              args);
-  const Tensor logp = torch::stable::new_empty(coef, {shape.rows}, coef.scalar_type());
+  const Tensor logp = torch::stable::new_empty(o.coef, {shape.rows}, o.coef.scalar_type());
   const Array out = Operand("logp", logp).array;
   for (int64_t row = 0; row < shape.rows; ++row) {
-    const double n = operands.coef[row].n;
+    const double n = rows.coef[row].n;
     const bool scored = n > 0 && shape.elements > 0;
     const double each = scored ? gaussian_logp(sums.total(row) / shape.elements, n) : 0.0;
-    store_number(out, row, mean_reduction ? each : each * shape.elements);
+    store_number(out, row, o.mean_reduction ? each : each * shape.elements);
   }
   return {logp, mean};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> sde_logprob_backward(
-    const Tensor& grad, const std::optional<Tensor>& grad_mean, const Tensor& x, const Tensor& v,
-    const Tensor& x_next, const Tensor& coef, const std::optional<Tensor>& v_uncond,
-    double guidance, bool mean_reduction, bool need_x, bool need_v, bool need_x_next,
-    bool need_v_uncond) {
-  const LogprobOperands operands(x, v, x_next, coef, v_uncond);
-  const Shape& shape = operands.shape;
-  std::vector<double> scale = numbers("grad", grad, shape.rows);
+    const LogprobBackwardOperands& o) {
+  const Transition rows(o);
+  const Shape& shape = rows.shape;
+  std::vector<double> scale = numbers("grad", o.grad, shape.rows);
   for (int64_t row = 0; row < shape.rows; ++row) {
-    const double n = operands.coef[row].n;
-    const double share = mean_reduction ? std::max<int64_t>(shape.elements, 1) : 1;
+    const double n = rows.coef[row].n;
+    const double share = o.mean_reduction ? std::max<int64_t>(shape.elements, 1) : 1;
     scale[row] = n > 0 ? scale[row] / (n * n * share) : 0.0;
   }
-  LogprobArgs args = operands.args(guidance);
+  LogprobArgs args = arguments(rows);
   args.scale = scale.data();
-  shape.check("grad_mean", grad_mean, operands.f64);
-  const Operand grad_means("grad_mean", grad_mean);
-  args.grad_mean = grad_means.array;
+  const Operand grad_mean = shape.operand("grad_mean", o.grad_mean, rows.f64);
+  args.grad_mean = grad_mean.array;
   const auto wanted = [&](bool needed, const Tensor& like, Array& array) {
-    return optional_result(needed, like, needed ? like.scalar_type() : x.scalar_type(), array);
+    return optional_result(needed, like, needed ? like.scalar_type() : o.x.scalar_type(), array);
   };
-  const Tensor grad_x = wanted(need_x, x, args.grad_x);
-  const Tensor grad_v = wanted(need_v, v, args.grad_v);
-  const Tensor grad_x_next = wanted(need_x_next, x_next, args.grad_x_next);
+  const Tensor grad_x = wanted(o.need_x, o.x, args.grad_x);
+  const Tensor grad_v = wanted(o.need_v, o.v, args.grad_v);
+  const Tensor grad_x_next = wanted(o.need_x_next, o.x_next, args.grad_x_next);
   const Tensor grad_v_uncond =
-      wanted(need_v_uncond && v_uncond, v_uncond ? *v_uncond : x, args.grad_v_uncond);
+      wanted(o.need_v_uncond && o.v_uncond, o.v_uncond ? *o.v_uncond : o.x, args.grad_v_uncond);
   for_blocks(shape,
-             operands.f64 ? SFGRPO_SELECT(sde_logprob_backward<double>)
+             rows.f64 ? SFGRPO_SELECT(sde_logprob_backward<double>)
                           : SFGRPO_SELECT(sde_logprob_backward<float>),
              args);
   return {grad_x, grad_v, grad_x_next, grad_v_uncond};
@@ -107,8 +104,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sde_logprob_backward(
 }  // namespace sfgrpo
 
 STABLE_TORCH_LIBRARY_IMPL(sfgrpo, CPU, library) {
-  library.impl("sde_logprob", TORCH_BOX(&sfgrpo::sde_logprob));
-  library.impl("sde_logprob_backward", TORCH_BOX(&sfgrpo::sde_logprob_backward));
+  SFGRPO_OP(sde_logprob);
+  SFGRPO_OP(sde_logprob_backward);
 }
 
 #else  // once per instruction set

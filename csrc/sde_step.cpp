@@ -20,32 +20,45 @@ struct StepArgs {
 
 namespace sfgrpo {
 
-using Optional = std::optional<Tensor>;
+struct StepOperands {
+  Tensor x, v, coef;
+  int64_t seed;
+  Optional sample_ids;
+  int64_t step;
+  Optional step_ids, v_uncond;
+  double guidance;
+  Optional noise;
+  bool with_x0;
+  auto tie() {
+    return std::tie(x, v, coef, seed, sample_ids, step, step_ids, v_uncond, guidance, noise,
+                    with_x0);
+  }
+};
+struct StepAndMeanOperands : StepOperands {
+  bool with_mean;
+  auto tie() { return std::tuple_cat(StepOperands::tie(), std::tie(with_mean)); }
+};
 
 struct StepResults {
   Array x_next, x0_hat, mean;
 };
 
 // Fills in the results, of which x_next may be x itself, and returns logp.
-Tensor run_step(const Operand& x, const Tensor& v, const Tensor& coef, int64_t seed,
-                const Optional& sample_ids, int64_t step, const Optional& step_ids,
-                const Optional& v_uncond, double guidance, const Optional& noise,
-                const StepResults& results) {
+Tensor run_step(const StepOperands& o, const Operand& x, const StepResults& results) {
   const Shape shape(x.tensor);
   const bool f64 = x.array.type == Type::f64;
-  shape.check("v", v, f64);
-  shape.check("v_uncond", v_uncond, f64);
-  shape.check("noise", noise, f64);
-  const std::vector<Coefficients> rows = coefficients(coef, shape.rows);
-  if (!noise && !sample_ids) fail("sde_step: without noise, sample_ids are needed");
+  const Operand v = shape.operand("v", o.v, f64);
+  const Operand v_uncond = shape.operand("v_uncond", o.v_uncond, f64);
+  const Operand noise = shape.operand("noise", o.noise, f64);
+  const std::vector<Coefficients> rows = coefficients(o.coef, shape.rows);
+  if (!o.noise && !o.sample_ids) fail("sde_step: without noise, sample_ids are needed");
   const NoiseIds ids =
-      noise ? NoiseIds() : NoiseIds(seed, *sample_ids, step, step_ids, shape.rows);
-  const Operand vs("v", v), us("v_uncond", v_uncond), es("noise", noise);
-  const Tensor logp = torch::stable::new_empty(coef, {shape.rows}, coef.scalar_type());
+      o.noise ? NoiseIds() : NoiseIds(o.seed, *o.sample_ids, o.step, o.step_ids, shape.rows);
+  const Tensor logp = torch::stable::new_empty(o.coef, {shape.rows}, o.coef.scalar_type());
   RowSums sums(shape);
-  const StepArgs args{shape,          x.array,        vs.array,     us.array,
-                      es.array,       results.x_next, results.x0_hat, results.mean,
-                      rows.data(),    guidance,       ids,          sums.partial.get()};
+  const StepArgs args{shape,       x.array,        v.array,        v_uncond.array,
+                      noise.array, results.x_next, results.x0_hat, results.mean,
+                      rows.data(), o.guidance,     ids,            sums.partial.get()};
   for_blocks(shape, f64 ? SFGRPO_SELECT(sde_step<double>) : SFGRPO_SELECT(sde_step<float>), args);
   const Array out = Operand("logp", logp).array;
   for (int64_t row = 0; row < shape.rows; ++row) {
@@ -56,39 +69,30 @@ Tensor run_step(const Operand& x, const Tensor& v, const Tensor& coef, int64_t s
   return logp;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> sde_step(
-    const Tensor& x, const Tensor& v, const Tensor& coef, int64_t seed, const Optional& sample_ids,
-    int64_t step, const Optional& step_ids, const Optional& v_uncond, double guidance,
-    const Optional& noise, bool with_x0, bool with_mean) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> sde_step(const StepAndMeanOperands& o) {
   StepResults results;
-  const Tensor x_next = empty_as(x);
+  const Tensor x_next = empty_as(o.x);
   results.x_next = Operand("x_next", x_next).array;
-  const Tensor x0_hat = optional_result(with_x0, x, x.scalar_type(), results.x0_hat);
-  const Tensor mean = optional_result(with_mean, x, coef.scalar_type(), results.mean);
-  const Tensor logp = run_step(Operand("x", x), v, coef, seed, sample_ids, step, step_ids, v_uncond,
-                               guidance, noise, results);
-  return {x_next, logp, x0_hat, mean};
+  const Tensor x0_hat = optional_result(o.with_x0, o.x, o.x.scalar_type(), results.x0_hat);
+  const Tensor mean = optional_result(o.with_mean, o.x, o.coef.scalar_type(), results.mean);
+  return {x_next, run_step(o, Operand("x", o.x), results), x0_hat, mean};
 }
 
-std::tuple<Tensor, Tensor> sde_step_(const Tensor& x, const Tensor& v, const Tensor& coef,
-                                     int64_t seed, const Optional& sample_ids, int64_t step,
-                                     const Optional& step_ids, const Optional& v_uncond,
-                                     double guidance, const Optional& noise, bool with_x0) {
-  const Operand xs("x", x);
+std::tuple<Tensor, Tensor> sde_step_(const StepOperands& o) {
+  const Operand x("x", o.x);
   StepResults results;
-  results.x_next = xs.array;
-  const Tensor x0_hat = optional_result(with_x0, x, x.scalar_type(), results.x0_hat);
-  const Tensor logp = run_step(xs, v, coef, seed, sample_ids, step, step_ids, v_uncond, guidance,
-                               noise, results);
-  xs.write_back(x);
+  results.x_next = x.array;
+  const Tensor x0_hat = optional_result(o.with_x0, o.x, o.x.scalar_type(), results.x0_hat);
+  const Tensor logp = run_step(o, x, results);
+  x.write_back(o.x);
   return {logp, x0_hat};
 }
 
 }  // namespace sfgrpo
 
 STABLE_TORCH_LIBRARY_IMPL(sfgrpo, CPU, library) {
-  library.impl("sde_step", TORCH_BOX(&sfgrpo::sde_step));
-  library.impl("sde_step_", TORCH_BOX(&sfgrpo::sde_step_));
+  SFGRPO_OP(sde_step);
+  SFGRPO_OP(sde_step_);
 }
 
 #else  // once per instruction set

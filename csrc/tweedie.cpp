@@ -23,36 +23,40 @@ void check_time(double time, int64_t row) {
          "; expected 0 <= t <= 1");
 }
 
-void run_tweedie(const Tensor& x, const Operand& v, const std::optional<Tensor>& t, double time,
-                 const Array& x0_hat) {
-  const Shape shape(x);
-  const bool f64 = x.scalar_type() == ScalarType::Double;
-  shape.check("v", v.tensor, f64);
+struct TweedieOperands {
+  Tensor x, v;
+  Optional t;
+  double time;
+  auto tie() { return std::tie(x, v, t, time); }
+};
+
+// Into x0_hat, or over v without one.
+void run_tweedie(const TweedieOperands& o, const Tensor* x0_hat) {
+  const Shape shape(o.x);
+  const bool f64 = o.x.scalar_type() == ScalarType::Double;
+  const Operand x("x", o.x), v = shape.operand("v", o.v, f64);
   std::vector<double> times;
-  if (t) times = numbers("t", *t, shape.rows);
-  for (int64_t row = 0; row < shape.rows; ++row) check_time(t ? times[row] : time, row);
-  const Operand xs("x", x);
-  const TweedieArgs args{shape, xs.array, v.array, x0_hat, time, t ? times.data() : nullptr};
+  if (o.t) times = numbers("t", *o.t, shape.rows);
+  for (int64_t row = 0; row < shape.rows; ++row) check_time(o.t ? times[row] : o.time, row);
+  const Array out = x0_hat ? Operand("x0_hat", *x0_hat).array : v.array;
+  const TweedieArgs args{shape, x.array, v.array, out, o.time, o.t ? times.data() : nullptr};
   for_blocks(shape, f64 ? SFGRPO_SELECT(tweedie<double>) : SFGRPO_SELECT(tweedie<float>), args);
+  if (!x0_hat) v.write_back(o.v);
 }
 
-Tensor tweedie(const Tensor& x, const Tensor& v, const std::optional<Tensor>& t, double time) {
-  const Tensor x0_hat = empty_as(x);
-  run_tweedie(x, Operand("v", v), t, time, Operand("x0_hat", x0_hat).array);
+Tensor tweedie(const TweedieOperands& o) {
+  const Tensor x0_hat = empty_as(o.x);
+  run_tweedie(o, &x0_hat);
   return x0_hat;
 }
 
-void tweedie_(const Tensor& x, const Tensor& v, const std::optional<Tensor>& t, double time) {
-  const Operand vs("v", v);
-  run_tweedie(x, vs, t, time, vs.array);
-  vs.write_back(v);
-}
+void tweedie_(const TweedieOperands& o) { run_tweedie(o, nullptr); }
 
 }  // namespace sfgrpo
 
 STABLE_TORCH_LIBRARY_IMPL(sfgrpo, CPU, library) {
-  library.impl("tweedie", TORCH_BOX(&sfgrpo::tweedie));
-  library.impl("tweedie_", TORCH_BOX(&sfgrpo::tweedie_));
+  SFGRPO_OP(tweedie);
+  SFGRPO_OP(tweedie_);
 }
 
 #else  // once per instruction set
