@@ -2,7 +2,8 @@
 
 `python -m tests.ops.device_check` checks the compiled kernels on a real GPU (which the test suite
 cannot do in its own process, since it interprets Triton) and prints one line per check; without a
-GPU it checks the CPU's kernels and skips what only a GPU can show. `device_graph.py` holds those.
+GPU it checks the CPU's kernels and skips what only a GPU can show (`device_graph.py`, in
+tests/support/ops).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from torch import Tensor
 from sfgrpo import ops
 from sfgrpo.ops._library import REFERENCES
 from sfgrpo.ops.gain_advantages import NORMALIZATIONS
-from tests.ops import device_graph
-from tests.ops.triton_support import coefficients, double, logp_error, residual_error, rows
+from tests.support.ops import device_graph
+from tests.support.ops.triton_support import coefficients, double, logp_error, residual_error, rows
 
 BATCH = 6
 SIZES = (1, 56, 1023, 1024, 10007, 65536)

@@ -72,7 +72,7 @@ def table(cache: Path) -> list[Row]:
 @pytest.fixture(scope="module")
 def probe(cache: Path, table: list[Row]) -> dict[str, Any]:
     """The report of `aot_probe.py`, which finds most of its kernels compiled."""
-    done = _run(cache, "tests/ops/aot_probe.py")
+    done = _run(cache, "tests/support/ops/aot_probe.py")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from sfgrpo import ops
 from sfgrpo.ops._library import DEFINITIONS, announce, announced, define
-from tests.ops.cases import (
+from tests.support.ops.cases import (
     BF16,
     F32,
     F64,
@@ -145,7 +145,7 @@ def test_compiles_without_graph_breaks(backend: str) -> None:
 
 def _digests(capability: str) -> dict[str, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.ops.digests"],
+        [sys.executable, "-m", "tests.support.ops.digests"],
         cwd=ROOT,
         env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
         capture_output=True,

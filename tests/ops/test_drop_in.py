@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sfgrpo import sde
 from sfgrpo.ops import sde_step_with_logprob
-from tests.ops.cases import BF16, F32, F64
+from tests.support.ops.cases import BF16, F32, F64
 
 ETA = 0.7
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sfgrpo import ops
-from tests.ops.cases import BF16, F32, F64, reference, rows
+from tests.support.ops.cases import BF16, F32, F64, reference, rows
 
 R = rows(3, (4,))
 X, V, COEF, IDS = R.x, R.v, R.coef, R.sample_ids

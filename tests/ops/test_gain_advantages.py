@@ -8,7 +8,7 @@ import torch
 from sfgrpo import ops
 from sfgrpo.ops._library import REFERENCES
 from sfgrpo.ops.gain_advantages import NORMALIZATIONS, Normalization
-from tests.ops.cases import F32, F64, poisoned
+from tests.support.ops.cases import F32, F64, poisoned
 
 REWARDS = torch.tensor([[[0.0, 1.0, 3.0], [0.0, 3.0, 3.0]]])  # gains [[1, 2], [3, 0]]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sfgrpo import ops
 from sfgrpo.ops.gain_advantages import NORMALIZATIONS, Normalization
-from tests.ops import budget
-from tests.ops.cases import DTYPES, F32, F64, SHAPES, poisoned, reference, rows, same_bits
+from tests.support.ops import budget
+from tests.support.ops.cases import DTYPES, F32, F64, SHAPES, poisoned, reference, rows, same_bits
 
 IDS: dict[str, Any] = {"seed": 2**35, "step_ids": 3}
 

@@ -18,7 +18,7 @@ from sfgrpo.ops.philox import (
     philox4x32,
     uniform,
 )
-from tests.ops.cases import BF16, F16, F32, F64, SHAPES, poisoned, same_bits
+from tests.support.ops.cases import BF16, F16, F32, F64, SHAPES, poisoned, same_bits
 
 SEEDS = [0, 1, 2**31, 2**32 + 5, 2**63 - 1]
 SAMPLES = torch.tensor([0, 1, 2**32, 2**40 + 17, -5, -(2**63)])

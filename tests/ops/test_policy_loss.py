@@ -9,8 +9,8 @@ from torch.distributions import Normal, kl_divergence
 
 from sfgrpo import ops
 from sfgrpo.ops._library import REFERENCES
-from tests.ops import budget
-from tests.ops.cases import (
+from tests.support.ops import budget
+from tests.support.ops.cases import (
     DTYPES,
     F64,
     SHAPES,

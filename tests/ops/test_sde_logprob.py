@@ -10,8 +10,8 @@ from torch.distributions import Normal
 from sfgrpo import ops
 from sfgrpo.ops._library import REFERENCES
 from sfgrpo.ops.sde_logprob import Reduction
-from tests.ops import budget
-from tests.ops.cases import DTYPES, F64, SHAPES, Rows, poisoned, reference, rows, same_bits
+from tests.support.ops import budget
+from tests.support.ops.cases import DTYPES, F64, SHAPES, Rows, poisoned, reference, rows, same_bits
 
 NAMES = ("x", "v", "x_next", "v_uncond")
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from sfgrpo import ops
-from tests.ops import budget
-from tests.ops.cases import (
+from tests.support.ops import budget
+from tests.support.ops.cases import (
     BF16,
     DTYPES,
     F16,

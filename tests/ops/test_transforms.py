@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.func import grad, vmap
 
 from sfgrpo import ops
-from tests.ops.cases import BF16, F32, F64, rows, same_bits
+from tests.support.ops.cases import BF16, F32, F64, rows, same_bits
 
 V, B = 3, 4
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from sfgrpo.ops._backends import launcher
 from sfgrpo.ops._library import REFERENCES
 from sfgrpo.ops.gain_advantages import NORMALIZATIONS
-from tests.ops.triton_support import EPS, interpret, launches
+from tests.support.ops.triton_support import EPS, interpret, launches
 
 gain_advantages, gain_advantages_ = launcher("gain_advantages"), launcher("gain_advantages_")
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.ops import device_graph
+from tests.support.ops import device_graph
 
 
 def test_device_check() -> None:

@@ -14,8 +14,8 @@ from sfgrpo.kernels import common, finish
 from sfgrpo.kernels.common import LaunchParameters
 from sfgrpo.kernels.finish import zeroed_counters
 from sfgrpo.ops._backends import launcher
-from tests.ops import cases
-from tests.ops.triton_support import (
+from tests.support.ops import cases
+from tests.support.ops.triton_support import (
     NoTorchKernels,
     coefficients,
     interpret,

@@ -14,7 +14,7 @@ from sfgrpo.kernels import common, policy_loss
 from sfgrpo.kernels.common import LaunchParameters
 from sfgrpo.ops._backends import launcher
 from sfgrpo.ops._library import REFERENCES
-from tests.ops.triton_support import (
+from tests.support.ops.triton_support import (
     EPS,
     coefficients,
     double,

@@ -11,7 +11,7 @@ from torch import Tensor
 from sfgrpo.kernels.philox import philox_rounds
 from sfgrpo.ops._backends import launcher
 from sfgrpo.ops._library import REFERENCES
-from tests.ops.triton_support import interpret
+from tests.support.ops.triton_support import interpret
 
 philox_normal = launcher("philox_normal")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfgrpo.ops._backends import launcher
 from sfgrpo.ops._library import REFERENCES
-from tests.ops.triton_support import (
+from tests.support.ops.triton_support import (
     EPS,
     coefficients,
     double,

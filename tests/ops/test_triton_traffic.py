@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sfgrpo import ops
 from sfgrpo.ops._backends import launcher
-from tests.ops.triton_support import coefficients, interpret, rows, traffic
+from tests.support.ops.triton_support import coefficients, interpret, rows, traffic
 
 BATCH, ELEMENTS = 1, 65536
 X, V, X_NEXT, V_REF = (rows(BATCH, ELEMENTS, seed=i) for i in range(4))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sfgrpo import ops
-from tests.ops import budget
-from tests.ops.cases import DTYPES, F64, SHAPES, poisoned, reference, rows
+from tests.support.ops import budget
+from tests.support.ops.cases import DTYPES, F64, SHAPES, poisoned, reference, rows
 
 
 def test_recovers_the_data_from_the_true_velocity() -> None:

@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sfgrpo import ops
 from sfgrpo.ops.philox import box_muller, philox4x32
-from tests.ops import cases
+from tests.support.ops import cases
 
 LATENT = (16, 64, 64)
 MANY = 2**31 + 2**20

@@ -7,7 +7,7 @@ import json
 
 import torch
 
-from tests.ops.cases import BF16, F16, F32, F64, arguments, call, rows
+from tests.support.ops.cases import BF16, F16, F32, F64, arguments, call, rows
 
 
 def digests() -> dict[str, str]:
