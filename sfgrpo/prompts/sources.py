@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from sfgrpo.prompts import folders
+from sfgrpo.prompts import files, folders
+from sfgrpo.prompts.prompt import Prompt, Split
 
 BUILTIN = {
     "embedded": ("sfgrpo.embedded", "prompts.jsonl"),
@@ -21,46 +18,20 @@ BUILTIN = {
 """Sets in this package; a folder of such a name is written `./signs`."""
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt and what its rewards need to know (target text, colours, ...)."""
-
-    text: str
-    metadata: dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """What a run trains on and what its evaluation shows."""
-
-    train: list[Prompt]
-    evaluation: list[Prompt]
-    """The same list as `train` if nothing is set apart for evaluation."""
-
-
-def _parse(line: str, number: int, source: str) -> Prompt:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{source}, line {number}: not valid JSON ({error})") from None
-    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-        raise ValueError(f'{source}, line {number}: expected an object with a text "prompt"')
-    return Prompt(record.pop("prompt"), record)
-
-
 def load(source: str) -> list[Prompt]:
     """The prompts of a source that training uses.
 
     A source is "embedded" (the set of the embedded model), "signs" (prompts that ask for text in
-    an image, `{"text": ...}`), a `.jsonl` file (an object with "prompt" a line, its other keys are
-    the metadata), a `.txt` file (a prompt a line), or a folder (`sfgrpo.prompts.folders`), of which
-    this is the split "train". Blank lines are passed over.
+    an image, `{"text": ...}`), a file (`sfgrpo.prompts.files`: text, JSON, CSV or Parquet), or a
+    folder (`sfgrpo.prompts.folders`), of which this is the split "train". The prompt stands in the
+    column "prompt", else "caption", else "text"; the others are its metadata. Rows with a blank
+    prompt are passed over.
 
     Raises:
-        ValueError: names the file or folder, and the line where there is one.
+        ValueError: names the file or folder, and the line or row where there is one.
     """
     if _is_folder(source):
-        return _prompts(folders.training(folders.read(source), source))
+        return folders.training(folders.read(source), source)
     return _read_file(source)
 
 
@@ -90,7 +61,7 @@ def split(source: str, *, prompts_from: str | None = None, held_out: float = 0) 
         train, brought = _read_file(source), None
     else:
         splits = folders.read(source)
-        train = _prompts(folders.training(splits, source))
+        train = folders.training(splits, source)
         brought = folders.evaluation(splits)
     if prompts_from is not None:
         return Split(train=train, evaluation=_for_evaluation(prompts_from))
@@ -101,7 +72,7 @@ def split(source: str, *, prompts_from: str | None = None, held_out: float = 0) 
         )
     if held_out:
         return _hold_out(train, held_out, source)
-    return Split(train=train, evaluation=train if brought is None else _prompts(brought))
+    return Split(train=train, evaluation=train if brought is None else brought)
 
 
 def _hold_out(found: list[Prompt], share: float, source: str) -> Split:
@@ -127,43 +98,32 @@ def _for_evaluation(source: str) -> list[Prompt]:
         return _read_file(source)
     splits = folders.read(source)
     found = folders.evaluation(splits)
-    return _prompts(folders.training(splits, source) if found is None else found)
+    return folders.training(splits, source) if found is None else found
 
 
 def _is_folder(source: str) -> bool:
     return source not in BUILTIN and Path(source).is_dir()
 
 
-def _prompts(records: Iterable[folders.Record]) -> list[Prompt]:
-    return [Prompt(record.text, record.metadata) for record in records]
-
-
 def _read_file(source: str) -> list[Prompt]:
+    path = Path(source)
     if source in BUILTIN:
         package, name = BUILTIN[source]
-        text = (resources.files(package) / name).read_text(encoding="utf-8")
-    elif not Path(source).is_file():
+        path = resources.files(package) / name
+    elif not path.is_file():
         raise ValueError(
             f"prompts: file '{source}' does not exist, nor does a folder; known sets are "
             f"{', '.join(BUILTIN)}"
         )
-    elif not source.endswith((".jsonl", ".txt")):
+    elif not files.readable(source):
         raise ValueError(
-            f"prompts: '{source}' is neither a .jsonl nor a .txt file; other formats are read from "
-            "a folder that holds them"
+            f"prompts: '{source}' is none of {', '.join(files.READERS)}; other formats are read "
+            "from a folder that holds them"
         )
-    else:
-        try:
-            text = Path(source).read_text(encoding="utf-8-sig")  # editors of Windows write a mark
-        except UnicodeDecodeError as error:
-            raise ValueError(f"prompts: '{source}' is not UTF-8 text ({error})") from None
-    # Not splitlines(): JSON may hold U+2028 and its like, which end no line of the file.
-    lines = [(n, line.strip()) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
+    found = files.read(path, source)
+    if not found:
         raise ValueError(f"prompts: '{source}' holds no prompt")
-    if source.endswith(".txt"):
-        return [Prompt(line, {}) for _, line in lines]
-    return [_parse(line, n, source) for n, line in lines]
+    return found
 
 
 def draw(count: int, available: int, *, seed: int, iteration: int) -> list[int]:

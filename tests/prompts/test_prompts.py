@@ -179,10 +179,12 @@ def test_folders_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(ValueError, match=r"its path has one of .* rename it"):
         prompts.load(pattern)
     other = write(tmp_path / "other", train__csv="promt,n\na,1\n")
-    with pytest.raises(ValueError, match=r"'train'.*needs a column prompt, caption or text.*promt"):
+    with pytest.raises(
+        ValueError, match=r"train.csv: needs a column prompt, caption or text.*promt"
+    ):
         prompts.load(other)
     number = write(tmp_path / "number", train__csv="prompt,n\n3,1\n")
-    with pytest.raises(ValueError, match="row 1: 'prompt' must be text, got 3"):
+    with pytest.raises(ValueError, match=r"train.csv, line 2: 'prompt' must be text, got 3"):
         prompts.load(number)
     test = write(tmp_path / "test", test__txt="a\n")
     with pytest.raises(ValueError, match="needs a split 'train', it has test"):
@@ -200,11 +202,11 @@ def test_folders_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
-    (tmp_path / "p.csv").write_text("prompt\na")
-    with pytest.raises(ValueError, match=r"neither a .jsonl nor a .txt file.*folder"):
-        prompts.load(str(tmp_path / "p.csv"))
-    (tmp_path / "p.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"p.txt' is not UTF-8"):
+    (tmp_path / "p.xlsx").write_text("prompt\na")
+    with pytest.raises(ValueError, match=r"is none of .txt, .jsonl, .*folder"):
+        prompts.load(str(tmp_path / "p.xlsx"))
+    (tmp_path / "p.txt").write_bytes(b"a cat\n\xff\xfe\x00")
+    with pytest.raises(ValueError, match=r"p.txt' is not UTF-8 text, line 2"):
         prompts.load(str(tmp_path / "p.txt"))
     with pytest.raises(ValueError, match=r"does not exist.*known sets are embedded, signs"):
         prompts.load("sings")

@@ -1,0 +1,100 @@
+"""Tables that the library `datasets` reads: Parquet files, saved datasets, images with captions.
+
+No code of a dataset is run: `datasets` gave that up in its fourth version, and the ones before are
+refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from sfgrpo.prompts import rows
+from sfgrpo.prompts.prompt import Prompt
+from sfgrpo.prompts.rows import Row
+
+OLDEST = 4
+"""The major version of `datasets` that stopped running a dataset's own code."""
+NUMBERS = ("int", "uint", "float")
+REASON = 300
+"""How much of another library's message is passed on."""
+
+
+def library() -> Any:
+    """The package `datasets`; ValueError says what to install."""
+    try:
+        import datasets
+    except ImportError:
+        raise ValueError(
+            "prompts: folders and Parquet files are read with the package datasets: "
+            "pip install 'datasets>=5'"
+        ) from None
+    if int(datasets.__version__.partition(".")[0]) < OLDEST:
+        raise ValueError(
+            f"prompts: datasets {datasets.__version__} may run code that lies in a folder: "
+            "pip install 'datasets>=5'"
+        )
+    return datasets
+
+
+def reason(error: Exception) -> str:
+    """What another library says went wrong, in one line of bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= REASON else f"{text[:REASON]}..."
+
+
+def parquet(data: bytes, source: str) -> list[Prompt]:
+    """The prompts of a Parquet file.
+
+    Raises:
+        ValueError: names the source and what is wrong.
+    """
+    datasets = library()
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)).read()
+        whole = datasets.Dataset(datasets.table.InMemoryTable(table))
+    except Exception as error:  # pyarrow's own, and whatever a damaged schema leads to
+        raise ValueError(f"prompts: '{source}' cannot be read: {reason(error)}") from error
+    return prompts(whole, source)
+
+
+def prompts(table: Any, source: str) -> list[Prompt]:
+    """The prompts of a table of `datasets`.
+
+    Columns whose values JSON can express become metadata, others (images, bytes, times) are not
+    even decoded. Arrow pads rows of different keys with nulls, so null means that a key is absent.
+
+    Raises:
+        ValueError: names the source, and the row where there is one.
+    """
+    name = rows.column(table.column_names, source)
+    kept = [c for c, feature in table.features.items() if c == name or _is_json(feature)]
+    return rows.prompts(_rows(table.select_columns(kept).with_format(None), source), name)
+
+
+def _rows(table: Any, source: str) -> Iterator[Row]:
+    values = iter(table)
+    for number in range(1, len(table) + 1):
+        where = f"{source}, row {number}"
+        try:
+            yield where, next(values)
+        except UnicodeDecodeError as error:  # Arrow looks at text when a row is asked for
+            raise ValueError(f"{where}: not UTF-8 text ({error})") from None
+
+
+def _is_json(feature: Any) -> bool:
+    """Whether values of a column's type are text, numbers, truth values, or lists or objects of
+    such; told by the names of the types, so that a column of images is never opened."""
+    if isinstance(feature, dict):
+        return all(_is_json(inner) for inner in feature.values())
+    if isinstance(feature, list):
+        return all(_is_json(inner) for inner in feature)
+    kind = type(feature).__name__
+    if kind in ("List", "LargeList", "Sequence"):
+        return _is_json(feature.feature)
+    if kind == "Value":
+        plain = ("string", "large_string", "bool", "null")
+        return feature.dtype in plain or feature.dtype.startswith(NUMBERS)
+    return kind in ("Json", "ClassLabel")
