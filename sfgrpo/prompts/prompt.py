@@ -1,7 +1,9 @@
-"""A prompt, and the prompts of a run."""
+"""A prompt, the prompts of a run, and the hash by which a run knows its own again."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,3 +25,23 @@ class Split:
     train: list[Prompt]
     evaluation: list[Prompt]
     """The same list as `train` if nothing is set apart for evaluation."""
+
+    @property
+    def all(self) -> list[Prompt]:
+        """Every prompt of the run: those of evaluation follow if they are not the same."""
+        return self.train if self.evaluation is self.train else [*self.train, *self.evaluation]
+
+
+def fingerprint(split: Split) -> str:
+    """SHA-256 (hex) of all texts and metadata in their order, whatever file they were read from.
+
+    Two splits with the same fingerprint give a run the same prompts: numbers of prompts, which are
+    what an iteration draws and pictures are kept by, mean the same.
+    """
+    digest = hashlib.sha256()
+    for side in (split.train, split.evaluation):
+        digest.update(f"{len(side)}\n".encode())
+        for prompt in side:
+            entry = json.dumps([prompt.text, prompt.metadata], sort_keys=True)
+            digest.update(f"{entry}\n".encode())
+    return digest.hexdigest()

@@ -146,6 +146,26 @@ def test_a_thousand_long_names_are_not_all_listed(tmp_path: Path) -> None:
         assert len(str(refused.value)) < 1000
 
 
+def test_a_fingerprint_is_that_of_texts_and_metadata_in_order() -> None:
+    a, b = Prompt("a", {"x": 1, "y": [2]}), Prompt("b", {})
+
+    def of(train: list[Prompt], evaluation: list[Prompt]) -> str:
+        return prompts.fingerprint(prompts.Split(train=train, evaluation=evaluation))
+
+    same = of([a, b], [b])
+    assert of([Prompt("a", {"y": [2], "x": 1}, "elsewhere"), b], [b]) == same
+    others = [
+        of([b, a], [b]), of([a], [b]), of([a, b], [a]), of([a, b, b], []), of([a, b], [a, b]),
+        of([Prompt("a", {"x": 2, "y": [2]}), b], [b]), of([Prompt("A", a.metadata), b], [b]),
+        of([Prompt("a", {"x": "1", "y": [2]}), b], [b]),
+    ]  # fmt: skip
+    assert len({same, *others}) == 1 + len(others)
+    assert len(same) == 64
+    embedded = prompts.split("embedded")
+    assert embedded.all is embedded.train
+    assert len(prompts.Split(train=[a], evaluation=[b]).all) == 2
+
+
 PIECES = [
     "prompt", "Prompts", "caption", "text", "a cat", '"', "'", ",", "\t", "\n", "\r\n", "{", "}",
     "[", "]", ":", " ", "null", "nan", "-1e999", "007", "\\ud800", "\\u2028", "\\", "\ufeff", "\0",
@@ -160,6 +180,7 @@ def _refusal(path: Path) -> str | None:
     except ValueError as error:
         return str(error)
     assert all(p.text.strip() == p.text != "" and str(path) in p.where for p in found)
+    prompts.fingerprint(prompts.Split(train=found, evaluation=found))
     return None
 
 
