@@ -27,7 +27,9 @@ class ModuleBackbone:
         shape: tuple[int, ...],
         encode: Callable[[Sequence[str]], Tensor],
         decode: Callable[[Tensor], Tensor] = lambda latents: latents,
-        sigmas: Callable[[int], Tensor] = lambda steps: torch.linspace(1, 0, steps + 1),
+        sigmas: Callable[[int], Tensor] = lambda steps: torch.linspace(
+            1, 0, steps + 1, dtype=torch.float32, device="cpu"
+        ),
         lora_targets: tuple[str, ...] = (),
         modality: Modality = "other",
         decode_batch: int = 1024,

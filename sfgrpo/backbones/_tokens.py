@@ -28,7 +28,7 @@ def dynamic_shift(scheduler: Any, tokens: int, line: Callable[..., float]) -> fl
 def places(h: int, w: int, *, columns: int, device: torch.device) -> Tensor:
     """Where each of h w image tokens stands, [h w, columns]: its row and column in columns 1 and 2
     (FLUX's rotary embeddings); made on the device, so that no forward waits for a copy."""
-    place = torch.zeros(h, w, columns, device=device)
+    place = torch.zeros(h, w, columns, dtype=torch.float32, device=device)
     place[..., 1] = torch.arange(h, device=device)[:, None]
     place[..., 2] = torch.arange(w, device=device)
     return place.flatten(0, 1)

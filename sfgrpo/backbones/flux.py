@@ -41,7 +41,7 @@ class FluxBackbone(PackedBackbone):
             guidance=self._guidance_rows(t),
             pooled_projections=cond.pooled,
             encoder_hidden_states=cond.tokens,
-            txt_ids=torch.zeros(cond.tokens.shape[1], 3, device=x.device),
+            txt_ids=x.new_zeros(cond.tokens.shape[1], 3, dtype=torch.float32),
             img_ids=places(h, w, columns=3, device=x.device),
             return_dict=False,
         )

@@ -58,7 +58,7 @@ class Flux2Backbone(PipelineBackbone):
 
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         rows, _, h, w = x.shape
-        text = torch.zeros(cond.tokens.shape[1], 4, device=x.device)
+        text = x.new_zeros(cond.tokens.shape[1], 4, dtype=torch.float32)
         text[:, 3] = torch.arange(len(text), device=x.device)
         image = places(h, w, columns=4, device=x.device)
         (packed,) = transformer(

@@ -34,8 +34,8 @@ class ZImageBackbone(PackedBackbone):
 
     def _schedule(self, num_steps: int, latent_shape: tuple[int, ...]) -> dict[str, Any]:
         # In float32, as the stock pipeline has them: the last bit of a time shows in the velocity.
-        sigmas = torch.linspace(1.0, 1 / num_steps, num_steps).tolist()
-        return {**super()._schedule(num_steps, latent_shape), "sigmas": sigmas}
+        sigmas = torch.linspace(1.0, 1 / num_steps, num_steps, dtype=torch.float32, device="cpu")
+        return {**super()._schedule(num_steps, latent_shape), "sigmas": sigmas.tolist()}
 
     def _encode(self, prompts: list[str]) -> Conditioning:
         found, _ = self.pipeline.encode_prompt(

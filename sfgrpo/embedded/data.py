@@ -59,8 +59,9 @@ def contrast(first: str, second: str) -> float:
 
     def luminance(name: str) -> float:
         srgb = colour(name).double()
+        luminous = srgb.new_tensor([0.2126, 0.7152, 0.0722])
         linear = torch.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-        return float(linear @ torch.tensor([0.2126, 0.7152, 0.0722], dtype=torch.float64))
+        return float(linear @ luminous)
 
     low, high = sorted((luminance(first), luminance(second)))
     return (high + 0.05) / (low + 0.05)
@@ -107,9 +108,10 @@ def enlarge(masks: Tensor, generator: torch.Generator) -> Tensor:
     high, printed digits are not, hence the narrowing.
     """
     count = masks.shape[0]
-    size, across, down, slant = torch.rand(4, count, generator=generator).unbind()
+    drawn = torch.rand(4, count, generator=generator, dtype=torch.float32, device="cpu")
+    size, across, down, slant = drawn.unbind()
     scale = IMAGE_SIZE / (23 + 5 * size)
-    theta = torch.zeros(count, 2, 3)
+    theta = masks.new_zeros(count, 2, 3)
     theta[:, 0, 0] = scale / 0.85
     theta[:, 1, 1] = scale
     theta[:, 0, 1] = (slant - 0.5) * 0.3
@@ -132,8 +134,8 @@ def sample(count: int, *, split: slice, generator: torch.Generator) -> Batch:
     """Draw captioned images: digits of `split`, colour pairs and placement all at random."""
     masks, labels = digits(split)
     pairs = colour_pairs()
-    chosen = torch.randint(len(masks), (count,), generator=generator)
-    coloured = torch.randint(len(pairs), (count,), generator=generator).tolist()
+    chosen = torch.randint(len(masks), (count,), generator=generator, device="cpu")
+    coloured = torch.randint(len(pairs), (count,), generator=generator, device="cpu").tolist()
     ink = enlarge(masks[chosen], generator)
     records = [
         record(label, *pairs[pair])

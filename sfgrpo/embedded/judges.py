@@ -36,7 +36,7 @@ def ink(images: Tensor) -> Tensor:
     The background is the median of the outermost pixels; the scale is the image's own (0.98
     quantile), but at least 0.1, so that the noise of a plain field stays small.
     """
-    edge = torch.ones(images.shape[-2:], dtype=torch.bool)
+    edge = torch.ones(images.shape[-2:], dtype=torch.bool, device=images.device)
     edge[1:-1, 1:-1] = False
     background = images[:, :, edge].median(dim=2).values
     distance = (images - background[:, :, None, None]).norm(dim=1)
@@ -54,13 +54,13 @@ def _normalised(images: Tensor) -> np.ndarray:
     """Ink moved to its centre of mass and scaled to its spread, [B, 144]: shape without place."""
     shapes = ink(images.float().cpu())
     side = shapes.shape[-1]
-    axis = (torch.arange(side) + 0.5) * 2 / side - 1
+    axis = (torch.arange(side, dtype=shapes.dtype, device=shapes.device) + 0.5) * 2 / side - 1
     weight = shapes / shapes.sum((1, 2), keepdim=True).clamp_min(1e-6)
     across, down = weight.sum(1), weight.sum(2)
     x, y = across @ axis, down @ axis
     wide = (across * (axis - x[:, None]).square()).sum(1).sqrt()
     high = (down * (axis - y[:, None]).square()).sum(1).sqrt().clamp_min(0.05)
-    theta = torch.zeros(len(shapes), 2, 3)
+    theta = shapes.new_zeros(len(shapes), 2, 3)
     # A stroke is not stretched to a square: a "1" stays narrow.
     theta[:, 0, 0] = 1.9 * torch.maximum(wide, 0.6 * high)
     theta[:, 1, 1] = 1.9 * high
@@ -73,7 +73,7 @@ def _normalised(images: Tensor) -> np.ndarray:
 @cache
 def _real() -> data.Batch:
     """The images the judges are fitted on."""
-    generator = torch.Generator().manual_seed(20_240)
+    generator = torch.Generator("cpu").manual_seed(20_240)
     return data.sample(FIT_IMAGES, split=data.JUDGE_DIGITS, generator=generator)
 
 
@@ -101,7 +101,8 @@ def judge(images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> dict[str, fl
     `metadata` has one entry per prompt, whose "text" is the digit.
     """
     group = images.shape[1]
-    labels = torch.tensor([int(entry["text"]) for entry in metadata]).repeat_interleave(group)
+    digits = [int(entry["text"]) for entry in metadata]
+    labels = torch.tensor(digits, device="cpu").repeat_interleave(group)
     flat = images.flatten(0, 1)
     return {
         "classifier_accuracy": classifier_accuracy(flat, labels),

@@ -134,16 +134,22 @@ def draw(count: int, available: int, *, seed: int, iteration: int) -> list[int]:
     prompts from all of the file, where this one goes through the file before it repeats a prompt).
     An iteration in which one pass ends and another begins may draw a prompt in both: two groups.
 
-    A function of its arguments alone, so a resumed run draws what the first would have.
+    A function of its arguments alone, whatever torch's default device is, so a resumed run draws
+    what the first would have.
     """
     drawn: list[int] = []
     for position in range(iteration * count, (iteration + 1) * count):
         epoch, place = divmod(position, available)
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
-        drawn.append(int(torch.randperm(available, generator=generator)[place]))
+        generator = torch.Generator("cpu").manual_seed((seed * 1_000_003 + epoch) % 2**63)
+        order = torch.randperm(available, generator=generator, device="cpu")
+        drawn.append(int(order[place]))
     return drawn
 
 
 def spread(count: int, available: int) -> list[int]:
     """`count` prompts spread evenly over the file, the same every time."""
-    return torch.linspace(0, available - 1, min(count, available)).round().long().tolist()
+    # A default dtype of bfloat16 would round to other prompts.
+    places = torch.linspace(
+        0, available - 1, min(count, available), dtype=torch.float32, device="cpu"
+    )
+    return places.round().long().tolist()
