@@ -28,6 +28,7 @@ def measure(
     return {k: v.to(images.device) for k, v in {"reward": total, **parts}.items()}
 
 
+@torch.no_grad()
 def score(
     field: VelocityField,
     trajectories: Trajectories,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sfgrpo.names import REWARD, unknown_name
-from sfgrpo.rewards.base import Metadata, Reward
+from sfgrpo.prompts import Prompt
+from sfgrpo.rewards.base import Metadata, Reward, RewardError
 
-__all__ = ["Metadata", "Mixture", "Reward", "available", "build", "evenly", "load"]
+__all__ = ["Metadata", "Mixture", "Reward", "RewardError", "available", "build", "evenly", "load"]
 
 CHUNK = 64
 """At most so many frames of videos go into a reward of images at once."""
@@ -51,6 +54,10 @@ class Mixture:
 
     Of a video, a reward with the attribute `takes_video = True` sees all; any other sees `frames`
     images of it, evenly spread, and its score of the video is the mean of theirs.
+
+    Each reward gets copies of its own. A tensor's version would tell without a copy whether one
+    wrote into its images, but not where it wrote through NumPy or a kernel, and then what the other
+    rewards, the judges and the pictures see would change in silence.
     """
 
     def __init__(
@@ -66,6 +73,26 @@ class Mixture:
         self.weights = dict(weights)
         self.frames = frames
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Let the rewards that can (`Reward.check`) look at all prompts, before a run begins.
+
+        Raises:
+            ValueError: the file and line of the first prompt that a reward cannot score, and why.
+        """
+        for name, reward in self.rewards.items():
+            checks = getattr(reward, "check", None)
+            if checks is None:
+                continue
+            why = _refusal(name, checks, prompts)
+            if why is None:
+                continue
+            for prompt in prompts:
+                if alone := _refusal(name, checks, [prompt]):
+                    place = prompt.where or f"prompt {prompt.text!r}"
+                    raise ValueError(f"{place}: {alone}")
+            raise ValueError(why)
+
+    @torch.no_grad()
     def __call__(
         self,
         samples: Tensor,
@@ -79,24 +106,35 @@ class Mixture:
         `samples` are images [B, 3, H, W], videos [B, F, 3, H, W], or what else a generator makes
         ([B, T, D] of robot actions), which rewards get as it is.
 
-        ValueError if the lengths differ, or a reward returns another shape or a value that is not
-        finite (the message names the reward; `finite=False` passes such values on).
+        A sample that is not finite itself scores nan, whatever a reward makes of it (a reward sees
+        zeros in its place).
+
+        Raises:
+            ValueError: the lengths differ, or a score is not finite (the message names the reward;
+                `finite=False` passes such values on).
+            RewardError: a reward returns another shape or what is no numbers, or calls sys.exit.
         """
         if not len(samples) == len(prompts) == len(metadata):
             raise ValueError(
                 f"{_count(samples)}, {len(prompts)} prompts and {len(metadata)} metadata"
             )
+        broken = ~samples.detach().isfinite()[..., None].flatten(1).all(1)
+        shown = samples.detach()
+        if broken.any():
+            shown = shown.clone()
+            shown[broken] = 0
         scores: dict[str, Tensor] = {}
         for name, reward in self.rewards.items():
             if samples.ndim == 5 and not getattr(reward, "takes_video", False):
-                score = self._of_frames(name, samples, prompts, metadata)
+                score = self._of_frames(name, shown, prompts, metadata)
             else:
-                score = self._of(name, samples, prompts, metadata)
+                score = self._of(name, shown.clone(), prompts, metadata)
+            score[broken.cpu()] = torch.nan
             if finite and not torch.isfinite(score).all():
                 bad = int((~torch.isfinite(score)).nonzero()[0])
                 raise ValueError(f"reward {name!r} is {score[bad]} for prompt {prompts[bad]!r}")
             scores[name] = score
-        total = torch.zeros(len(samples))
+        total = torch.zeros(len(samples), dtype=torch.float32, device="cpu")
         for name, score in scores.items():
             total += self.weights[name] * score
         return total, scores
@@ -104,10 +142,13 @@ class Mixture:
     def _of(
         self, name: str, samples: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
     ) -> Tensor:
-        """One reward's scores [B] float32 on the CPU."""
-        score = self.rewards[name](samples, prompts, metadata).float().cpu()
-        if score.shape != (len(samples),):
-            raise ValueError(
+        """One reward's scores [B] float32 on the CPU; `samples` are its own to overwrite."""
+        count = len(samples)
+        with _named(name):
+            found = self.rewards[name](samples, list(prompts), copy.deepcopy(list(metadata)))
+        score = _numbers(name, found, count)
+        if score.shape != (count,):
+            raise RewardError(
                 f"reward {name!r} returned shape {tuple(score.shape)} for {_count(samples)}"
             )
         return score
@@ -120,14 +161,51 @@ class Mixture:
             raise ValueError(f"videos without frames: {tuple(videos.shape)}")
         shown = evenly(self.frames, videos.shape[1])
         where = [(row, frame) for row in range(len(videos)) for frame in shown]
-        found = [torch.empty(0)]
+        found = [torch.empty(0, dtype=torch.float32, device="cpu")]
         for start in range(0, len(where), CHUNK):
             part = where[start : start + CHUNK]
             rows, frames = [row for row, _ in part], [frame for _, frame in part]
-            images = videos[rows, frames]
+            images = videos[rows, frames]  # a copy
             texts, entries = [prompts[row] for row in rows], [metadata[row] for row in rows]
             found.append(self._of(name, images, texts, entries))
         return torch.cat(found).unflatten(0, (len(videos), len(shown))).mean(1)
+
+
+@contextlib.contextmanager
+def _named(name: str) -> Iterator[None]:
+    """sys.exit in a reward would end the run as if it were done."""
+    try:
+        yield
+    except SystemExit as error:
+        raise RewardError(f"reward {name!r} called sys.exit({error.code!r})") from error
+
+
+def _refusal(
+    name: str, checks: Callable[[list[str], list[Metadata]], None], prompts: Sequence[Prompt]
+) -> str | None:
+    """What a reward's check says against these prompts; None if nothing."""
+    try:
+        with _named(name):
+            checks([p.text for p in prompts], [copy.deepcopy(p.metadata) for p in prompts])
+    except Exception as error:  # a reward of one's own raises what it likes
+        message = str(error.args[0]) if len(error.args) == 1 else str(error)
+        if " " not in message:  # as in KeyError("text")
+            message = f"{type(error).__name__} {message}"
+        return message if message.startswith("reward ") else f"reward {name!r}: {message}"
+    return None
+
+
+def _numbers(name: str, found: Any, count: int) -> Tensor:
+    """What a reward returned, as float32 on the CPU and apart from what the reward may keep."""
+    try:
+        if not isinstance(found, Tensor):
+            found = torch.as_tensor(found, device="cpu")
+        return found.detach().to("cpu", torch.float32, copy=True)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RewardError(
+            f"reward {name!r} returned {type(found).__name__}, expected a tensor, an array or a "
+            f"list of {count} numbers ({error})"
+        ) from error
 
 
 def _count(samples: Tensor) -> str:

@@ -15,18 +15,30 @@ from torch import Tensor
 Metadata = Mapping[str, Any]
 
 
+class RewardError(ValueError):
+    """A reward or a judge did what it may not: the message names it and what it returned."""
+
+
 class Reward(Protocol):
     """Scores images; higher is better.
 
     A reward of videos has the attribute `takes_video = True`, and gets them whole, as
     [B, F, 3, H, W]. Any other gets frames of them as images, each with its video's prompt. A reward
     for a generator of other samples gets what that one decodes, [B, ...].
+
+    Images, prompts and metadata are the reward's own copies, which it may overwrite. It runs
+    without gradients; one that needs some turns them on (`torch.enable_grad`).
+
+    A reward may have a method `check(prompts, metadata) -> None`, which is called once with all
+    prompts of a run, before the network is loaded. It raises for a prompt that could not be scored
+    (metadata that lack a key, a character that cannot be read), so that a run does not end when the
+    prompt is drawn, hours later; the run says in which file and line the prompt stands.
     """
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
     ) -> Tensor:
-        """Scores [B] float32, all finite.
+        """Scores [B], all finite: a tensor, a NumPy array or a list of numbers.
 
         `images` is [B, 3, H, W] float in [0, 1]; `prompts` and `metadata` have one entry per
         image. KeyError if a prompt's metadata lacks what the reward needs.

@@ -28,7 +28,7 @@ def colour(name: str) -> Tensor:
     """sRGB value of a colour word, [3] float32 in [0, 1]. KeyError names the known words."""
     if name not in COLOURS:
         raise KeyError(f"unknown colour {name!r}; known: {', '.join(COLOURS)}")
-    return torch.tensor(COLOURS[name], dtype=torch.float32) / 255
+    return torch.tensor(COLOURS[name], dtype=torch.float32, device="cpu") / 255
 
 
 class ColourReward:
@@ -53,10 +53,12 @@ class ColourReward:
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
     ) -> Tensor:
         if not metadata:
-            return torch.empty(0)
+            return images.new_empty(0, dtype=torch.float32)
         pixels = images.detach().float().cpu().flatten(2)
-        front = torch.stack([colour(m["foreground"]) for m in metadata])[:, :, None]
-        back = torch.stack([colour(m["background"]) for m in metadata])[:, :, None]
+        front, back = (
+            torch.stack([_asked(entry, key) for entry in metadata])[:, :, None]
+            for key in ("foreground", "background")
+        )
         axis = front - back
         share = ((pixels - back) * axis).sum(1) / axis.square().sum(1).clamp_min(1e-6)
         share = share.clamp(0, 1)
@@ -66,10 +68,22 @@ class ColourReward:
         foreground = (explained * share).mean(1) / self._least_share
         return explained.mean(1) * background * foreground.clamp(max=1)
 
+    def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+        """KeyError for metadata without two colours that are known."""
+        for entry in metadata:
+            for key in ("foreground", "background"):
+                _asked(entry, key)
+
+
+def _asked(entry: Metadata, key: str) -> Tensor:
+    if key not in entry:
+        raise KeyError(f"no metadata '{key}', a colour word")
+    return colour(entry[key])
+
 
 def _edge(images: Tensor) -> Tensor:
     """Which of the H W pixels are outermost, [H W] bool."""
-    edge = torch.ones(images.shape[-2:], dtype=torch.bool)
+    edge = torch.ones(images.shape[-2:], dtype=torch.bool, device="cpu")
     edge[1:-1, 1:-1] = False
     return edge.flatten()
 

@@ -39,6 +39,11 @@ def model_path() -> Path:
     return path
 
 
+def alphabet(session: onnxruntime.InferenceSession) -> list[str]:
+    """The characters that a recogniser can read, in the order of its classes after the blank."""
+    return session.get_modelmeta().custom_metadata_map["character"].splitlines()
+
+
 class OcrReward:
     """Probability of the character in `metadata["text"]`, at the position where it is largest."""
 
@@ -52,8 +57,8 @@ class OcrReward:
             model_path(), options, providers=["CPUExecutionProvider"]
         )
         self._input = self._session.get_inputs()[0].name
-        charset = self._session.get_modelmeta().custom_metadata_map["character"].splitlines()
-        self._class = {char: index for index, char in enumerate(charset, start=CTC_BLANK + 1)}
+        characters = alphabet(self._session)
+        self._class = {char: index for index, char in enumerate(characters, start=CTC_BLANK + 1)}
         self._batch = batch
 
     def probabilities(self, images: Tensor) -> Tensor:
@@ -80,13 +85,20 @@ class OcrReward:
     ) -> Tensor:
         targets = [self._target(entry) for entry in metadata]
         if not targets:
-            return torch.empty(0)
+            return images.new_empty(0, dtype=torch.float32)
         peak = self.probabilities(images).amax(dim=1)
-        return peak[torch.arange(len(targets)), torch.tensor(targets)]
+        return peak.gather(1, peak.new_tensor(targets, dtype=torch.int64)[:, None])[:, 0]
+
+    def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+        """KeyError or ValueError for metadata whose "text" is no character of the recogniser's."""
+        for entry in metadata:
+            self._target(entry)
 
     def _target(self, entry: Metadata) -> int:
+        if "text" not in entry:
+            raise KeyError("no metadata 'text', the character to be read")
         text = entry["text"]
-        if text not in self._class:
+        if not isinstance(text, str) or text not in self._class:
             raise ValueError(
                 f"metadata['text'] must be one character of the recogniser's set, got {text!r}"
             )

@@ -11,6 +11,7 @@ rounds to 8 bits after resizing, this does not.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -97,13 +98,24 @@ class PickScore:
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
     ) -> Tensor:
         if not len(images):
-            return torch.empty(0)
+            return images.new_empty(0, dtype=torch.float32)
         # The images of a group share their prompt.
         texts = list(dict.fromkeys(prompts))
         row = {text: index for index, text in enumerate(texts)}
         of_text = self._embed(texts, self._text)[[row[prompt] for prompt in prompts]]
         cosine = (self._embed(images, self._image) * of_text).sum(1)
         return self._model.logit_scale.float().exp() * cosine / DIVISOR
+
+    def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+        """Warn of prompts whose end the model will not see."""
+        texts = list(dict.fromkeys(prompts))
+        cut = sum(len(ids) > self._length for ids in self._tokenizer(texts)["input_ids"])
+        if cut:
+            warnings.warn(
+                f"reward 'pickscore': {cut} of {len(texts)} prompts are longer than the "
+                f"{self._length} tokens that the model reads; their ends do not count",
+                stacklevel=2,
+            )
 
     def _embed(self, items: Any, embed: Any) -> Tensor:
         """Embeddings [B, D] of unit length, fp32, `batch` at a time."""

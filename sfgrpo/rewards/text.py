@@ -7,8 +7,10 @@ normalised, and d the edit distance,
     score = 1 - min(d(r, t), |t|) / |t|
 
 Flow-GRPO's code gives 1 to a target that stands anywhere in what was read, its paper does not;
-`anywhere` chooses. Where `sfgrpo.rewards.ocr` is told a single character and asks how surely it is
-there, this reward reads lines wherever they are, in images large enough to have some.
+`anywhere` chooses. A target with a character outside the recogniser's alphabet (Cyrillic, Hebrew,
+Hangul, ...) is refused, since the best image of it would score as the worst. Where
+`sfgrpo.rewards.ocr` is told a single character and asks how surely it is there, this reward reads
+lines wherever they are, in images large enough to have some.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import onnxruntime
 import torch
 from torch import Tensor
 
@@ -72,6 +75,8 @@ class TextReward:
                 f"{confidence}, {side} and {threads}"
             )
         recogniser = ocr.model_path()
+        session = onnxruntime.InferenceSession(recogniser, providers=["CPUExecutionProvider"])
+        self._readable = set().union(*map(normalise, ocr.alphabet(session)))
         from rapidocr import RapidOCR
 
         self._engine = RapidOCR(
@@ -107,7 +112,12 @@ class TextReward:
             self._score(normalise(self.read(image)), target)
             for image, target in zip(images, targets, strict=True)
         ]
-        return torch.tensor(scores, dtype=torch.float32)
+        return torch.tensor(scores, dtype=torch.float32, device="cpu")
+
+    def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+        """KeyError or ValueError for a prompt whose target is missing or cannot be read."""
+        for pair in zip(prompts, metadata, strict=True):
+            self._asked(*pair)
 
     def _score(self, text: str, target: str) -> float:
         if self._anywhere and target in text:
@@ -128,7 +138,13 @@ class TextReward:
             text = entry["text"]
         if not isinstance(text, str) or not normalise(text):
             raise ValueError(f"reward 'text': nothing to read in {text!r}, of prompt {prompt!r}")
-        return normalise(text)
+        target = normalise(text)
+        if unknown := set(target) - self._readable:
+            raise ValueError(
+                f"reward 'text': the recogniser cannot read {' '.join(sorted(unknown))} of "
+                f"{text!r}, of prompt {prompt!r}; no image would score"
+            )
+        return target
 
 
 def build(
