@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from sfgrpo import engine, sde
 from sfgrpo.backbones.base import Modality
 from sfgrpo.guard import NonFinite
 from sfgrpo.prompts import Prompt, spread
-from sfgrpo.rewards import evenly
+from sfgrpo.rewards import RewardError, evenly
 from sfgrpo.rollout import Plan, VelocityField, batches, sample
 
 HELD_OUT = 2**62
@@ -24,6 +25,9 @@ STRIP = 4
 """Frames of each video that are kept."""
 WHOLE = 4
 """Videos that are kept with all their frames."""
+
+TAKEN = ("iteration", "dropped_images")
+"""Names in the log of evaluations that no judge may use."""
 
 Judge = Callable[[Tensor, Sequence[Mapping[str, Any]]], Mapping[str, float]]
 """`(images [P, N, 3, H, W] in [0, 1], metadata of the P prompts) -> named numbers`; of videos, the
@@ -102,8 +106,38 @@ def evaluate(
     samples_PN = gathered_samples.unflatten(0, (len(prompts), images_per_prompt))
     judged = samples_PN.float() / 255 if samples_PN.dtype == torch.uint8 else samples_PN
     for judge in judges:
-        numbers.update(judge(judged, [p.metadata for p in prompts]))
+        numbers.update(_verdict(judge, judged, prompts, taken={*TAKEN, *numbers}))
     return Evaluation(numbers, samples_PN, list(prompts), torch.stack(whole) if whole else None)
+
+
+def _verdict(
+    judge: Judge, samples_PN: Tensor, prompts: Sequence[Prompt], *, taken: Collection[str]
+) -> dict[str, float]:
+    """What a judge says of the samples, of which it gets copies as a reward does.
+
+    Raises:
+        RewardError: it returns what is no number, or a name that is `taken`, or calls sys.exit,
+            which would end the run as if it were done.
+    """
+    module, function = (getattr(judge, name, "?") for name in ("__module__", "__qualname__"))
+    who = f"eval.judges: '{module}:{function}'"
+    try:
+        found = judge(samples_PN.clone(), [copy.deepcopy(p.metadata) for p in prompts])
+    except SystemExit as error:
+        raise RewardError(f"{who} called sys.exit({error.code!r})") from error
+    if not isinstance(found, Mapping):
+        raise RewardError(f"{who} returned {type(found).__name__}, expected named numbers")
+    numbers = {}
+    for name, value in found.items():
+        if name in taken:
+            raise RewardError(f"{who} returned '{name}', a name that is taken; choose another")
+        try:
+            numbers[str(name)] = float(value)  # also a tensor or an array of one number
+        except (TypeError, ValueError, RuntimeError):
+            raise RewardError(
+                f"{who} returned {type(value).__name__} for '{name}', expected one number"
+            ) from None
+    return numbers
 
 
 def picture(samples: Tensor, modality: Modality) -> Tensor:
