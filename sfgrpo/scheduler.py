@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import diffusers
@@ -29,74 +30,12 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 
 # Pipelines that were saved with this scheduler look for its base class by name in this module.
 from diffusers.schedulers.scheduling_utils import SchedulerMixin as SchedulerMixin
-from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from sfgrpo import ops, sde
 from sfgrpo.names import unknown_name
-
-
-@dataclass
-class FlowMatchSDESchedulerOutput(BaseOutput):
-    """What a step returns; the first field is all that pipelines read."""
-
-    prev_sample: Tensor  # [B, ...]
-    log_prob: Tensor  # fp32 [B]: density of prev_sample, mean per element in nats; 0 without noise
-    pred_original_sample: Tensor  # [B, ...]: the clean estimate x - t v
-
-
-class Trajectory:
-    """The steps that `FlowMatchSDEScheduler.record` collects: B images, T steps.
-
-    Step k led from `latents[:, k]` to `next_latents[:, k]` with `coefficients[k]`: all that
-    `ops.sde_logprob` needs to score it again. Properties stack at each access, on the device of
-    the latents, and raise RuntimeError before the first step.
-    """
-
-    def __init__(self) -> None:
-        self._steps: list[dict[str, Any]] = []
-
-    @property
-    def latents(self) -> Tensor:
-        """`[B, T + 1, ...]`: what each step started from, then the final latents."""
-        return torch.cat([self._stack("start", 1), self._steps[-1]["end"].unsqueeze(1)], 1)
-
-    @property
-    def next_latents(self) -> Tensor:
-        """`[B, T, ...]`: what each step returned: `latents[:, 1:]` if the pipeline kept it so."""
-        return self._stack("end", 1)
-
-    @property
-    def log_probs(self) -> Tensor:
-        """fp32 `[B, T]`: log-densities of the steps, mean per element; 0 on noise-free steps."""
-        return self._stack("log_prob", 1)
-
-    @property
-    def clean(self) -> Tensor:
-        """`[B, T, ...]`: the clean estimate at the start of each step."""
-        return self._stack("clean", 1)
-
-    @property
-    def sigmas(self) -> Tensor:
-        """`[T + 1]`: the scheduler's noise levels."""
-        return torch.cat([self._stack("sigmas")[:, 0], self._steps[-1]["sigmas"][1:]])
-
-    @property
-    def coefficients(self) -> Tensor:
-        """`[T, 4]`: (a, b, n, t) of each step, see `sfgrpo.sde`."""
-        return self._stack("coefficients")
-
-    def _stack(self, field: str, dim: int = 0) -> Tensor:
-        if not self._steps:
-            raise RuntimeError("trajectory: empty; run the pipeline inside scheduler.record()")
-        return torch.stack([step[field] for step in self._steps], dim)
-
-    def _add(self, start: Tensor, end: Tensor, **step: Any) -> None:
-        if self._steps and step["index"] != self._steps[-1]["index"] + 1:
-            raise RuntimeError("record: got a second run, expected one; open a record() for each")
-        # Copies, since the pipeline may edit its latents in place.
-        self._steps.append({"start": start.detach().clone(), "end": end.clone(), **step})
+from sfgrpo.recording import FlowMatchSDESchedulerOutput, Trajectory
 
 
 class FlowMatchSDEScheduler(FlowMatchEulerDiscreteScheduler):
@@ -109,9 +48,10 @@ class FlowMatchSDEScheduler(FlowMatchEulerDiscreteScheduler):
     the step (Sana) has the noise drawn from that instead.
     """
 
+    # Not UniPC and DPMSolver: without more than our configuration they predict epsilon.
     _compatibles: ClassVar[list[str]] = [
-        "DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler",
-        "FlowMatchHeunDiscreteScheduler", "FlowMatchLCMScheduler", "UniPCMultistepScheduler",
+        "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler",
+        "FlowMatchLCMScheduler",
     ]  # fmt: skip
     sigmas: Tensor
     timesteps: Tensor
@@ -132,8 +72,9 @@ class FlowMatchSDEScheduler(FlowMatchEulerDiscreteScheduler):
         Args:
             kind: a name in `sfgrpo.sde.SAMPLERS`; ValueError if unknown.
             eta: stochasticity; 0 is the ODE. `set_timesteps` finds out if it is too large.
-            seed: key of the noise, in [0, 2**63).
+            seed: key of the noise, in [0, 2**63); ValueError for others.
         """
+        _check_seed(seed)
         if kind not in sde.SAMPLERS:
             raise ValueError(unknown_name("sampler", kind, sde.SAMPLERS))
         if stochastic_sampling and kind != "renoise":
@@ -145,9 +86,10 @@ class FlowMatchSDEScheduler(FlowMatchEulerDiscreteScheduler):
         base = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
         super().__init__(**{name: self.config[name] for name in base if name in self.config})
         self._table: Tensor | None = None
+        self._tabled: tuple[Tensor, int] | None = None
         self._sample_ids: Tensor | None = None
         self._trajectory: Trajectory | None = None
-        self._stream = self._copies = 0
+        self._copies, self._line = 0, tuple[int, ...]()
 
     @classmethod
     def from_config(
@@ -156,11 +98,16 @@ class FlowMatchSDEScheduler(FlowMatchEulerDiscreteScheduler):
         """From the configuration of any flow scheduler, and arguments that override it.
 
         Besides FlowMatch* these are multistep ones in flow mode (Wan's UniPCMultistepScheduler):
-        their `flow_shift` becomes `shift`, but the spacing is FlowMatchEulerDiscreteScheduler's.
-        Without a `kind`, `stochastic_sampling=True` means "renoise". ValueError if not a flow.
+        their `flow_shift` becomes `shift`, but the spacing is FlowMatchEulerDiscreteScheduler's,
+        which a warning says. Without a `kind`, `stochastic_sampling=True` means "renoise".
+        ValueError if not a flow.
         """
         if isinstance(config, dict):
-            _require_flow(config)
+            if _require_flow(config) and "kind" not in config:
+                name = config.get("_class_name", "a multistep scheduler")
+                warnings.warn(
+                    f"{name}: flow_shift is kept, its spacing of times is not", stacklevel=2
+                )
             given = {**config, **kwargs}
             if "flow_shift" in given and "shift" not in given:
                 kwargs["shift"] = given["flow_shift"]
@@ -169,27 +116,39 @@ class FlowMatchSDEScheduler(FlowMatchEulerDiscreteScheduler):
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def set_seed(self, seed: int) -> None:
-        """Another key for the noise, in [0, 2**63); it becomes part of the configuration."""
+        """Another key for the noise; it becomes part of the configuration. ValueError as above."""
+        _check_seed(seed)
         defaults = set(self.config.get("_use_default_values", ())) - {"seed"}
         self.register_to_config(seed=seed, _use_default_values=list(defaults))
 
     def set_sample_ids(self, sample_ids: Tensor | Sequence[int] | None) -> None:
         """Identity of each image's noise, int64 `[B]`, until set again; None means 0 .. B-1."""
-        ids = None if sample_ids is None else torch.as_tensor(sample_ids)
+        ids = sample_ids
+        if ids is not None and not isinstance(ids, Tensor):
+            ids = torch.as_tensor(ids, device="cpu")
         if ids is not None and (ids.dtype != torch.int64 or ids.ndim != 1):
             raise ValueError(f"sample_ids: got {ids.dtype} {tuple(ids.shape)}, expected int64 [B]")
         self._sample_ids = ids
 
     @contextlib.contextmanager
     def record(self) -> Iterator[Trajectory]:
-        """Collect the steps of one run; outside such a block nothing is kept."""
-        if self._trajectory is not None:
+        """Collect the steps of one run; outside such a block nothing is kept.
+
+        What copies do that the pipeline makes meanwhile is in `Trajectory.copies`; a warning at the
+        end says if there is such."""
+        if self._recording():
             raise RuntimeError("record: this scheduler is recording already")
-        self._trajectory = Trajectory()
+        self._trajectory = trajectory = Trajectory()
         try:
-            yield self._trajectory
+            yield trajectory
         finally:
-            self._trajectory = None
+            self._trajectory, copies = None, trajectory.close()
+            if copies:
+                warnings.warn(
+                    f"record: {copies} copies of the scheduler took steps, too (sound, frames): "
+                    "log_probs are without them, see trajectory.copies",
+                    stacklevel=3,
+                )
 
     def set_timesteps(
         self, num_inference_steps: int | None = None, device: str | torch.device | None = None,
@@ -199,13 +158,27 @@ class FlowMatchSDEScheduler(FlowMatchEulerDiscreteScheduler):
         """The base class's; ValueError for what `sde.coefficients` refuses, as too large an eta."""
         options: dict[str, Any] = {"device": device, "sigmas": sigmas, "mu": mu}
         super().set_timesteps(num_inference_steps, timesteps=timesteps, **options)
-        levels = self.sigmas.cpu().double()  # the only wait for the device
-        if self.config["invert_sigmas"]:
-            levels = 1 - levels
-        table = _table(levels, self.config["kind"], self.config["eta"])
-        self._noisy = [n > 0 for n in table[:, 2].tolist()]
-        self._table = table.to(self.sigmas.device)
+        with torch.inference_mode(False):  # or it would not count what is written into it
+            self.sigmas = self.sigmas.clone().float()
+        self._tabulate()
         self._copies = 0
+
+    def _tabulate(self) -> Tensor:
+        """The coefficients of `sigmas`, which waits for the device if they are not known yet: they
+        may be replaced or overwritten after `set_timesteps`, as the base class allows."""
+        version = 0 if self.sigmas.is_inference() else self.sigmas._version
+        seen, told = self._tabled or (None, -1)
+        if self._table is None or seen is not self.sigmas or told != version:
+            levels = self.sigmas.cpu().double()
+            levels = 1 - levels if self.config["invert_sigmas"] else levels
+            table = _table(levels, self.config["kind"], self.config["eta"])
+            self._noisy = [n > 0 for n in table[:, 2].tolist()]
+            self._table, self._tabled = table.to(self.sigmas.device), (self.sigmas, version)
+        return self._table
+
+    def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
+        """The sample as it is: Bria's pipeline asks every scheduler but the base class itself."""
+        return sample
 
     def step(
         self, model_output: Tensor, timestep: float | Tensor, sample: Tensor,
@@ -238,12 +211,12 @@ class FlowMatchSDEScheduler(FlowMatchEulerDiscreteScheduler):
             noise = randn_tensor(x.shape, generator, device=x.device, dtype=wide)
         prev_sample, log_prob, clean = ops.sde_step_x0(
             x, -model_output if self.config["invert_sigmas"] else model_output,
-            coef.to(wide).expand(len(x), 4), seed=self.config["seed"],
-            sample_ids=self._ids(x), step_ids=(self._stream << 16) + k, noise=noise,
+            coef.to(wide).expand(len(x), 4), seed=self._key(),
+            sample_ids=self._ids(x), step_ids=k, noise=noise,
         )  # fmt: skip
         self._step_index = k + 1
-        if self._trajectory is not None:
-            self._trajectory._add(
+        if recording := self._recording():
+            recording.add(
                 x, prev_sample, index=k, log_prob=log_prob, clean=clean, coefficients=coef,
                 sigmas=self.sigmas[k : k + 2],
             )  # fmt: skip
@@ -254,15 +227,28 @@ class FlowMatchSDEScheduler(FlowMatchEulerDiscreteScheduler):
         """The index of the step to take and its row of the coefficient table, on `device`."""
         if self._table is None:
             raise ValueError("step: call set_timesteps first")
-        if not torch.as_tensor(timestep).is_floating_point():
+        number: Any = timestep
+        number = number if torch.is_tensor(number) else torch.tensor(number, device="cpu")
+        if not number.is_floating_point():
             raise ValueError("timestep: got an integer, expected an element of scheduler.timesteps")
         if self._step_index is None:
             self._init_step_index(timestep)
         k = self._step_index
-        if k is None or k >= len(self._table):
+        table = self._tabulate()
+        if k is None or k >= len(table):
             raise ValueError(f"step: all {k} steps are done; call set_timesteps")
-        self._table = self._table.to(device)
+        self._table = table.to(device)
         return k, self._table[k]
+
+    def _key(self) -> int:
+        """The seed; of a copy, one that depends on the seed and on its line of descent."""
+        seed = self.config["seed"]
+        digest = hashlib.sha256(f"{seed} {self._line}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") % 2**63 if self._line else seed
+
+    def _recording(self) -> Trajectory | None:
+        """What collects the steps, if anything does."""
+        return self._trajectory if self._trajectory and self._trajectory.open else None
 
     def _ids(self, x: Tensor) -> Tensor:
         if self._sample_ids is None:
@@ -274,26 +260,40 @@ class FlowMatchSDEScheduler(FlowMatchEulerDiscreteScheduler):
         """A copy with other noise: pipelines copy one per modality (LTX-2) or frame (SkyReels)."""
         self._copies += 1
         twin = copy.copy(self)
-        twin._stream, twin._trajectory = self._stream + self._copies, None
+        twin._line, twin._copies = (*self._line, self._copies), 0
+        recording = self._recording()
+        twin._trajectory = recording.copy() if recording else None
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(twin, name, value.clone())
         return twin
 
 
-def _require_flow(config: dict[str, Any]) -> None:
-    """Refuse the configuration of a scheduler that does not sample a rectified flow."""
-    name, prediction = config.get("_class_name", "scheduler"), config.get("prediction_type")
-    flow = prediction == "flow_prediction" and config.get("use_flow_sigmas")
-    plain = prediction is None and not hasattr(diffusers, name)
-    if not (flow or plain or name.startswith("FlowMatch")) or config.get("scale_factors"):
+def _check_seed(seed: Any) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"seed: got {seed!r}, expected an integer in [0, 2**63)")
+
+
+def _require_flow(config: dict[str, Any]) -> bool:
+    """Refuse the configuration of a scheduler that does not sample a rectified flow; returns
+    whether it is a multistep one's."""
+    name, prediction = config.get("_class_name", ""), config.get("prediction_type")
+    multistep = prediction == "flow_prediction" and bool(config.get("use_flow_sigmas"))
+    # A configuration that was never saved has no name; that of a flow has a shift.
+    plain = prediction is None and "shift" in config and not (name and hasattr(diffusers, name))
+    if not (multistep or plain or name.startswith("FlowMatch")) or config.get("scale_factors"):
         raise ValueError(
-            f"config: got a {name}'s (prediction_type={prediction!r}), expected a FlowMatch*'s "
-            "without scale_factors, or prediction_type='flow_prediction' and use_flow_sigmas=True"
+            f"config: got a {name or 'scheduler'}'s (prediction_type={prediction!r}), expected a "
+            "FlowMatch*'s without scale_factors, or prediction_type='flow_prediction' and "
+            "use_flow_sigmas=True"
         )
+    return multistep
 
 
 def _table(levels: Tensor, kind: str, eta: float) -> Tensor:
     """`sde.coefficients`, but a repeated level stands still: custom sigmas may end in 0, 0."""
     moves = levels[1:] != levels[:-1]
-    table = torch.tensor([1.0, 0.0, 0.0, 0.0]).repeat(len(moves), 1)
-    table[:, 3] = levels[:-1]
+    table = levels.new_zeros(len(moves), 4, dtype=torch.float32)
+    table[:, 0], table[:, 3] = 1, levels[:-1]
     table[moves] = sde.coefficients(torch.cat([levels[:1], levels[1:][moves]]), kind, eta)
     return table
