@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from sfgrpo import backbones
-from sfgrpo.backbones import _attention, _loading
+from sfgrpo.backbones import _attention, _cut, _loading
 from sfgrpo.backbones._loading import TextEncoders
 from sfgrpo.backbones._sizes import Sizes
 from sfgrpo.backbones.base import Conditioning, Modality
@@ -73,6 +73,7 @@ class PipelineBackbone(Sizes):
         self.max_sequence_length, self.decode_batch = length, batch
         self.embedded_guidance = embedded_guidance
         self.text_encoders = text_encoders
+        self._watch = _cut.Watch(pipeline, length)
         for frozen in (pipeline.vae, *self.encoders()):
             if frozen is not None:
                 frozen.requires_grad_(False).eval()
@@ -162,9 +163,10 @@ class PipelineBackbone(Sizes):
         is to be said, and only there."""
         told, reads = self.embedded_guidance, self._reads_guidance()
         if reads and told is None:
+            stock = inspect.signature(type(self.pipeline).__call__).parameters["guidance_scale"]
             raise ValueError(
                 f"{GUIDANCE_KEY}: this network was distilled to read its guidance, so it must be "
-                f"given one (the stock pipeline's default is {self._stock_guidance()}); "
+                f"given one (the stock pipeline's default is {stock.default}); "
                 "sample.guidance_scale is classifier-free guidance, 1 for none"
             )
         if told is not None and not reads:
@@ -175,9 +177,6 @@ class PipelineBackbone(Sizes):
 
     def _reads_guidance(self) -> bool:
         return bool(self.pipeline.transformer.config.get("guidance_embeds", False))
-
-    def _stock_guidance(self) -> float:
-        return inspect.signature(type(self.pipeline).__call__).parameters["guidance_scale"].default
 
     def _guidance_rows(self, t: Tensor) -> Tensor | None:
         """The guidance each row is told, [B], for networks that read it."""
@@ -218,8 +217,7 @@ class PipelineBackbone(Sizes):
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
         # A fresh scheduler: set_timesteps changes the one it is called on.
-        config = self.pipeline.scheduler.config
-        scheduler = FlowMatchSDEScheduler.from_config(config, kind="ode")
+        scheduler = FlowMatchSDEScheduler.from_config(self.pipeline.scheduler.config, kind="ode")
         scheduler.set_timesteps(device="cpu", **self._schedule(num_steps, latent_shape))
         return scheduler.sigmas.clone()
 
@@ -232,7 +230,7 @@ class PipelineBackbone(Sizes):
         if isinstance(prompts, str):
             raise TypeError("prompts must be a sequence of strings, got one string")
         texts = list(prompts)
-        with self._encoders_at_hand():
+        with self._encoders_at_hand(), self._watch.over(texts):
             parts = [
                 self._encode(texts[start : start + ENCODE_BATCH])
                 for start in range(0, len(texts), ENCODE_BATCH)
