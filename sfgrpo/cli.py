@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sfgrpo import __version__, extras, train
+from sfgrpo.run import output
 
 EPILOG = """\
 examples:
@@ -68,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _parser().error(f"unknown arguments: {' '.join(rest)}")
     train.prepare_process()
     try:
-        return COMMANDS[parsed.command](parsed, rest)
+        with output.lasting():
+            return COMMANDS[parsed.command](parsed, rest)
     except ValueError as error:
         print(f"sfgrpo {parsed.command}: {error}", file=sys.stderr)
         return 2

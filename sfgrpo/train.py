@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
         return 2
     from sfgrpo import engine
     from sfgrpo.guard import Disagreement, NonFinite
-    from sfgrpo.run import stopping
+    from sfgrpo.run import output, stopping
     from sfgrpo.run.checkpoints import CheckpointError
     from sfgrpo.run.peers import Watch
     from sfgrpo.run.records import RunError
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
         timeout=recipe.run.peer_timeout, folder=recipe.run.output_dir,
     )  # fmt: skip
     try:
-        with stopping.Signals() as signals, together:
+        with output.lasting(), stopping.Signals() as signals, together:
             status = _run(recipe, signals, fresh=arguments.fresh, prog=prog)
     except (RunError, CheckpointError) as error:
         print(f"{prog}: {extras.explained(error)}", file=sys.stderr)
