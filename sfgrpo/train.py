@@ -93,15 +93,15 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
     from sfgrpo.run.peers import Watch
     from sfgrpo.run.records import RunError
 
-    engine.start()
-    together = Watch(
-        rank=engine.rank(), world=engine.world(), largest=engine.largest,
-        timeout=recipe.run.peer_timeout, folder=recipe.run.output_dir,
-    )  # fmt: skip
     try:
+        engine.start()
+        together = Watch(
+            rank=engine.rank(), world=engine.world(), largest=engine.largest,
+            timeout=recipe.run.peer_timeout, folder=recipe.run.output_dir,
+        )  # fmt: skip
         with output.lasting(), stopping.Signals() as signals, together:
             status = _run(recipe, signals, fresh=arguments.fresh, prog=prog)
-    except (RunError, CheckpointError) as error:
+    except (RunError, CheckpointError, engine.LaunchError) as error:
         print(f"{prog}: {extras.explained(error)}", file=sys.stderr)
         return 2
     except (NonFinite, Disagreement) as error:

@@ -57,15 +57,29 @@ Stage 3
   for however small a network; ours is a sixteenth of what is trained.
 """
 
-from sfgrpo.engine.processes import barrier, gather, largest, rank, start, stop, world
+from sfgrpo.engine.processes import (
+    LaunchError,
+    barrier,
+    exchange,
+    gather,
+    interface,
+    largest,
+    rank,
+    start,
+    stop,
+    world,
+)
 from sfgrpo.engine.traffic import spent, synchronize
 from sfgrpo.engine.training import Engine, frozen
 
 __all__ = [
     "Engine",
+    "LaunchError",
     "barrier",
+    "exchange",
     "frozen",
     "gather",
+    "interface",
     "largest",
     "rank",
     "spent",

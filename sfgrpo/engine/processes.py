@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -17,11 +19,22 @@ from deepspeed.utils import logger
 
 from sfgrpo.engine.traffic import listen, timed
 
+T = TypeVar("T")
+_stores: list[dist.TCPStore] = []
+"""What ranks of one machine meet at; it lives as long as the process."""
+
+
+class LaunchError(RuntimeError):
+    """What a launcher left in the environment cannot be joined; the message names the variable."""
+
 
 def start() -> torch.device:
     """Join the processes that the `deepspeed` launcher started, or be the only one.
 
     Returns the device of this process.
+
+    Raises:
+        LaunchError: the environment names a rank, and not all that is needed to find the others.
     """
     logger.setLevel("WARNING")
     # On CPU, DeepSpeed would compile a shared-memory all-reduce at first use (half a minute, and a
@@ -33,12 +46,71 @@ def start() -> torch.device:
         device, backend = torch.device("cuda", local), "nccl"
     else:
         device, backend = torch.device("cpu"), "gloo"
-    if not dist.is_initialized() and "RANK" not in os.environ:  # alone, so no port is opened
-        dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+    if not dist.is_initialized():
+        number, count = _place()
+        if count == 1:  # so no port is opened
+            dist.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        elif interface():
+            _stay_on_this_machine(number)
     deepspeed.init_distributed(dist_backend=backend, verbose=False, auto_mpi_discovery=False)
     if world() > 1:
         listen()
     return device
+
+
+def _place() -> tuple[int, int]:
+    """This process's rank and the number of processes, as the launcher says."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    needed = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if lacking := [name for name in needed if not os.environ.get(name)]:
+        raise LaunchError(
+            f"the environment sets RANK to '{os.environ['RANK']}', but not {', '.join(lacking)}: "
+            "start by deepspeed or torchrun, which set all of them, or unset RANK to run alone"
+        )
+    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
+        if not os.environ[name].isdecimal():
+            raise LaunchError(f"the environment sets {name} to '{os.environ[name]}', not a number")
+    number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    if number >= count:
+        raise LaunchError(f"the environment sets RANK to {number} and WORLD_SIZE to {count}")
+    return number, count
+
+
+def interface() -> str:
+    """Where rank 0 listens for the others: on loopback, or everywhere ("") if MASTER_ADDR says that
+    ranks come over a network.
+
+    A host's own name may stand for a loopback address in its own table of hosts, and for another
+    in everybody else's: only what cannot be meant for others counts as loopback.
+    """
+    host = os.environ.get("MASTER_ADDR", "")
+    return "127.0.0.1" if host == "localhost" else host if host.startswith("127.") else ""
+
+
+def _stay_on_this_machine(number: int) -> None:
+    """Keep the network out of a run whose ranks are all here.
+
+    PyTorch's store listens on every interface, whatever MASTER_ADDR says, but takes a store that
+    its process already has at the same port: rank 0 opens one on loopback. Under torchrun the store
+    is the launcher's own process's, which leaves no choice.
+    """
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if number or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True):
+        return
+    port = int(os.environ["MASTER_PORT"])
+    try:
+        listener = socket.create_server((interface(), port)).detach()
+    except OSError as error:
+        raise LaunchError(
+            f"MASTER_PORT {port} cannot be used: {error.strerror}; choose another, by "
+            "--master_port of deepspeed"
+        ) from error
+    store = dist.TCPStore(
+        interface(), port, is_master=True, multi_tenant=True, master_listen_fd=listener,
+        wait_for_workers=False,
+    )  # fmt: skip
+    _stores.append(store)
 
 
 def stop() -> None:
@@ -72,6 +144,16 @@ def largest(value: int) -> int:
     with timed("waiting"):
         dist.all_reduce(found, dist.ReduceOp.MAX)
     return int(found)
+
+
+def exchange(value: T) -> list[T]:
+    """Every rank's value (anything that can be pickled), in the order of the ranks, on each."""
+    if world() == 1:
+        return [value]
+    found: list[Any] = [None] * world()
+    with timed("waiting"):
+        dist.all_gather_object(found, value)
+    return cast("list[T]", found)
 
 
 def gather(local: Tensor, index: Tensor) -> Tensor:
