@@ -98,6 +98,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
         together = Watch(
             rank=engine.rank(), world=engine.world(), largest=engine.largest,
             timeout=recipe.run.peer_timeout, folder=recipe.run.output_dir,
+            interface=engine.interface(),
         )  # fmt: skip
         with output.lasting(), stopping.Signals() as signals, together:
             status = _run(recipe, signals, fresh=arguments.fresh, prog=prog)

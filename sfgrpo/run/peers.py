@@ -10,21 +10,25 @@ rank that fails with an exception sends it first. A machine that falls silent is
 own keep-alive within `run.peer_timeout`. There are no heartbeats: a rank that is busy for minutes
 (writing a checkpoint, compiling) cannot be taken for dead.
 
-Only ranks other than 0 connect, so rank 0 sees W - 1 connections and a thread each.
+Only ranks other than 0 connect, so rank 0 sees W - 1 connections and a thread each. Whoever else
+connects while it waits for them, a port scanner or a check of health, is told from a rank by a
+secret of the run; it may be silent, reset, or send what it likes meanwhile.
 """
 
 from __future__ import annotations
 
+import hmac
 import json
 import os
 import secrets
+import selectors
 import socket
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn, TextIO
@@ -37,16 +41,8 @@ GONE = "died without a word: killed from outside, perhaps by the system for want
 REASON = "failure.txt"
 SETTLE = 5.0
 """Seconds a rank whose communication failed waits to hear which rank is behind it."""
-
-
-def _interface() -> str:
-    """Where rank 0 listens: on loopback, unless MASTER_ADDR says that ranks come over a network.
-
-    A host's own name may stand for a loopback address in its own table of hosts, and for another
-    in everybody else's: only what cannot be meant for others counts as loopback.
-    """
-    host = os.environ["MASTER_ADDR"]
-    return host if host == "localhost" or host.startswith("127.") else ""
+HELLO = 4096
+"""At most so many bytes introduce a rank; who sends more is none."""
 
 
 class Watch:
@@ -60,15 +56,17 @@ class Watch:
         largest: Callable[[int], int],
         timeout: float,
         folder: Path,
+        interface: str,
     ) -> None:
         """
         Args:
             largest: the largest of all ranks' values (a collective).
             timeout: seconds after which a machine that fell silent is given up.
             folder: the run's; the reason is left in it.
+            interface: address at which rank 0 listens; "" is every one of its machine.
         """
         self.rank, self.world, self.largest, self.timeout = rank, world, largest, timeout
-        self.folder = folder
+        self.folder, self.interface = folder, interface
         self.name = f"rank {rank} (process {os.getpid()} on {socket.gethostname()})"
         self.others: list[socket.socket] = []
         self._readers: list[threading.Thread] = []
@@ -119,24 +117,57 @@ class Watch:
 
     def _listen(self, secret: int) -> None:
         """Rank 0: let every other rank connect."""
-        with socket.create_server((_interface(), 0), backlog=self.world) as server:
+        missing = set(range(1, self.world))
+        with ExitStack() as opened, selectors.DefaultSelector() as waiting:
+            server = opened.enter_context(
+                socket.create_server((self.interface, 0), backlog=max(128, self.world))
+            )
             self.largest(server.getsockname()[1])
-            server.settimeout(self.timeout)
-            while len(self.others) < self.world - 1:
-                connection, _ = server.accept()
-                connection.settimeout(self.timeout)
-                stream = connection.makefile("r", encoding="utf-8")
-                hello = _read(stream.readline())
-                if hello.get("secret") != secret:
-                    connection.close()
-                    continue
-                self._watch(connection, stream, str(hello.get("name")))
+            waiting.register(server, selectors.EVENT_READ)
+            deadline = time.monotonic() + self.timeout
+            while missing:
+                ready = waiting.select(max(0, deadline - time.monotonic()))
+                if time.monotonic() >= deadline:
+                    absent = ", ".join(map(str, sorted(missing)))
+                    self.fail(
+                        f"of the other ranks, {absent} did not connect to {self.name} within "
+                        f"{self.timeout:g} s (run.peer_timeout): is there a firewall?"
+                    )
+                for key, _ in ready:
+                    if key.fileobj is server:
+                        connection = opened.enter_context(server.accept()[0])
+                        connection.setblocking(False)
+                        waiting.register(connection, selectors.EVENT_READ, Greeting(connection))
+                    elif (hello := key.data.read()) is not None:
+                        waiting.unregister(key.fileobj)
+                        self._admit(key.data.connection, hello, secret, missing)
+
+    def _admit(
+        self, stranger: socket.socket, hello: dict[str, object], secret: int, missing: set[int]
+    ) -> None:
+        """Watch who knows the secret, as the rank it says it is; close the connection of others."""
+        known = hmac.compare_digest(str(hello.get("secret")).encode(), str(secret).encode())
+        rank = hello.get("rank")
+        if known and isinstance(rank, int) and rank in missing:
+            missing.remove(rank)
+            connection = stranger.dup()  # the stranger's own ends with the listening
+            connection.setblocking(True)
+            self._watch(
+                connection, connection.makefile("r", encoding="utf-8"), str(hello.get("name"))
+            )
+        stranger.close()
 
     def _connect(self, secret: int) -> None:
         """The other ranks."""
         host, port = os.environ["MASTER_ADDR"], self.largest(0)
-        connection = socket.create_connection((host, port), self.timeout)
-        _send(connection, {"secret": secret, "name": self.name})
+        try:
+            connection = socket.create_connection((host, port), self.timeout)
+        except OSError as error:
+            self.fail(
+                f"{self.name} cannot connect to rank 0 on {host}, port {port}: {error}; is there a "
+                "firewall?"
+            )
+        _send(connection, {"secret": secret, "rank": self.rank, "name": self.name})
         stream = connection.makefile("r", encoding="utf-8")
         self._watch(connection, stream, f"rank 0 (on {host})")
 
@@ -166,6 +197,28 @@ class Watch:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
 
 
+class Greeting:
+    """The first line of whoever connected, as far as it has come."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        self._heard = b""
+
+    def read(self) -> dict[str, object] | None:
+        """What it says: None while the line goes on, nothing if it is no rank's."""
+        try:
+            part = self.connection.recv(HELLO)
+        except BlockingIOError:
+            return None
+        except OSError:  # a reset
+            return {}
+        self._heard += part
+        line, ended, _ = self._heard.partition(b"\n")
+        if ended:
+            return _read(line)
+        return None if part and len(self._heard) < HELLO else {}
+
+
 def concerns_others(error: BaseException) -> bool:
     """Whether an error was raised by communication: then another rank is behind it."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -180,9 +233,9 @@ def _send(connection: socket.socket, message: dict[str, object]) -> None:
         return  # whoever cannot be told sees the connection end
 
 
-def _read(line: str) -> dict[str, object]:
+def _read(line: str | bytes) -> dict[str, object]:
     try:
         found = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # not JSON, not UTF-8, or nested without end
         return {}
     return found if isinstance(found, dict) else {}

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
+
+import pytest
+
+from sfgrpo.run.peers import Watch
 
 RANK = """
 import os, sys, time
@@ -22,7 +30,7 @@ def largest(value):
 
 dist.init_process_group("gloo")
 folder, ending, rank = Path(sys.argv[1]), sys.argv[2], dist.get_rank()
-with Watch(rank=rank, world=2, largest=largest, timeout=30, folder=folder):
+with Watch(rank=rank, world=2, largest=largest, timeout=30, folder=folder, interface="127.0.0.1"):
     (folder / f"ready{rank}").touch()
     if ending == "error" and rank == 1:
         raise ArithmeticError("the reward is a pumpkin")
@@ -74,3 +82,84 @@ def test_ranks_end_together_and_say_why(tmp_path: Path) -> None:
     statuses = {e: [p.returncode for p in runs[e]] for e in endings}
     assert statuses == {"kill 0": [-9, 1], "kill 1": [1, -9], "error": [1, 1], "well": [0, 0]}
     assert outputs["well"] == ["done\n", "done\n"]
+
+
+class Pair:
+    """Two ranks of one process: their collective, and who is told the port first."""
+
+    def __init__(self, timeout: float = 20) -> None:
+        self.values: list[list[int]] = [[], []]
+        self.barrier = threading.Barrier(2)
+        self.timeout = timeout
+
+    def largest(self, rank: int, value: int) -> int:
+        self.values[rank].append(value)
+        self.barrier.wait(self.timeout)
+        return max(one[len(self.values[rank]) - 1] for one in self.values)
+
+    def watch(self, rank: int, folder: Path) -> Watch:
+        return Watch(
+            rank=rank, world=2, largest=lambda value: self.largest(rank, value),
+            timeout=self.timeout, folder=folder, interface="127.0.0.1",
+        )  # fmt: skip
+
+
+def strangers(port: int, opened: ExitStack) -> None:
+    """Connections that are silent, reset, too long, of another tongue, or know everything but the
+    secret."""
+    sent = (b"GET / HTTP/1.1\r\n\r\n", b"\xff\xfe\n", b"x" * 100_000, b"[" * 4000 + b"\n", b"17\n",
+            b'{"secret": 1, "rank": 1, "name": "rank 1"}\n')  # fmt: skip
+    for message in (b"", b"", *sent):
+        connection = opened.enter_context(socket.create_connection(("127.0.0.1", port)))
+        connection.sendall(message)
+    reset = socket.create_connection(("127.0.0.1", port))
+    reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    reset.close()
+
+
+def test_strangers_do_not_keep_a_rank_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They connect before rank 1 does."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    pair, ended = Pair(), []
+    connect = Watch._connect
+
+    with ExitStack() as opened:
+
+        def late(watch: Watch, secret: int) -> None:
+            port = pair.largest(1, 0)
+            strangers(port, opened)
+            monkeypatch.setattr(watch, "largest", lambda _: port)
+            connect(watch, secret)
+            monkeypatch.setattr(watch, "largest", lambda value: pair.largest(1, value))
+
+        monkeypatch.setattr(Watch, "_connect", late)
+
+        def other() -> None:
+            with pair.watch(1, tmp_path):
+                ended.append(1)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        with pair.watch(0, tmp_path) as watch:
+            assert len(watch.others) == 1
+            ended.append(0)
+        thread.join(20)
+    assert sorted(ended) == [0, 1]
+
+
+def test_a_rank_that_does_not_connect_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(BaseException):
+        pass
+
+    def fail(_: Watch, reason: str) -> None:
+        raise Ended(reason)
+
+    monkeypatch.setattr(Watch, "fail", fail)
+    watch = Watch(
+        rank=0, world=3, largest=lambda value: value, timeout=0.2, folder=tmp_path,
+        interface="127.0.0.1",
+    )  # fmt: skip
+    with pytest.raises(Ended, match=r"1, 2 did not connect to rank 0 \(.*within 0.2 s"), watch:
+        pass
