@@ -88,9 +88,9 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
         return 2
     from sfgrpo import engine
     from sfgrpo.guard import Disagreement, NonFinite
-    from sfgrpo.run import output, stopping
+    from sfgrpo.run import agreement, output, stopping
     from sfgrpo.run.checkpoints import CheckpointError
-    from sfgrpo.run.peers import Watch
+    from sfgrpo.run.peers import Agreed, Watch
     from sfgrpo.run.records import RunError
 
     try:
@@ -100,14 +100,17 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
             timeout=recipe.run.peer_timeout, folder=recipe.run.output_dir,
             interface=engine.interface(),
         )  # fmt: skip
-        with output.lasting(), stopping.Signals() as signals, together:
-            status = _run(recipe, signals, fresh=arguments.fresh, prog=prog)
+        with output.lasting(), stopping.Signals() as signals:
+            agreement.check(recipe, fresh=arguments.fresh)
+            with together:
+                status = _run(recipe, signals, fresh=arguments.fresh, prog=prog)
     except (RunError, CheckpointError, engine.LaunchError) as error:
-        print(f"{prog}: {extras.explained(error)}", file=sys.stderr)
-        return 2
+        if engine.rank() == 0 or not isinstance(error, Agreed):
+            print(f"{prog}: {extras.explained(error)}", file=sys.stderr)
+        status = 2
     except (NonFinite, Disagreement) as error:
         print(f"\n{prog}: {error}", file=sys.stderr)
-        return 1
+        status = 1
     engine.stop()
     return status
 

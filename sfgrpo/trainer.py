@@ -28,6 +28,7 @@ from sfgrpo.names import JUDGE
 from sfgrpo.policy import Ema, Policy
 from sfgrpo.prompts import Prompt
 from sfgrpo.rollout import Plan, Trajectories, VelocityField, batches, sample
+from sfgrpo.run import agreement
 from sfgrpo.run.clock import Clock
 from sfgrpo.run.progress import Progress
 from sfgrpo.run.randomness import reseed
@@ -45,13 +46,15 @@ class Trainer:
 
         Raises:
             ValueError: values that do not fit together, naming the key.
-            records.RunError: the folder holds the run of another recipe.
+            records.RunError: the folder holds the run of another recipe; the prompts of the ranks
+                differ.
             checkpoints.CheckpointError: its checkpoints cannot be continued.
         """
         self.recipe, self.device = recipe, engine.start()
         self.prompts = prompts.split(
             recipe.prompts, prompts_from=recipe.eval.prompts_from, held_out=recipe.eval.held_out
         )
+        agreement.check_prompts(self.prompts)
         # What is quickly found to be wrong comes before the network, which takes minutes to load.
         self.reward = rewards.load(
             recipe.reward, recipe.reward_options, frames=recipe.reward_frames

@@ -45,6 +45,10 @@ HELLO = 4096
 """At most so many bytes introduce a rank; who sends more is none."""
 
 
+class Agreed(Exception):
+    """An error that every rank raises at the same point: none has to be told."""
+
+
 class Watch:
     """Within the context, ranks live and die together."""
 
@@ -90,7 +94,7 @@ class Watch:
     ) -> None:
         if self.world == 1:
             return
-        if error is None:
+        if error is None or isinstance(error, Agreed):
             self.largest(0)  # nobody leaves before everybody is done
             for other in self.others:
                 _send(other, {"done": True})

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from sfgrpo.run.peers import Watch
+from sfgrpo.run.peers import Agreed, Watch
 
 RANK = """
 import os, sys, time
 from pathlib import Path
 import torch, torch.distributed as dist
-from sfgrpo.run.peers import Watch
+from sfgrpo.run.peers import Agreed, Watch
 
 def largest(value):
     found = torch.tensor(value)
@@ -145,6 +145,24 @@ def test_strangers_do_not_keep_a_rank_out(tmp_path: Path, monkeypatch: pytest.Mo
             ended.append(0)
         thread.join(20)
     assert sorted(ended) == [0, 1]
+
+
+def test_what_all_ranks_refuse_is_no_failure_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    pair = Pair()
+
+    def refuse(rank: int) -> None:
+        with pytest.raises(Agreed, match="seeds"), pair.watch(rank, tmp_path):
+            raise Agreed("other seeds")
+
+    thread = threading.Thread(target=refuse, args=(1,))
+    thread.start()
+    refuse(0)
+    thread.join(20)
+    assert not thread.is_alive()
+    assert not list(tmp_path.iterdir())  # no failure.txt
 
 
 def test_a_rank_that_does_not_connect_is_named(
