@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
         return 2
     from sfgrpo import engine
     from sfgrpo.guard import Disagreement, NonFinite
-    from sfgrpo.run import agreement, output, stopping
+    from sfgrpo.run import agreement, claim, output, stopping
     from sfgrpo.run.checkpoints import CheckpointError
     from sfgrpo.run.peers import Agreed, Watch
     from sfgrpo.run.records import RunError
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
         )  # fmt: skip
         with output.lasting(), stopping.Signals() as signals:
             agreement.check(recipe, fresh=arguments.fresh)
-            with together:
+            with claim.claimed(recipe.run.output_dir), together:
                 status = _run(recipe, signals, fresh=arguments.fresh, prog=prog)
     except (RunError, CheckpointError, engine.LaunchError) as error:
         if engine.rank() == 0 or not isinstance(error, Agreed):

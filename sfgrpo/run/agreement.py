@@ -18,7 +18,7 @@ from sfgrpo.run.peers import Agreed
 from sfgrpo.run.records import RunError
 
 OWN = {"run.output_dir"}
-"""Keys that may differ: what it names must be one folder."""
+"""Keys that may differ: what it names must be one folder, which `sfgrpo.run.claim` checks."""
 NAMED = 5
 """How many differences are told."""
 

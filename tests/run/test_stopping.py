@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sfgrpo import config
+from sfgrpo import config, train
 from sfgrpo.run import records, stopping
 from sfgrpo.run.stopping import Interrupted, Signals
 
@@ -128,8 +129,11 @@ def test_every_launcher_and_signal(tmp_path: Path) -> None:
         processes[case].wait(30)
 
 
-def test_training_under_deepspeed_is_saved(recipe, tmp_path: Path) -> None:
-    """Ctrl-C of the terminal; the checkpoint is that of the last iteration that was logged."""
+def test_training_under_deepspeed_is_saved(
+    recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C of the terminal; the checkpoint is that of the last iteration that was logged. Until
+    then the folder is that run's."""
     folder, path = tmp_path / "run", tmp_path / "recipe.yaml"
     given: config.Recipe = recipe(folder, run__iterations="1000", checkpoint="{every: 1000}")
     path.write_text(json.dumps(given.model_dump(mode="json")))
@@ -138,6 +142,8 @@ def test_training_under_deepspeed_is_saved(recipe, tmp_path: Path) -> None:
          str(path)]
     )  # fmt: skip
     wait(lambda: records.read(folder / "metrics.jsonl"), process, 200)
+    assert train.main([str(path), "--run.iterations", "1"]) == 2
+    assert re.search(r"'.*run' is in use by process \d+ on .*, since 20", capsys.readouterr().err)
     os.killpg(process.pid, signal.SIGINT)
     output = process.communicate(timeout=60)[0].decode()  # it ends when the ranks have
     last = records.read(folder / "metrics.jsonl")[-1]["iteration"]
