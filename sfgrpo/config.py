@@ -303,10 +303,10 @@ class Recipe(Section):
     lora: Lora | None = Lora()
     """Null trains all weights of the transformer."""
     prompts: Source = "embedded"
-    """A JSONL file, one {"prompt": ..., any metadata the rewards read} a line; a text file with a
-    prompt a line; the folder of a Hugging Face dataset (column "prompt", else "caption", else
-    "text"; the others are metadata); "embedded", the set of the embedded model; or "signs", 302
-    prompts that ask for text in an image."""
+    """A .txt file with a prompt a line; a .jsonl, .json, .csv, .tsv or .parquet file, or the folder
+    of a Hugging Face dataset, whose column "prompt", else "caption", else "text" (in any case or
+    plural) is the prompt and whose others are metadata that rewards read; "embedded", the set of
+    the embedded model; or "signs", 302 prompts that ask for text in an image."""
     reward: dict[str, float] = {"ocr": 0.8, "colour": 0.2}
     """Weights of the mixed rewards; names are files in sfgrpo/rewards or "module:function"."""
     reward_options: dict[str, dict[str, Any]] = {}

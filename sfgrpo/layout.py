@@ -82,13 +82,15 @@ class Layout:
         optimiser step, so ranks never differ in their number of micro-batches.
         """
         seed = self.recipe.run.seed * 1_000_003 + iteration
-        generator = torch.Generator().manual_seed(seed % 2**63)
+        generator = torch.Generator("cpu").manual_seed(seed % 2**63)
         steps = self.schedule(iteration).trainable_T.nonzero().flatten()
-        keys = torch.rand(self.trajectories, len(steps), generator=generator)
+        keys = torch.rand(
+            self.trajectories, len(steps), generator=generator, dtype=torch.float32, device="cpu"
+        )
         order_MT = steps[keys[self.share].argsort(1)]
         pairs = []
         for chunk in order_MT.chunk(self.recipe.train.updates_per_iteration, dim=1):
-            trajectory = torch.arange(self.local)[:, None].expand_as(chunk)
-            mix = torch.randperm(chunk.numel(), generator=generator)
+            trajectory = torch.arange(self.local, device="cpu")[:, None].expand_as(chunk)
+            mix = torch.randperm(chunk.numel(), generator=generator, device="cpu")
             pairs.append(tuple(x.flatten()[mix].to(self.device) for x in (trajectory, chunk)))
         return pairs

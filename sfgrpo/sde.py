@@ -51,7 +51,7 @@ class Schedule:
 
 
 def _levels(sigmas: Tensor | Sequence[float]) -> list[float]:
-    levels = torch.as_tensor(sigmas, dtype=torch.float64).flatten().tolist()
+    levels = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").flatten().tolist()
     if len(levels) < 2:
         raise ValueError(f"sigmas: need at least 2 noise levels (one step), got {len(levels)}")
     if not all(math.isfinite(s) and 0 <= s <= 1 for s in levels):
@@ -108,7 +108,7 @@ def coefficients(
                 f"that fits is {bound:.4g}"
             ) from None
         rows.append((a, b, n, t))
-    return torch.tensor(rows, dtype=torch.float64).float()
+    return torch.tensor(rows, dtype=torch.float64, device="cpu").float()
 
 
 def _transition(function: Sampler, step: Step) -> tuple[float, float, float]:
@@ -178,7 +178,7 @@ def kl_scale(coef: Tensor, sigmas: Tensor | Sequence[float], kind: str = "gaussi
         `[T]` float32; 0 on noise-free steps, which take no part in the loss.
     """
     _, b, n, _ = coef.double().unbind(-1)
-    levels = torch.as_tensor(sigmas, dtype=torch.float64).flatten()
+    levels = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").flatten()
     gaussian = torch.where(n > 0, b.square() / (2 * n.square()), 0.0)
     scales = {
         "gaussian": gaussian,

@@ -88,6 +88,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
         return 2
     from sfgrpo import engine
     from sfgrpo.guard import Disagreement, NonFinite
+    from sfgrpo.rewards import RewardError
     from sfgrpo.run import agreement, claim, output, stopping
     from sfgrpo.run.checkpoints import CheckpointError
     from sfgrpo.run.peers import Agreed, Watch
@@ -108,7 +109,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
         if engine.rank() == 0 or not isinstance(error, Agreed):
             print(f"{prog}: {extras.explained(error)}", file=sys.stderr)
         status = 2
-    except (NonFinite, Disagreement) as error:
+    except (NonFinite, Disagreement, RewardError) as error:
         print(f"\n{prog}: {error}", file=sys.stderr)
         status = 1
     engine.stop()

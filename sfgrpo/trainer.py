@@ -59,6 +59,7 @@ class Trainer:
         self.reward = rewards.load(
             recipe.reward, recipe.reward_options, frames=recipe.reward_frames
         )
+        self.reward.check(self.prompts.all)
         self.judges = [
             JUDGE.bind(name, recipe.eval.judge_options.get(name)) for name in recipe.eval.judges
         ]

@@ -23,9 +23,15 @@ def test_every_option_of_the_families_is_a_key() -> None:
 def test_a_backbone_of_ones_own_is_told_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(backbones, "load", lambda *args, **options: asked.append((args, options)))
-    keys = [("model.backbone", "tests.toy:load"), ("model.dtype", "bf16"), ("model.path", "x")]
+    keys = [
+        ("model.backbone", "tests.toy:load"),
+        ("model.dtype", "bf16"),
+        ("model.path", "x"),
+        ("model.options", "{a: 1}"),
+    ]
     generator.load(config.load("embedded", keys), "cpu")
-    assert asked == [(("tests.toy:load", "x"), {"device": "cpu", "dtype": torch.bfloat16})]
+    told = {"device": "cpu", "dtype": torch.bfloat16, "options": {"a": 1}}
+    assert asked == [(("tests.toy:load", "x"), told)]
 
 
 def test_the_doctor_hears_of_an_option_that_a_run_would_refuse() -> None:
