@@ -1,6 +1,7 @@
 """Any diffusers flow pipeline samples with any SDE of `sfgrpo.sde`.
 
-    pipe.scheduler = FlowMatchSDEScheduler.from_config(pipe.scheduler.config, kind="ddim", eta=0.7)
+    ours = FlowMatchSDEScheduler.from_config(pipe.scheduler.config, sampler="ddim", eta=0.7)
+    pipe.scheduler = ours
     with pipe.scheduler.record() as trajectory:
         images = pipe(prompt).images
     trajectory.log_probs  # [B, T]: B images, T steps
@@ -65,22 +66,22 @@ class FlowMatchSDEScheduler(FlowMatchEulerDiscreteScheduler):
         shift_terminal: float | None = None, use_karras_sigmas: bool = False,
         use_exponential_sigmas: bool = False, use_beta_sigmas: bool = False,
         time_shift_type: Literal["exponential", "linear"] = "exponential",
-        stochastic_sampling: bool = False, kind: str = "ddim", eta: float = 0.7, seed: int = 0,
+        stochastic_sampling: bool = False, sampler: str = "ddim", eta: float = 0.7, seed: int = 0,
     ) -> None:  # fmt: skip
         """FlowMatchEulerDiscreteScheduler's arguments (`stochastic_sampling` is "renoise") and:
 
         Args:
-            kind: a name in `sfgrpo.sde.SAMPLERS`; ValueError if unknown.
+            sampler: a name in `sfgrpo.sde.SAMPLERS`; ValueError if unknown.
             eta: stochasticity; 0 is the ODE. `set_timesteps` finds out if it is too large.
             seed: key of the noise, in [0, 2**63); ValueError for others.
         """
         _check_seed(seed)
-        if kind not in sde.SAMPLERS:
-            raise ValueError(unknown_name("sampler", kind, sde.SAMPLERS))
-        if stochastic_sampling and kind != "renoise":
+        if sampler not in sde.SAMPLERS:
+            raise ValueError(unknown_name("sampler", sampler, sde.SAMPLERS))
+        if stochastic_sampling and sampler != "renoise":
             raise ValueError(
-                f"kind: got '{kind}' with stochastic_sampling=True, which is kind='renoise'; "
-                f"pass stochastic_sampling=False to sample with '{kind}'"
+                f"sampler: got '{sampler}' with stochastic_sampling=True, which is 'renoise'; "
+                f"pass stochastic_sampling=False to sample with '{sampler}'"
             )
         # register_to_config has stored every argument before this body runs.
         base = inspect.signature(FlowMatchEulerDiscreteScheduler.__init__).parameters
@@ -99,11 +100,11 @@ class FlowMatchSDEScheduler(FlowMatchEulerDiscreteScheduler):
 
         Besides FlowMatch* these are multistep ones in flow mode (Wan's UniPCMultistepScheduler):
         their `flow_shift` becomes `shift`, but the spacing is FlowMatchEulerDiscreteScheduler's,
-        which a warning says. Without a `kind`, `stochastic_sampling=True` means "renoise".
+        which a warning says. Without a `sampler`, `stochastic_sampling=True` means "renoise".
         ValueError if not a flow.
         """
         if isinstance(config, dict):
-            if _require_flow(config) and "kind" not in config:
+            if _require_flow(config) and "sampler" not in config:
                 name = config.get("_class_name", "a multistep scheduler")
                 warnings.warn(
                     f"{name}: flow_shift is kept, its spacing of times is not", stacklevel=2
@@ -111,8 +112,8 @@ class FlowMatchSDEScheduler(FlowMatchEulerDiscreteScheduler):
             given = {**config, **kwargs}
             if "flow_shift" in given and "shift" not in given:
                 kwargs["shift"] = given["flow_shift"]
-            if given.get("stochastic_sampling") and "kind" not in given:
-                kwargs["kind"] = "renoise"
+            if given.get("stochastic_sampling") and "sampler" not in given:
+                kwargs["sampler"] = "renoise"
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def set_seed(self, seed: int) -> None:
@@ -171,7 +172,7 @@ class FlowMatchSDEScheduler(FlowMatchEulerDiscreteScheduler):
         if self._table is None or seen is not self.sigmas or told != version:
             levels = self.sigmas.cpu().double()
             levels = 1 - levels if self.config["invert_sigmas"] else levels
-            table = _table(levels, self.config["kind"], self.config["eta"])
+            table = _table(levels, self.config["sampler"], self.config["eta"])
             self._noisy = [n > 0 for n in table[:, 2].tolist()]
             self._table, self._tabled = table.to(self.sigmas.device), (self.sigmas, version)
         return self._table
@@ -290,10 +291,10 @@ def _require_flow(config: dict[str, Any]) -> bool:
     return multistep
 
 
-def _table(levels: Tensor, kind: str, eta: float) -> Tensor:
+def _table(levels: Tensor, sampler: str, eta: float) -> Tensor:
     """`sde.coefficients`, but a repeated level stands still: custom sigmas may end in 0, 0."""
     moves = levels[1:] != levels[:-1]
     table = levels.new_zeros(len(moves), 4, dtype=torch.float32)
     table[:, 0], table[:, 3] = 1, levels[:-1]
-    table[moves] = sde.coefficients(torch.cat([levels[:1], levels[1:][moves]]), kind, eta)
+    table[moves] = sde.coefficients(torch.cat([levels[:1], levels[1:][moves]]), sampler, eta)
     return table

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.toy import PointBackbone
 from torch import Tensor
 
 from sfgrpo import evaluate
@@ -17,6 +16,7 @@ from sfgrpo.evaluate import Evaluation
 from sfgrpo.prompts import Prompt
 from sfgrpo.rewards import RewardError
 from sfgrpo.rollout import VelocityField
+from tests.support.toy import PointBackbone
 
 ASKED = [Prompt("-1", {"text": "A"}), Prompt("0.5", {"text": "B"})]
 

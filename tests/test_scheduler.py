@@ -56,7 +56,7 @@ def ready(**config: Any) -> FlowMatchSDEScheduler:
 def test_without_noise_it_is_the_base_class(name: str, kind: str, eta: float) -> None:
     config, times = SCHEDULES[name]
     expected = run(Euler(**config), normal(*SHAPES[0]), times)
-    actual = run(FlowMatchSDEScheduler(**config, kind=kind, eta=eta), normal(*SHAPES[0]), times)
+    actual = run(FlowMatchSDEScheduler(**config, sampler=kind, eta=eta), normal(*SHAPES[0]), times)
     torch.testing.assert_close(actual, expected, rtol=2e-6, atol=2e-6)
 
 
@@ -75,7 +75,7 @@ def test_renoise_is_stochastic_sampling_with_the_same_generators() -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", sde.SAMPLERS)
 def test_steps_follow_the_table(kind: str, shape: tuple[int, ...]) -> None:
-    scheduler = ready(kind=kind, seed=9)
+    scheduler = ready(sampler=kind, seed=9)
     table = sde.coefficients(scheduler.sigmas, kind, 0.7)
     for k, t in enumerate(scheduler.timesteps):
         x, v = normal(*shape, seed=2 * k), normal(*shape, seed=2 * k + 1)
@@ -121,7 +121,7 @@ def test_an_image_does_not_depend_on_its_batch() -> None:
 
 
 def test_deep_copies_draw_other_noise_and_the_same_in_every_call() -> None:
-    scheduler, calls = FlowMatchSDEScheduler(kind="cps"), []
+    scheduler, calls = FlowMatchSDEScheduler(sampler="cps"), []
     for _ in range(2):
         trio = [scheduler, copy.deepcopy(scheduler), copy.deepcopy(scheduler)]
         calls.append(torch.cat([run(s, normal(1, 8), {"num_inference_steps": 3}) for s in trio]))
@@ -179,7 +179,7 @@ def test_recording() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: FlowMatchSDEScheduler(kind="dimm"), "did you mean 'ddim'"),
+        (lambda x: FlowMatchSDEScheduler(sampler="dimm"), "did you mean 'ddim'"),
         (lambda x: ready(eta=3.0), "the largest that fits"),
         (lambda x: FlowMatchSDEScheduler().set_timesteps(sigmas=[0.5, 0.7]), "fall strictly"),
         (lambda x: FlowMatchSDEScheduler().step(x, 1000.0, x), "set_timesteps first"),
@@ -198,7 +198,7 @@ def test_configurations_of_other_schedulers(tmp_path: Path) -> None:
     )
     heun = stock.FlowMatchHeunDiscreteScheduler(shift=5.0)
     for source in (wan, heun, stock.FlowMatchLCMScheduler(shift=5.0)):
-        ours = FlowMatchSDEScheduler.from_config(source.config, kind="cps")
+        ours = FlowMatchSDEScheduler.from_config(source.config, sampler="cps")
         ours.save_pretrained(tmp_path)
         loaded: Any = FlowMatchSDEScheduler.from_pretrained(tmp_path)
         for scheduler in (ours, loaded, FlowMatchSDEScheduler.from_config(loaded.config)):
@@ -209,7 +209,7 @@ def test_configurations_of_other_schedulers(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="expected a FlowMatch"):
             FlowMatchSDEScheduler.from_config(wrong.config)
     with pytest.raises(ValueError, match="pass stochastic_sampling=False"):
-        FlowMatchSDEScheduler.from_config(Euler(stochastic_sampling=True).config, kind="ddim")
+        FlowMatchSDEScheduler.from_config(Euler(stochastic_sampling=True).config, sampler="ddim")
     # from_config would drop an argument that only a newer diffusers has.
     keys = FlowMatchSDEScheduler._get_init_keys
     assert keys(FlowMatchSDEScheduler) == keys(Euler) | {"kind", "eta", "seed"}
@@ -226,7 +226,7 @@ def test_embedded_pipeline_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureF
             width=32, max_sequence_length=0, output_type="pt",
         ).images  # fmt: skip
 
-    pipeline.scheduler = FlowMatchSDEScheduler.from_config(pipeline.scheduler.config, kind="cps")
+    pipeline.scheduler = FlowMatchSDEScheduler.from_config(pipeline.scheduler.config, sampler="cps")
     with pipeline.scheduler.record() as trajectory:
         images = sample(pipeline, prompts, 1, 2)
     assert (trajectory.latents.shape[1:], trajectory.clean.shape[1]) == ((11, 4, 8, 8), 10)
@@ -287,7 +287,7 @@ def test_other_pipelines(family: str, dtype: torch.dtype) -> None:
             generator=torch.Generator().manual_seed(0), return_dict=False,
         )[0]  # fmt: skip
 
-    ode = sample(FlowMatchSDEScheduler.from_config(base.config, kind="ode"))
+    ode = sample(FlowMatchSDEScheduler.from_config(base.config, sampler="ode"))
     # The base class rounds dt v, and Wan's latents, to bf16; ours does neither.
     near = {"rtol": 0, "atol": 2e-6 if dtype == torch.float32 else 0.05, "check_dtype": False}
     torch.testing.assert_close(ode, sample(base), **near)

@@ -40,7 +40,7 @@ def test_sigmas_that_are_changed_after_set_timesteps_count(inference: bool) -> N
     for change in ("replace", "overwrite"):
         finals = []
         with torch.inference_mode(inference):
-            for scheduler in (Euler(shift=3.0), FlowMatchSDEScheduler(shift=3.0, kind="ode")):
+            for scheduler in (Euler(shift=3.0), FlowMatchSDEScheduler(shift=3.0, sampler="ode")):
                 scheduler.set_timesteps(6)
                 if change == "replace":
                     scheduler.sigmas = scheduler.sigmas**2
@@ -48,7 +48,7 @@ def test_sigmas_that_are_changed_after_set_timesteps_count(inference: bool) -> N
                     scheduler.sigmas[1:-1] *= 0.5
                 finals.append(denoise(scheduler, normal(2, 8)))
         torch.testing.assert_close(finals[1], finals[0], rtol=2e-6, atol=2e-6)
-    noisy = ready(kind="cps")
+    noisy = ready(sampler="cps")
     noisy.sigmas = noisy.sigmas**2
     with noisy.record() as trajectory:
         denoise(noisy, normal(2, 8))
@@ -62,7 +62,7 @@ def test_sigmas_that_are_changed_after_set_timesteps_count(inference: bool) -> N
 def test_copies_of_copies_draw_noise_of_their_own() -> None:
     """In every call of a pipeline the same, and never a sibling's, cousin's or parent's."""
     calls = []
-    root = FlowMatchSDEScheduler(kind="cps")
+    root = FlowMatchSDEScheduler(sampler="cps")
     for _ in range(2):
         root.set_timesteps(4)
         first, second = copy.deepcopy(root), copy.deepcopy(root)
@@ -71,7 +71,7 @@ def test_copies_of_copies_draw_noise_of_their_own() -> None:
         calls.append(torch.cat([denoise(scheduler, normal(1, 8)) for scheduler in family]))
     assert torch.equal(calls[0], calls[1])
     assert len(calls[0].unique(dim=0)) == 8
-    other = FlowMatchSDEScheduler(kind="cps", seed=1)
+    other = FlowMatchSDEScheduler(sampler="cps", seed=1)
     other.set_timesteps(4)
     assert not torch.equal(denoise(copy.deepcopy(other), normal(1, 8)), calls[0][1:2])
 
@@ -87,7 +87,7 @@ def test_a_copy_shares_nothing_that_can_be_overwritten() -> None:
 
 def test_what_copies_do_while_recording_is_kept_and_said() -> None:
     """LTX-2 denoises sound with a copy; its density is none of the video's."""
-    scheduler = FlowMatchSDEScheduler(kind="cps", shift=3.0)
+    scheduler = FlowMatchSDEScheduler(sampler="cps", shift=3.0)
     with warnings.catch_warnings(record=True) as told, scheduler.record() as trajectory:
         warnings.simplefilter("always")
         sound, idle = copy.deepcopy(scheduler), copy.deepcopy(scheduler)
@@ -162,10 +162,10 @@ def test_input_is_passed_on_as_it_is() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_default_dtypes_change_nothing(dtype: torch.dtype) -> None:
-    expected = denoise(ready(kind="cps"), normal(2, 8))
+    expected = denoise(ready(sampler="cps"), normal(2, 8))
     try:
         torch.set_default_dtype(dtype)
-        scheduler = ready(kind="cps")
+        scheduler = ready(sampler="cps")
         scheduler.set_sample_ids([0, 1])
         actual = denoise(scheduler, normal(2, 8))
     finally:

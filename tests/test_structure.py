@@ -46,7 +46,6 @@ that is named here has its own floor."""
 HEIGHT = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 
 MIRRORED = {
-    "benchmarks": "benchmarks",
     "import_kernels": "kernels",
     "imports": "sfgrpo/__init__.py",
     "own_network": "sfgrpo/backbones/_module.py",

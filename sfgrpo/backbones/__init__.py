@@ -8,6 +8,33 @@
     zimage      Z-Image
 
 A name with a colon, "package.module:function", is a backbone of one's own.
+
+What they share: rows of one batch stand at noise levels and prompts of their own (that is how clean
+estimates and training are batched); LoRA by peft or all weights; gradient checkpointing;
+`model.compile_blocks`; `model.vae_tiling`, `vae_slicing`; `model.attention` ("native", "xformers",
+"flash", "sage", ... through diffusers' attention backends, tried with a forward and a backward
+before a run starts: one that cannot serve is an error that says why); `model.text_encoders:
+offload`, or
+`model.prompt_cache`, with which all prompts are embedded before the network is loaded, the text
+encoders leave memory, and the next run does not load them at all. `sample.guidance_scale` is
+classifier-free guidance for every family, 1 for none (Z-Image's own pipeline counts from 0), with
+`sample.negative_prompt`; `sample.embedded_guidance` is what a distilled network is told.
+
+A velocity network of one's own (a robot's policy, molecules) is ten lines, and the recipe's
+`model.backbone` is then "my_robot:load":
+
+    import torch
+    from sfgrpo.backbones import ModuleBackbone
+
+
+    class Policy(torch.nn.Linear):  # x [B, 4, 2], t [B], goal [B, 2] -> velocity (noise - data)
+        def forward(self, x, t, goal):
+            return super().forward(torch.cat([x.flatten(1), t[:, None], goal], 1)).view_as(x)
+
+
+    def load(path, *, device, dtype):  # the recipe's model.backbone is "my_robot:load"
+        goals = lambda prompts: torch.tensor([[float(n) for n in p.split()] for p in prompts])
+        return ModuleBackbone(Policy(11, 8).to(device, dtype), shape=(4, 2), encode=goals)
 """
 
 from __future__ import annotations

@@ -217,7 +217,7 @@ class PipelineBackbone(Sizes):
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
         # A fresh scheduler: set_timesteps changes the one it is called on.
-        scheduler = FlowMatchSDEScheduler.from_config(self.pipeline.scheduler.config, kind="ode")
+        scheduler = FlowMatchSDEScheduler.from_config(self.pipeline.scheduler.config, sampler="ode")
         scheduler.set_timesteps(device="cpu", **self._schedule(num_steps, latent_shape))
         return scheduler.sigmas.clone()
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.trainer import family_checks
 from sfgrpo.backbones.sd3 import load
-from tests import families, family_checks
+from tests.support import families
 
 NAMES = ("flux", "flux2", "flux2-klein", "qwenimage", "wan", "zimage")
 """One of each way to tokenize; the tiny tokenizers' tokens are characters or bytes."""

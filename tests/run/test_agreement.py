@@ -11,7 +11,7 @@ from sfgrpo import config
 from sfgrpo.prompts import Prompt, Split
 from sfgrpo.run import agreement
 from sfgrpo.run.agreement import Refused
-from tests import ranks
+from tests.support import ranks
 
 RATE = ("train.learning_rate", "0.001")
 STAGE = [("run.seed", "7"), ("deepspeed.zero_stage", "2"), ("checkpoint.every", "3")]

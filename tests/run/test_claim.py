@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from sfgrpo.run import claim
 from sfgrpo.run.agreement import Refused
-from tests import ranks
+from tests.support import ranks
 
 
 def claims(folder: Path) -> str:
