@@ -1,5 +1,7 @@
 # make demo   trains the embedded text-to-image model with Stepwise-Flow-GRPO and writes runs/demo/report.html
-# make test   everything that is checked: lint, types, tests
+# make check  lint, types and the quick tests, side by side on two cores: under two minutes
+# make test   everything that is checked: lint, types, all tests
+# make format formats the code and fixes what ruff can fix safely
 # make bench  the benchmark table of the ops on this device
 # make compare  stepwise against uniform credit, three seeds each: the README's picture (half an hour)
 # make setup  only makes .venv (the others call it; a second call does nothing)
@@ -16,7 +18,7 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup test demo bench compare lint clean
+.PHONY: setup check quick test format demo bench compare lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -32,6 +34,17 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+quick: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+# pyright takes as long as the quick tests, each on one core.
+check: setup
+	$(MAKE) --jobs=2 lint quick
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 test: lint
 	$(BIN)/python -m pytest --durations=10

@@ -9,6 +9,9 @@ import pytest
 
 from tests.support import tiny
 
+SLOW = ("ops/test_aot_compile.py", "ops/test_dispatch.py", "ops/test_triton_*.py")
+"""Slow as a whole: ops are compiled, for every GPU and in graphs, or interpreted by the element."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # pytest reads this file at the root even if only benchmarks/ is wanted, and there kernels
@@ -24,6 +27,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_ignore_collect(config: pytest.Config) -> bool | None:
     """With ``--benchmark-only`` nothing of tests/ is imported; None leaves it to others."""
     return True if config.getoption("benchmark_only", False) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if any(item.path.match(f"tests/{pattern}") for pattern in SLOW):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

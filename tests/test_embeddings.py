@@ -30,6 +30,7 @@ def logs(folder: Path) -> list[dict[str, Any]]:
     return [*records.read(folder / "metrics.jsonl"), *records.read(folder / "eval.jsonl")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CACHED)
 def test_a_cached_run_is_the_run(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
     """Every family: no text encoder is loaded, and the logs are those of a run with them."""
@@ -50,6 +51,7 @@ def test_a_cached_run_is_the_run(name: str, folders: dict[str, Path], tmp_path: 
     assert len(files) == len(PROMPTS) + negatives
 
 
+@pytest.mark.slow
 def test_a_second_run_loads_no_text_encoder(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,6 +135,7 @@ def test_files_appear_whole_and_damaged_ones_are_named(tmp_path: Path) -> None:
     assert {p.suffix for p in cache.folder.iterdir()} == {".safetensors"}
 
 
+@pytest.mark.slow
 def test_text_encoders_wait_in_main_memory(folders: dict[str, Path], tmp_path: Path) -> None:
     trainer, _ = family_checks.train(
         "wan22", folders["wan22"], tmp_path / "r", model__text_encoders="offload"

@@ -115,6 +115,7 @@ def test_a_loss_that_is_not_finite_names_its_rows(
     assert same(weights(trainer), before)
 
 
+@pytest.mark.slow
 def test_rollout_and_training_must_agree(
     recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

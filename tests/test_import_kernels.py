@@ -60,6 +60,7 @@ def test_kernels_is_the_installed_package(tmp_path: Path, in_root: bool, search_
     assert f"root {in_root or search_root}" in shown
 
 
+@pytest.mark.slow
 def test_transformers_and_diffusers_import_beside_it() -> None:
     code = "import transformers, diffusers, sfgrpo.kernels.common as ours; print(ours.__name__)"
     assert _python(code, ROOT, search_root=True).split()[-1] == "sfgrpo.kernels.common"

@@ -158,6 +158,7 @@ def spread(samples, metadata, *, ddof):
 """
 
 
+@pytest.mark.slow
 def test_all_that_a_recipe_names_may_be_ones_own(tmp_path: Path) -> None:
     """The installed command, in a folder with a recipe and one file: a backbone, a reward, a
     sampler, a credit rule and a judge, each with an option."""

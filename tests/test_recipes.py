@@ -17,6 +17,8 @@ from sfgrpo.doctor.machine import GIB
 from sfgrpo.doctor.skeleton import skeleton
 from sfgrpo.layout import Layout
 
+pytestmark = pytest.mark.slow
+
 NAMES = [name for name in config.recipe_names() if name != "embedded"]
 RANKS, DEVICE = 8, 80 * GIB
 CALLS = re.compile(

@@ -35,6 +35,7 @@ def logs(folder: Path) -> dict[str, str]:
     return {name: (folder / f"{name}.jsonl").read_text() for name in ("metrics", "eval")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["lora", "full"])
 def test_training_raises_the_reward(recipe, tmp_path: Path, weights: str) -> None:
     rate = {"lora": "3e-3", "full": "5e-4"}[weights]
@@ -55,6 +56,7 @@ def test_training_raises_the_reward(recipe, tmp_path: Path, weights: str) -> Non
     assert [len(row["gain_per_step"]) for row in metrics] == [4] * 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [1, 5, 9, 13, 16])
 def test_a_crash_anywhere_leaves_no_trace(recipe, tmp_path: Path, call: int, monkeypatch) -> None:
     """Stopped at reward call `call` and started again, a run writes the bytes of one that was not
@@ -76,6 +78,7 @@ def test_a_crash_anywhere_leaves_no_trace(recipe, tmp_path: Path, call: int, mon
     assert [p.name for p in sorted((cut / "checkpoints").iterdir())] == ["000002", "000003"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["lora", "full"])
 def test_what_was_trained_loads_into_the_stock_pipeline(
     recipe, pipeline_folder: Path, tmp_path: Path, weights: str
@@ -143,6 +146,7 @@ def command_line(recipe_keys: config.Recipe, tmp_path: Path, *launcher: str) -> 
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_two_ranks_do_what_one_does(recipe, tmp_path: Path) -> None:
     """Groups of three over two ranks split a group; ZeRO 2 shards what is sharded."""
     changes = {
@@ -166,6 +170,7 @@ def test_two_ranks_do_what_one_does(recipe, tmp_path: Path) -> None:
                     assert two[name] == pytest.approx(one[name], rel=2e-3, abs=2e-5), name
 
 
+@pytest.mark.slow
 def test_a_killed_process_resumes(recipe, tmp_path: Path) -> None:
     """kill -9 from outside, as soon as the first checkpoint stands; then the same command again."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"

@@ -20,6 +20,8 @@ from tests.support import families
 from tests.support.families import FAMILIES, PROMPTS
 from tests.test_trainer import command_line
 
+pytestmark = pytest.mark.slow
+
 GUIDED = [name for name, family in FAMILIES.items() if family.guided]
 LOGGED = ("reward", "kl", "ratio_min", "ratio_max", "grad_norm", "loss", "logp_drift_mean")
 

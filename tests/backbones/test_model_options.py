@@ -14,6 +14,8 @@ from sfgrpo.trainer import Trainer
 from tests.support import families
 from tests.support.families import PROMPTS
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:

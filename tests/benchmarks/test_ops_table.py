@@ -251,6 +251,7 @@ def test_operands_are_the_same_in_every_process() -> None:
     assert torch.equal(given.noise, runner(tiny("philox_normal", OURS), CPU)()[0])
 
 
+@pytest.mark.slow
 def test_the_command_at_the_root_runs_the_table_alone() -> None:
     """Two entries of it; tests/ is not collected, and a partial run writes nothing."""
     done = subprocess.run(

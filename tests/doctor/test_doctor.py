@@ -52,6 +52,7 @@ def recipe(pipeline_folder: Path, prompt_file: Path, tmp_path: Path):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "dtype"), held.CASES)
 def test_states_are_estimated_to_the_byte(stage: int, dtype: memory.Dtype) -> None:
     """Through the project's engine on one rank. Adam's step counters are what is left out."""
@@ -98,6 +99,7 @@ def cpu_peak(run) -> int:
     return peak
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["lora", "full"])
 def test_activations_of_an_update(recipe, weights: str) -> None:
     """The profiler sees what the trainer's update allocates; the estimate knew without weights."""
@@ -122,6 +124,7 @@ def test_activations_of_an_update(recipe, weights: str) -> None:
     assert checkpointed.backward < 0.6 * plain.backward
 
 
+@pytest.mark.slow
 def test_checkpointing_measured_on_real_tensors(recipe) -> None:
     """The same micro-batch with weights: fake tensors predict its peak to the byte."""
     given = recipe()
@@ -160,6 +163,7 @@ def test_twelve_billion_parameters_cost_nothing(pipeline_folder: Path, tmp_path:
     assert states[1] < 0.3 * states[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["flux", "wan22"])
 def test_other_families_are_held_as_estimated(name: str, tmp_path: Path) -> None:
     """Bytes of a folder's real weights, loaded and given adapters as a run does, in bf16, where
@@ -188,6 +192,7 @@ def test_other_families_are_held_as_estimated(name: str, tmp_path: Path) -> None
     assert plain.backward > checkpointed.backward
 
 
+@pytest.mark.slow
 def test_where_text_encoders_are_when_they_do_not_embed(recipe, tmp_path: Path) -> None:
     changes = ({}, {"model__text_encoders": "offload"}, {"model__prompt_cache": str(tmp_path)})
     (network, (stay,)), (_, (offload,)), (_, (alone,)) = (
@@ -240,6 +245,7 @@ def test_every_op_is_checked_and_a_wrong_one_is_named(monkeypatch: pytest.Monkey
     assert wrong == ["tweedie"]
 
 
+@pytest.mark.slow
 def test_the_command(
     recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -273,6 +279,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_two_nodes_do_what_one_process_does(recipe, tmp_path: Path) -> None:
     """Multi-node without ssh: a launcher on each node, here two on one machine with a rank each."""
     alone, both = recipe(run__output_dir=str(tmp_path / "a")), tmp_path / "b"

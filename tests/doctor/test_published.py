@@ -101,6 +101,7 @@ def transformers() -> list[tuple[str, str]]:
     return list(distinct.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model_id", "name"), transformers())
 def test_the_transformer_runs(model_id: str, name: str) -> None:
     latent, result = run(found(model_id).networks(torch.bfloat16)[name])

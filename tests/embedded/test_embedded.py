@@ -108,6 +108,7 @@ def test_judges_ignore_colour_and_need_groups() -> None:
         judges.diversity(torch.zeros(3, 1, 3, 32, 32))
 
 
+@pytest.mark.slow
 def test_pretraining_writes_a_whole_folder_and_is_reproducible(tmp_path: Path) -> None:
     scores = {}
     for name, shown in (("first", 0), ("second", 1)):

@@ -11,6 +11,8 @@ from benchmarks.trainer import parity
 from benchmarks.trainer.parity import LEARNING_RATE, Case, Outcome, difference, distance
 from tests.support import ranks
 
+pytestmark = pytest.mark.slow
+
 STAGES = [Case(stage, weights) for weights in ("lora", "full") for stage in range(4)]
 LAYERS = Case(
     3, options={"deepspeed.gather_for_sampling": "layer", "train.gradient_checkpointing": "true"}

@@ -163,6 +163,7 @@ def test_other_ranks_and_stages_are_refused_where_deepspeed_refuses_them() -> No
     assert "ZeRO stage 1, this run is at 0" in str(refusal((1, 1), (1, 0)))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_stop_saves_and_continues(
     recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

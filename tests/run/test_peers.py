@@ -61,6 +61,7 @@ def start(folder: Path, ending: str, port: int) -> list[subprocess.Popen[str]]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_ranks_end_together_and_say_why(tmp_path: Path) -> None:
     """Killed ranks, failing ranks, and ranks that end well, all at once to save time."""
     endings = ("kill 0", "kill 1", "error", "well")
