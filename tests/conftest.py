@@ -47,7 +47,7 @@ def prompt_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_prompts(tmp_path_factory.mktemp("prompts") / "prompts.jsonl")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe(pipeline_folder: Path, prompt_file: Path):
     """Makes recipes of small runs: `recipe(folder, sample__eta="0.5")`."""
     from sfgrpo import config

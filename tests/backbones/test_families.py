@@ -16,9 +16,8 @@ from sfgrpo import backbones, report
 from sfgrpo.backbones.base import Conditioning
 from sfgrpo.backbones.wan import Experts
 from sfgrpo.run import records
-from tests.support import families
+from tests.support import families, training
 from tests.support.families import FAMILIES, PROMPTS
-from tests.test_trainer import command_line
 
 pytestmark = pytest.mark.slow
 
@@ -244,11 +243,7 @@ def test_two_experts_over_two_ranks_that_hold_no_weight_whole(
         "deepspeed": "{zero_stage: 3, gather_for_sampling: layer}",
     }
     recipe = family_checks.recipe("wan22", folders["wan22"], tmp_path / "both", **sharded)
-    run = command_line(
-        recipe, tmp_path, "deepspeed", "--num_gpus", "2", "--master_port", "29527", "--module"
-    )
-    output, _ = run.communicate(timeout=240)
-    assert run.returncode == 0, output
+    training.on_ranks(recipe, 2)
     logs = (records.read(tmp_path / place / "metrics.jsonl") for place in ("alone", "both"))
     for one, two in zip(*logs, strict=True):
         for number in ("reward", "kl", "loss", "grad_norm"):
