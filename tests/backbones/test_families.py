@@ -232,16 +232,9 @@ def test_two_experts_over_two_ranks_that_hold_no_weight_whole(
 ) -> None:
     """ZeRO 3, layer by layer: if ranks whose rows belong to different experts each ran its own
     alone, one would be given the other's weights. Rows one by one, so that they do differ."""
-    runs = {
-        "run": f"{{output_dir: {tmp_path / 'alone'}, iterations: 2, seed: 1}}",
-        "train__micro_batch_size": "1",
-    }
-    family_checks.train("wan22", folders["wan22"], tmp_path / "alone", **runs)
-    sharded = {
-        **runs,
-        "run": f"{{output_dir: {tmp_path / 'both'}, iterations: 2, seed: 1}}",
-        "deepspeed": "{zero_stage: 3, gather_for_sampling: layer}",
-    }
+    rows = {"train__micro_batch_size": "1"}
+    family_checks.train("wan22", folders["wan22"], tmp_path / "alone", **rows)
+    sharded = {**rows, "deepspeed": "{zero_stage: 3, gather_for_sampling: layer}"}
     recipe = family_checks.recipe("wan22", folders["wan22"], tmp_path / "both", **sharded)
     training.on_ranks(recipe, 2)
     logs = (records.read(tmp_path / place / "metrics.jsonl") for place in ("alone", "both"))
