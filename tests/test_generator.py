@@ -24,14 +24,14 @@ def test_a_backbone_of_ones_own_is_told_device_and_dtype(monkeypatch: pytest.Mon
     asked: list[Any] = []
     monkeypatch.setattr(backbones, "load", lambda *args, **options: asked.append((args, options)))
     keys = [
-        ("model.backbone", "tests.toy:load"),
+        ("model.backbone", "tests.support.toy:load"),
         ("model.dtype", "bf16"),
         ("model.path", "x"),
         ("model.options", "{a: 1}"),
     ]
     generator.load(config.load("embedded", keys), "cpu")
     told = {"device": "cpu", "dtype": torch.bfloat16, "options": {"a": 1}}
-    assert asked == [(("tests.toy:load", "x"), told)]
+    assert asked == [(("tests.support.toy:load", "x"), told)]
 
 
 def test_the_doctor_hears_of_an_option_that_a_run_would_refuse() -> None:
