@@ -78,6 +78,7 @@ def test_with_the_ops_alone_every_command_says_what_to_install(tmp_path: Path) -
         assert lines[0].endswith('; pip install ".[train]", or ".[demo]" for the embedded model')
 
 
+@pytest.mark.slow
 def test_whichever_module_is_missing(tmp_path: Path) -> None:
     commands = [[[module], *command.split()] for command, module in COMMANDS.items()]
     found = told(commands, tmp_path)

@@ -58,6 +58,7 @@ def told() -> dict[str, str]:
     return one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["same", "another folder", "prompts"])
 def test_ranks_that_agree_go_on(told: dict[str, str], case: str) -> None:
     assert told[case] == "fine"

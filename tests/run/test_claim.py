@@ -42,6 +42,7 @@ def one_of_two(home: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_two_ranks_are_told_the_same(tmp_path: Path) -> None:
     for name in ("node 0", "node 1"):
         (tmp_path / name).mkdir()

@@ -104,6 +104,7 @@ def ask(case: str, process: subprocess.Popen[bytes]) -> None:
         process.send_signal(signal.SIGHUP if case == "alone, SIGHUP" else signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_every_launcher_and_signal(tmp_path: Path) -> None:
     """All at once, to save time."""
     script = tmp_path / "steps.py"
@@ -129,6 +130,7 @@ def test_every_launcher_and_signal(tmp_path: Path) -> None:
         processes[case].wait(30)
 
 
+@pytest.mark.slow
 def test_training_under_deepspeed_is_saved(
     recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
