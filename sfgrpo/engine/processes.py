@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import HashStore
+from torch._C._distributed_c10d import HashStore, TCPStore
 
 if not torch.cuda.is_available():  # said here, DeepSpeed does not warn that it had to guess
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -20,7 +20,7 @@ from deepspeed.utils import logger
 from sfgrpo.engine.traffic import listen, timed
 
 T = TypeVar("T")
-_stores: list[dist.TCPStore] = []
+_stores: list[TCPStore] = []
 """What ranks of one machine meet at; it lives as long as the process."""
 
 
@@ -106,7 +106,7 @@ def _stay_on_this_machine(number: int) -> None:
             f"MASTER_PORT {port} cannot be used: {error.strerror}; choose another, by "
             "--master_port of deepspeed"
         ) from error
-    store = dist.TCPStore(
+    store = TCPStore(
         interface(), port, is_master=True, multi_tenant=True, master_listen_fd=listener,
         wait_for_workers=False,
     )  # fmt: skip

@@ -67,7 +67,7 @@ def _difference(key: str, ranks: list[dict[str, object]]) -> str | None:
     """What is said of the first rank whose value is not rank 0's."""
     said = [repr(values[key]) if key in values else "none" for values in ranks]
     other = next((rank for rank, value in enumerate(said) if value != said[0]), None)
-    return other and f"rank {other} has {key} {said[other]}, rank 0 has {said[0]}"
+    return None if other is None else f"rank {other} has {key} {said[other]}, rank 0 has {said[0]}"
 
 
 def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:

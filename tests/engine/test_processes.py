@@ -7,6 +7,8 @@ import socket
 
 import pytest
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.rendezvous import rendezvous
 
 from sfgrpo import train
 from sfgrpo.engine import LaunchError, interface, processes
@@ -65,9 +67,9 @@ def test_the_store_of_one_machine_is_closed_to_the_network() -> None:
     os.environ.update(MASTER_PORT=str(port), WORLD_SIZE="1")  # more would be waited for
     processes._stay_on_this_machine(0)
     try:
-        store, rank, world = next(iter(dist.rendezvous("env://")))
+        store, rank, world = next(iter(rendezvous("env://")))
         store.set("met", "here")
-        client = dist.TCPStore("127.0.0.1", port)
+        client = TCPStore("127.0.0.1", port)
         assert (rank, world, client.get("met")) == (0, 1, b"here")
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.2", port), timeout=5)
