@@ -51,19 +51,21 @@ def ready(**config: Any) -> FlowMatchSDEScheduler:
     return scheduler
 
 
-@pytest.mark.parametrize(("kind", "eta"), [("ode", 0.7), ("flow", 0.0), ("ddim", 0.0)])
+@pytest.mark.parametrize(("sampler", "eta"), [("ode", 0.7), ("flow", 0.0), ("ddim", 0.0)])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_without_noise_it_is_the_base_class(name: str, kind: str, eta: float) -> None:
+def test_without_noise_it_is_the_base_class(name: str, sampler: str, eta: float) -> None:
     config, times = SCHEDULES[name]
     expected = run(Euler(**config), normal(*SHAPES[0]), times)
-    actual = run(FlowMatchSDEScheduler(**config, sampler=kind, eta=eta), normal(*SHAPES[0]), times)
+    actual = run(
+        FlowMatchSDEScheduler(**config, sampler=sampler, eta=eta), normal(*SHAPES[0]), times
+    )
     torch.testing.assert_close(actual, expected, rtol=2e-6, atol=2e-6)
 
 
 def test_renoise_is_stochastic_sampling_with_the_same_generators() -> None:
     base = Euler(shift=3.0, stochastic_sampling=True)
     ours = FlowMatchSDEScheduler.from_config(base.config)
-    assert ours.config["kind"] == "renoise"
+    assert ours.config["sampler"] == "renoise"
     x, seeds, results = normal(*SHAPES[0]), [4, 5, 6], []
     for scheduler, rows in ((base, slice(3)), (ours, slice(3)), (ours, slice(1, 2))):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[rows]]
@@ -73,10 +75,10 @@ def test_renoise_is_stochastic_sampling_with_the_same_generators() -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("kind", sde.SAMPLERS)
-def test_steps_follow_the_table(kind: str, shape: tuple[int, ...]) -> None:
-    scheduler = ready(sampler=kind, seed=9)
-    table = sde.coefficients(scheduler.sigmas, kind, 0.7)
+@pytest.mark.parametrize("sampler", sde.SAMPLERS)
+def test_steps_follow_the_table(sampler: str, shape: tuple[int, ...]) -> None:
+    scheduler = ready(sampler=sampler, seed=9)
+    table = sde.coefficients(scheduler.sigmas, sampler, 0.7)
     for k, t in enumerate(scheduler.timesteps):
         x, v = normal(*shape, seed=2 * k), normal(*shape, seed=2 * k + 1)
         output: Any = scheduler.step(v, t, x)
@@ -202,7 +204,7 @@ def test_configurations_of_other_schedulers(tmp_path: Path) -> None:
         ours.save_pretrained(tmp_path)
         loaded: Any = FlowMatchSDEScheduler.from_pretrained(tmp_path)
         for scheduler in (ours, loaded, FlowMatchSDEScheduler.from_config(loaded.config)):
-            assert (scheduler.config["shift"], scheduler.config["kind"]) == (5.0, "cps")
+            assert (scheduler.config["shift"], scheduler.config["sampler"]) == (5.0, "cps")
         back = type(source).from_config(loaded.config).config
         assert all(back[key] == value for key, value in source.config.items() if key[0] != "_")
     for wrong in (stock.DDIMScheduler(), stock.FlowMatchLCMScheduler(scale_factors=[0.5])):
@@ -212,7 +214,7 @@ def test_configurations_of_other_schedulers(tmp_path: Path) -> None:
         FlowMatchSDEScheduler.from_config(Euler(stochastic_sampling=True).config, sampler="ddim")
     # from_config would drop an argument that only a newer diffusers has.
     keys = FlowMatchSDEScheduler._get_init_keys
-    assert keys(FlowMatchSDEScheduler) == keys(Euler) | {"kind", "eta", "seed"}
+    assert keys(FlowMatchSDEScheduler) == keys(Euler) | {"sampler", "eta", "seed"}
 
 
 def test_embedded_pipeline_end_to_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
