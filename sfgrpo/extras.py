@@ -13,7 +13,8 @@ from typing import ParamSpec
 MODULES = {
     "train": (
         "accelerate", "datasets", "deepspeed", "diffusers", "einops", "matplotlib", "numpy",
-        "peft", "PIL", "psutil", "pydantic", "yaml", "safetensors", "tensorboard", "tqdm", "transformers",
+        "peft", "PIL", "psutil", "pydantic", "yaml", "safetensors", "tensorboard", "tqdm",
+        "transformers",
     ),
     "demo": ("onnxruntime", "rapidocr", "sklearn"),
 }  # fmt: skip

@@ -10,6 +10,7 @@ power leaves half a file under a name that somebody reads.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,10 @@ from pathlib import Path
 
 ASIDE = "writing-"
 """How the name of what is being written begins: a kill leaves it, `clean` removes it."""
+
+
+LEFT = re.compile(rf"{ASIDE}[0-9a-f]{{8}}-.+", re.DOTALL)
+"""The names that `replacing` gives, and no others."""
 
 
 @contextmanager
@@ -46,8 +51,8 @@ def write(path: Path, text: str) -> None:
 
 def clean(folder: Path) -> None:
     """Remove what kills left half written in a folder (not below it) that nobody else writes to."""
-    for left in folder.glob(f"{ASIDE}*"):
-        if left.is_file():
+    for left in folder.iterdir() if folder.is_dir() else ():
+        if LEFT.fullmatch(left.name) and left.is_file():
             left.unlink()
 
 

@@ -79,7 +79,10 @@ class Trainer:
         )
         decay = recipe.train.ema_decay
         self.ema = Ema(self.engine.masters, decay) if decay else None
-        self.progress = Progress(recipe, self.backbone, self.engine, self.ema, fresh=fresh)
+        self.progress = Progress(
+            recipe, self.backbone, self.engine, self.ema,
+            prompts=prompts.fingerprint(self.prompts), fresh=fresh,
+        )  # fmt: skip
 
     @property
     def iteration(self) -> int:

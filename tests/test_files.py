@@ -123,13 +123,18 @@ def test_a_run_that_goes_on_removes_what_a_kill_left(tmp_path: Path) -> None:
     recipe = config.load("embedded")
     records.prepare(tmp_path, recipe, fresh=False)
     (tmp_path / "images").mkdir()
-    for name in ("writing-1-metrics.jsonl", "images/writing-2-000001.png", "images/000000.png"):
+    for name in (
+        "writing-00000001-metrics.jsonl",
+        "images/writing-00000002-000001.png",
+        "images/000000.png",
+    ):
         (tmp_path / name).touch()
+    (tmp_path / "metrics.jsonl").write_text('{"iteration": 1}\n')
     other = config.load("embedded", [("run.seed", "7")])
     with pytest.raises(records.RunError):  # the run of that folder may be under way
         records.prepare(tmp_path, other, fresh=False)
     assert len(list(tmp_path.rglob(f"{files.ASIDE}*"))) == 2
     records.prepare(tmp_path, recipe, fresh=False)
     assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*.*"))] == [
-        "images/000000.png", "recipe.yaml",
+        "images/000000.png", "metrics.jsonl", "recipe.yaml",
     ]  # fmt: skip

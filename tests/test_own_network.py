@@ -220,3 +220,49 @@ def test_what_a_module_raises_is_told_with_its_line(
         (tmp_path / f"{name}.py").write_text(text)
         with pytest.raises(ValueError, match=message):
             rewards.build(f"{name}:f")
+
+
+class Tied(nn.Module):
+    """Two names for one weight, and two for one buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.b.weight = self.a.weight
+        mean = torch.ones(4)
+        self.register_buffer("mean", mean)
+        self.register_buffer("start", mean)
+
+
+class Remembers(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
+def test_tied_weights_are_saved_and_what_cannot_be_is_said_at_once(tmp_path: Path) -> None:
+    encode = lambda prompts: torch.zeros(len(prompts), 1)  # noqa: E731
+    network = Tied()
+    ModuleBackbone(network, shape=(4,), encode=encode).save(tmp_path)
+    loaded = Tied()
+    loaded.load_state_dict(load_file(tmp_path / "network.safetensors"))
+    assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in network.state_dict().items())
+    with pytest.raises(ValueError, match="state holds '_extra_state', a dict"):
+        ModuleBackbone(Remembers(4, 4), shape=(4,), encode=encode)
+
+
+def test_brackets_in_the_folder_name_no_other_run(tmp_path: Path) -> None:
+    """DeepSpeed takes a checkpoint's path for a pattern, and `s[1]` matches `s1`."""
+    keys = {"run__iterations": "1", "lora": "null", "eval__judges": "[]", "train__beta": "0"}
+    for name, seed in (("s1", "1"), ("s[1]", "2")):
+        Trainer(
+            recipe(tmp_path, **keys, run__seed=seed, run__output_dir=str(tmp_path / name))
+        ).train()
+    again = Trainer(recipe(tmp_path, **keys, run__seed="2", run__output_dir=str(tmp_path / "s[1]")))
+    saved = tmp_path / "s[1]" / "checkpoints" / "000001" / "engine" / "mp_rank_00_model_states.pt"
+    expected = torch.load(saved, weights_only=False)["module"]
+    assert again.iteration == 1
+    for name, value in again.policy.network.state_dict().items():
+        assert torch.equal(value, expected[name])

@@ -44,6 +44,13 @@ class ModuleBackbone:
             sigmas: number of steps -> times [steps + 1] descending from 1 to 0.
             lora_targets: names of linear layers; needed if the recipe's `lora` is not null.
         """
+        for name, value in network.state_dict().items():
+            if not isinstance(value, Tensor):
+                raise ValueError(
+                    f"the network's state holds '{name}', a {type(value).__name__}: safetensors "
+                    "keep tensors alone, so no checkpoint could be written; let get_extra_state "
+                    "return one"
+                )
         self.transformer, self.shape = network, shape
         self.lora_targets, self.modality = lora_targets, modality
         self.decode_batch = decode_batch
@@ -86,7 +93,9 @@ class ModuleBackbone:
             else self.transformer.state_dict()
         )
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in state.items()},
-            folder / "network.safetensors",
-        )
+        # Each name has a copy of its own: tied weights share memory, which safetensors refuse.
+        copies = {
+            name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, value in state.items()
+        }
+        save_file(copies, folder / "network.safetensors")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -146,5 +148,14 @@ class Engine:
         )
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote."""
-        self.network.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
+        """Read what `save` wrote.
+
+        DeepSpeed takes the path for a pattern: `runs/s[1]` would load what `runs/s1` holds.
+        """
+        if glob.has_magic(str(folder)):
+            with tempfile.TemporaryDirectory(prefix="sfgrpo-") as plain:
+                link = Path(plain) / "checkpoint"
+                link.symlink_to(folder.absolute(), target_is_directory=True)
+                self.network.load_checkpoint(str(link), tag="engine", load_module_strict=False)
+        else:
+            self.network.load_checkpoint(str(folder), tag="engine", load_module_strict=False)

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,9 @@ from sfgrpo import files
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
+NUMBER = re.compile(r"\d{6,}")
+LEFT = re.compile(r"(writing|removing)-(\d{6,}|best)")
+"""What a kill leaves; a user's folder that only begins so is left alone."""
 LAYOUT = 1
 """Number of this folder layout."""
 
@@ -62,11 +66,17 @@ class State:
     """Ranks that wrote the checkpoint."""
     zero_stage: int = 0
     """What they sharded."""
+    recipe: str = ""
+    """`records.identity` of the recipe it belongs to; "" in checkpoints of before there was one."""
+    prompts: str = ""
+    """`prompts.fingerprint` of the prompts it was trained on; likewise."""
     layout: int = LAYOUT
 
 
-def refusal(state: State, *, world: int, zero_stage: int) -> str | None:
-    """Why this many ranks cannot continue the checkpoint; None if they can.
+def refusal(
+    state: State, *, world: int, zero_stage: int, recipe: str = "", prompts: str = ""
+) -> str | None:
+    """Why this run cannot continue the checkpoint; None if it can.
 
     DeepSpeed 0.19.8 keeps a stage-0 checkpoint in one file that any number of ranks loads. From
     stage 1 on every rank loads its own share of the optimiser; other numbers of ranks are refused
@@ -75,6 +85,13 @@ def refusal(state: State, *, world: int, zero_stage: int) -> str | None:
     """
     if state.layout != LAYOUT:
         return f"it has layout {state.layout}, this version of sfgrpo reads layout {LAYOUT}"
+    if state.recipe and recipe and state.recipe != recipe:
+        return "it belongs to a run of another recipe; remove it, or start over with --fresh"
+    if state.prompts and prompts and state.prompts != prompts:
+        return (
+            "the prompts have changed since it was written; restore the file that `prompts` (or "
+            "eval.prompts_from) names, or start over with --fresh"
+        )
     if state.zero_stage != zero_stage:
         return (
             f"it was written at ZeRO stage {state.zero_stage}, this run is at {zero_stage}; go on "
@@ -103,7 +120,12 @@ class Checkpoints:
 
     def saved(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        return sorted(p for p in self.folder.glob("[0-9]*") if p.is_dir())
+        paths = self.folder.iterdir() if self.folder.is_dir() else ()
+        found = {int(p.name): p for p in paths if NUMBER.fullmatch(p.name)}
+        return [
+            path for iteration, path in sorted(found.items())
+            if path == self.path(iteration) and path.is_dir() and not path.is_symlink()
+        ]  # fmt: skip
 
     def clean(self) -> None:
         """Remove what a crash left half written or half removed (rank 0)."""
@@ -111,8 +133,8 @@ class Checkpoints:
         former = self.folder / "removing-best"
         if former.exists() and not (self.folder / "best").exists():
             former.rename(self.folder / "best")
-        for pattern in ("writing-*", "removing-*"):
-            for left in self.folder.glob(pattern):
+        for left in list(self.folder.iterdir()):
+            if LEFT.fullmatch(left.name) and left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left)
 
     def newest(self) -> Path | None:
@@ -204,8 +226,22 @@ class Checkpoints:
 
 
 def load_state(folder: Path) -> State:
-    """The state of a checkpoint that is whole."""
-    return State(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+    """The state of a checkpoint that is whole.
+
+    Raises:
+        CheckpointError: it is not what this version writes; names the key.
+    """
+    try:
+        said = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        unknown = sorted(set(said) - {field.name for field in fields(State)})
+    except (ValueError, TypeError, OSError) as error:
+        raise CheckpointError(f"'{folder / STATE}' cannot be read: {error}") from error
+    if unknown:
+        raise CheckpointError(
+            f"'{folder / STATE}' has the key '{unknown[0]}', which this version of sfgrpo does not "
+            "know: continue with the version that wrote it"
+        )
+    return State(**said)
 
 
 def sums(folder: Path) -> dict[str, dict[str, Any]]:

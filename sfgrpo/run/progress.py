@@ -29,9 +29,12 @@ class Progress:
         trained: engine.Engine,
         ema: Ema | None,
         *,
+        prompts: str,
         fresh: bool,
     ) -> None:
         """Prepare the folder; load its newest whole checkpoint into `trained` and `ema`.
+
+        `prompts` is the fingerprint of what the run trains on and shows.
 
         Raises:
             records.RunError: the folder holds the run of another recipe.
@@ -45,8 +48,13 @@ class Progress:
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", recipe.checkpoint.keep, main=self.main
         )
-        self.state = State(world=engine.world(), zero_stage=zero.stage(recipe))
+        self.state = State(
+            world=engine.world(), zero_stage=zero.stage(recipe),
+            recipe=records.identity(recipe), prompts=prompts,
+        )  # fmt: skip
         self.saved = self._resume()
+        if self.main:
+            records.check_logs(self.folder, self.saved, recipe.checkpoint.every)
         self.logs = Logs(self.folder, self.saved) if self.main else None
 
     def _resume(self) -> int | None:
@@ -60,9 +68,12 @@ class Progress:
             return None
         folder, now = self.checkpoints.path(found), self.state
         state = checkpoints.load_state(folder)
-        if why := checkpoints.refusal(state, world=now.world, zero_stage=now.zero_stage):
+        if why := checkpoints.refusal(
+            state, world=now.world, zero_stage=now.zero_stage,
+            recipe=now.recipe, prompts=now.prompts,
+        ):  # fmt: skip
             raise checkpoints.CheckpointError(f"'{folder}' cannot be continued: {why}")
-        self.state = replace(state, world=now.world)
+        self.state = replace(state, world=now.world, recipe=now.recipe, prompts=now.prompts)
         self.trained.load(folder)
         if self.ema:
             self.ema.load(load_file(folder / "ema.safetensors"))

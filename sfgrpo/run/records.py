@@ -10,8 +10,11 @@ checkpoints/    see `sfgrpo.run.checkpoints`
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +28,14 @@ if TYPE_CHECKING:  # reading a run takes no PyTorch
 LOGS = ("metrics.jsonl", "eval.jsonl", "timing.jsonl")
 SAMPLES = ("images", "samples", "videos")
 """Folders of what is kept of evaluations."""
+OURS = {
+    "images": r"\d{6,}\.png|prompts\.txt",
+    "samples": r"\d{6,}\.safetensors|prompts\.txt",
+    "videos": r"\d{6,}-\d+\.webp",
+    "tensorboard": r"events\.out\.tfevents\..+",
+    "checkpoints": r"((writing|removing|damaged)-)?(\d{6,}|best)(-\d+)?",
+}
+"""Folder -> the names of what a run puts into it."""
 FREE = {
     "run.iterations", "run.output_dir", "run.peer_timeout",
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
@@ -48,38 +59,131 @@ def read(path: Path) -> list[dict[str, Any]]:
 def prepare(folder: Path, recipe: Recipe, *, fresh: bool) -> None:
     """Make `folder` ready for this recipe: new, or the same recipe's earlier run.
 
-    `fresh` removes an earlier run's files (only what this package wrote).
+    `fresh` removes an earlier run's files, only what this package wrote. A run that finished no
+    iteration gives way to another recipe without it.
 
     Raises:
-        RunError: the folder holds the run of another recipe.
+        RunError: the folder holds the run of another recipe, or what is no run of this package.
     """
     folder.mkdir(parents=True, exist_ok=True)
     described = folder / "recipe.yaml"
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    there = [name for name in (*LOGS, *OURS) if (folder / name).exists()]
+    if there and not described.exists():
+        raise RunError(
+            f"'{folder}' holds {', '.join(there)} but no recipe.yaml, so it is no run of sfgrpo; "
+            "nothing in it was touched: choose another --run.output_dir"
+        )
     if fresh:
-        # The recipe goes last: stopped in between, what is left is still that recipe's.
-        for name in ("checkpoints", "tensorboard", "model", *SAMPLES):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        for name in (*LOGS, "report.html", "failure.txt", "recipe.yaml"):
-            (folder / name).unlink(missing_ok=True)
+        discard(folder)
     if described.exists():
-        changed = _differences(yaml.safe_load(described.read_text()), yaml.safe_load(text))
-        if changed:
+        changed = _differences(_filled(_stored(described), recipe), yaml.safe_load(text))
+        if changed and _begun(folder):
             raise RunError(
                 f"'{folder}' holds a run of another recipe ({', '.join(changed)}); "
                 "choose another --run.output_dir, or start over with --fresh"
             )
+        if changed:
+            described.unlink()
     for place in (folder, *(folder / name for name in SAMPLES)):
         files.clean(place)
     if not described.exists():
         files.write(described, text)
 
 
-def _differences(old: Any, new: Any, place: str = "") -> list[str]:
-    """Keys that differ, except those in `FREE`."""
+def discard(folder: Path) -> None:
+    """Remove what a run of this package left in its folder, and nothing else.
+
+    A folder of ours that is a link is emptied where it points to, and stays.
+    """
+    for name, pattern in OURS.items():
+        place = folder / name
+        for path in list(place.iterdir()) if place.is_dir() else ():
+            if not re.fullmatch(pattern, path.name) or path.is_symlink():
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        if place.is_dir() and not place.is_symlink() and not any(place.iterdir()):
+            place.rmdir()
+    # The recipe goes last: stopped in between, what is left is still that recipe's.
+    for name in (*LOGS, "report.html", "failure.txt", "recipe.yaml"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def identity(recipe: Recipe) -> str:
+    """A hash of all that decides a run: keys that are not `FREE` and not at their defaults, so that
+    a key which a later version adds changes nothing."""
+    defaults = type(recipe)().model_dump(mode="json")
+    decisive = [(key, new) for key, _, new in _changed(defaults, recipe.model_dump(mode="json"))]
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def check_logs(folder: Path, saved: int | None, every: int) -> None:
+    """Whether the logs fit to the newest checkpoint, that of iteration `saved`.
+
+    Raises:
+        RunError: iterations are logged after the first checkpoint was due (`every`), and there is
+            none.
+    """
+    logged = [row["iteration"] for row in read(folder / "metrics.jsonl")]
+    if saved is None and logged and max(logged) > every:
+        raise RunError(
+            f"'{folder}' has logs of {max(logged)} iterations but no checkpoint: restore one into "
+            "checkpoints/, or start over with --fresh"
+        )
+    lost = sorted(set(range(1, (saved or 0) + 1)) - set(logged))
+    if lost:
+        told = ", ".join(map(str, lost[:5])) + (", ..." if len(lost) > 5 else "")
+        warnings.warn(
+            f"'{folder}/metrics.jsonl' lacks {len(lost)} of the {saved} iterations before the "
+            f"checkpoint ({told}); the run goes on, its curves have a gap",
+            stacklevel=2,
+        )
+
+
+def _stored(described: Path) -> Any:
+    try:
+        found = yaml.safe_load(described.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        said = " ".join(str(error).split())
+        raise RunError(f"'{described}' cannot be read: {said}") from None
+    if not isinstance(found, dict):
+        raise RunError(f"'{described}' is no recipe: it holds {type(found).__name__}")
+    return found
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a run finished an iteration there."""
+    checkpoints = folder / "checkpoints"
+    saved = checkpoints.is_dir() and any(
+        re.fullmatch(r"\d{6,}", p.name) for p in checkpoints.iterdir()
+    )
+    return saved or bool(read(folder / "metrics.jsonl"))
+
+
+def _filled(old: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """An earlier recipe with the keys it lacks, which later versions added, at their defaults."""
+    defaults, sections = type(recipe)(), type(recipe).model_fields
+    filled = {**defaults.model_dump(mode="json"), **old}
+    for name in sections:
+        section = getattr(defaults, name)
+        if hasattr(section, "model_dump") and isinstance(old.get(name), dict):
+            filled[name] = {**section.model_dump(mode="json"), **old[name]}
+    return filled
+
+
+def _differences(old: Any, new: Any) -> list[str]:
+    """Keys that differ, as a message tells them."""
+    return [f"{key}: {there!r} there, {here!r} here" for key, there, here in _changed(old, new)]
+
+
+def _changed(old: Any, new: Any, place: str = "") -> list[tuple[str, Any, Any]]:
+    """(key, old, new) of what differs, except the keys in `FREE`."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
         return [
-            d for k in keys for d in _differences(old.get(k), new.get(k), f"{place}.{k}".strip("."))
+            d for k in keys for d in _changed(old.get(k), new.get(k), f"{place}.{k}".strip("."))
         ]
-    return [] if old == new or place in FREE else [f"{place}: {old!r} there, {new!r} here"]
+    return [] if old == new or place in FREE else [(place, old, new)]
