@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -134,10 +135,14 @@ def test_what_is_half_written_is_told_by_its_exact_name(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_recipe_or_other_prompts_is_refused() -> None:
     state = State(recipe="a", prompts="p")
-    same = {"world": 1, "zero_stage": 0}
+    same: dict[str, Any] = {"world": 1, "zero_stage": 0}
     assert checkpoints.refusal(state, **same, recipe="a", prompts="p") is None
     assert checkpoints.refusal(State(), **same, recipe="a", prompts="p") is None
-    for given, message in (({"recipe": "b"}, "another recipe"), ({"prompts": "q"}, "prompts have")):
+    others: list[tuple[dict[str, Any], str]] = [
+        ({"recipe": "b"}, "another recipe"),
+        ({"prompts": "q"}, "prompts have"),
+    ]
+    for given, message in others:
         assert message in str(checkpoints.refusal(state, **same, **given))
 
 
