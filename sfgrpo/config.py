@@ -132,6 +132,10 @@ class Lora(Section):
     alpha: Count = 64
     targets: tuple[str, ...] | None = None
     """Ends of the names of the linear layers that get adapters; null is the backbone's own list."""
+    path: Folder | None = None
+    """Adapters to start from, of the same rank and layers: an exported folder, or a file of
+    diffusers or peft; null starts from none. The reference of `train.beta` is the network without
+    adapters all the same, as in Flow-GRPO."""
 
 
 class Sample(Section):

@@ -13,6 +13,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from sfgrpo import engine
+from sfgrpo.backbones import _adapters
 from sfgrpo.config import Lora, Recipe
 
 
@@ -36,6 +37,8 @@ class Policy:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(recipe.run.seed)  # LoRA's A matrices: the same on every rank
                 add_lora(transformer, lora, targets)
+            if lora.path is not None:
+                _adapters.load(transformer, lora.path, rank=lora.rank, alpha=lora.alpha)
         self._adapters = [m for m in transformer.modules() if isinstance(m, BaseTunerLayer)]
 
     def checkpoint_gradients(self) -> None:
@@ -64,6 +67,13 @@ class Policy:
             finally:
                 for layer in self._adapters:
                     layer.enable_adapters(True)
+
+
+def check_start(lora: Lora | None) -> None:
+    """ValueError if the adapters that training is to start from are not there or of another rank;
+    said before the network is loaded."""
+    if lora is not None and lora.path is not None:
+        _adapters.check(lora.path, lora.rank)
 
 
 def add_lora(network: nn.Module, lora: Lora, targets: Sequence[str]) -> None:

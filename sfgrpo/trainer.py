@@ -25,7 +25,7 @@ from sfgrpo.guard import Guard
 from sfgrpo.layout import Layout
 from sfgrpo.loss import Rows, TrajectoryRows, policy_loss
 from sfgrpo.names import JUDGE
-from sfgrpo.policy import Ema, Policy
+from sfgrpo.policy import Ema, Policy, check_start
 from sfgrpo.prompts import Prompt
 from sfgrpo.rollout import Plan, Trajectories, VelocityField, batches, sample
 from sfgrpo.run import agreement
@@ -64,6 +64,7 @@ class Trainer:
             JUDGE.bind(name, recipe.eval.judge_options.get(name)) for name in recipe.eval.judges
         ]
         self.rule = credit.get(recipe.credit)
+        check_start(recipe.lora)
         self.backbone, self.embed = backbone_of(recipe, self.device, self.prompts)
         self.latent_shape = self.backbone.latent_shape(*recipe.model.size)
         self.layout = Layout(

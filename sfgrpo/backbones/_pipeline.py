@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from sfgrpo import backbones
-from sfgrpo.backbones import _attention, _cut, _loading
+from sfgrpo.backbones import _adapters, _attention, _cut, _loading
 from sfgrpo.backbones._loading import TextEncoders
 from sfgrpo.backbones._sizes import Sizes
 from sfgrpo.backbones.base import Conditioning, Modality
@@ -289,8 +289,5 @@ class PipelineBackbone(Sizes):
         if not adapters:
             network.save_pretrained(folder / "transformer")
             return
-        self.pipeline.save_lora_weights(
-            folder,
-            transformer_lora_layers={**get_peft_model_state_dict(network)},
-            transformer_lora_adapter_metadata=adapters["default"].to_dict(),
-        )
+        layers = get_peft_model_state_dict(network)
+        _adapters.save(self.pipeline, folder, layers, adapters["default"])

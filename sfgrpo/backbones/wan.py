@@ -8,13 +8,14 @@ UniPC, a multistep solver; ours are Euler steps on a schedule with the same `flo
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
+from sfgrpo.backbones import _adapters
 from sfgrpo.backbones._pipeline import PipelineBackbone
 from sfgrpo.backbones.base import Conditioning
 
@@ -22,6 +23,9 @@ from sfgrpo.backbones.base import Conditioning
 class Experts(nn.Module):
     """Two networks of which each row of a batch runs one: `high` where its time is at least
     `boundary`, `low` below."""
+
+    adapter_folders: ClassVar = {"high.": "", "low.": "transformer_2"}
+    """Where each network's adapters lie in a folder of them, by the prefix of its layers' names."""
 
     def __init__(self, high: Any, low: Any, boundary: float) -> None:
         """`boundary` in [0, 1]."""
@@ -180,11 +184,8 @@ class WanBackbone(PipelineBackbone):
             if not adapters:
                 _save_weights(getattr(network, part), mine, folder / name)
                 continue
-            self.pipeline.save_lora_weights(
-                folder if part == "high" else folder / name,
-                transformer_lora_layers=mine,
-                transformer_lora_adapter_metadata=adapters["default"].to_dict(),
-            )
+            place = folder / Experts.adapter_folders[f"{part}."]
+            _adapters.save(self.pipeline, place, mine, adapters["default"])
 
     def for_sizes(self) -> nn.Module:
         network = self._network

@@ -174,11 +174,13 @@ def _estimate(report: Report, recipe: Recipe, world: int, device_memory: int | N
     from sfgrpo import prompts
     from sfgrpo.doctor import footprint
     from sfgrpo.doctor.skeleton import NoPipeline
+    from sfgrpo.policy import check_start
 
     try:
         prompts.split(
             recipe.prompts, prompts_from=recipe.eval.prompts_from, held_out=recipe.eval.held_out
         )
+        check_start(recipe.lora)
         network, (plain, checkpointed) = footprint.measure(recipe, world)
     except NoPipeline as error:
         remedy = "start a short run (--run.iterations 1) and watch its memory"
@@ -192,7 +194,9 @@ def _estimate(report: Report, recipe: Recipe, world: int, device_memory: int | N
     asked = setting(recipe, network, world, room)
     report.memory = rows(network, plain, checkpointed, asked, room)
     report.sections["Recipe"] = _facts(recipe, network, plain, checkpointed, world)
-    trained = (4 + 2 * memory.BYTES[asked.dtype] + (16 if asked.stage else 8)) * network.trained
+    # Averages, weights and their export (adapters: diffusers' and peft's), the optimiser's state.
+    weights = (3 if recipe.lora else 2) * memory.BYTES[asked.dtype]
+    trained = (4 + weights + (16 if asked.stage else 8)) * network.trained
     report.add("Disk", machine.disk(recipe.run.output_dir, trained * (recipe.checkpoint.keep + 1)))
     _judge(report, bool(recipe.train.model_dump().get("gradient_checkpointing")))
 
