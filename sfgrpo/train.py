@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfgrpo import extras
@@ -118,7 +121,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
 
 def _run(recipe: Recipe, signals: Signals, *, fresh: bool, prog: str) -> int:
     """Train the recipe; returns the exit status."""
-    from sfgrpo import engine, report
+    from sfgrpo import engine
     from sfgrpo.run.records import RunError
     from sfgrpo.run.stopping import Interrupted
     from sfgrpo.trainer import Trainer
@@ -138,8 +141,24 @@ def _run(recipe: Recipe, signals: Signals, *, fresh: bool, prog: str) -> int:
             )
         return stop.status
     if engine.rank() == 0:
-        print(report.write(trainer.progress.folder))
+        _report(trainer.progress.folder, prog)
     return 0
+
+
+def _report(folder: Path, prog: str) -> None:
+    """Write the report of a run that is over. Whatever goes wrong here, in matplotlib or on the
+    disk, the run did not fail."""
+    from sfgrpo import report
+
+    try:
+        print(report.write(folder))
+    except Exception as error:
+        why = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+        print(
+            f"{prog}: the run is over and saved, but its report could not be written ({why}); "
+            f"`sfgrpo report {shlex.quote(str(folder))}` writes it",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from sfgrpo import files
-from sfgrpo.report import plots
+from sfgrpo.report import logs, plots
 from sfgrpo.run.records import read
 
 STYLE = """
@@ -104,10 +104,8 @@ def write(folder: Path) -> str:
     Raises:
         ValueError: the folder holds no finished iteration.
     """
-    metrics, evaluations = read(folder / "metrics.jsonl"), read(folder / "eval.jsonl")
-    if not metrics or not evaluations:
-        raise ValueError(f"'{folder}' holds no run: metrics.jsonl and eval.jsonl need a line each")
-    recipe = (folder / "recipe.yaml").read_text(encoding="utf-8")
+    metrics, evaluations = logs.rows(folder, "metrics"), logs.rows(folder, "eval")
+    recipe, _ = logs.recipe(folder)
     judged = [name for name in _numbers(evaluations) if name != "reward"]
     curves = [
         _figure(plots.reward_curve(metrics, evaluations), "Mean reward of final images."),

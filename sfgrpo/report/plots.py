@@ -9,9 +9,8 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import yaml
 from cycler import cycler
-from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 matplotlib.use("Agg")
 
@@ -20,7 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sfgrpo import files
-from sfgrpo.run.records import read
+from sfgrpo.names import shortened
+from sfgrpo.report import logs
 
 Log = Sequence[Mapping[str, Any]]
 
@@ -54,6 +54,7 @@ plt.rcParams.update(
         "grid.color": GRID,
         "legend.frameon": False,
         "text.color": INK,
+        "text.parse_math": False,  # prompts and names of the user's may hold dollar signs
         "xtick.color": MUTED,
         "ytick.color": MUTED,
     }
@@ -89,7 +90,7 @@ def judges(evaluations: Log, names: Sequence[str]) -> Figure:
         axes.set_visible(False)
     for axes, name in zip(grid.flat, names, strict=False):
         axes.plot(*column(evaluations, name), "o-", color=COLOURS[2], markersize=4)
-        axes.set(title=name.replace("_", " "), xlabel="iteration")
+        axes.set(title=shortened(name.replace("_", " ")), xlabel="iteration")
     return figure
 
 
@@ -169,22 +170,31 @@ def before_after(run: Path, first: int, last: int, *, rows: int = 10) -> Figure:
     """
     prompts = (run / "images" / "prompts.txt").read_text(encoding="utf-8").splitlines()
     shown = np.unique(np.linspace(0, len(prompts) - 1, min(rows, len(prompts))).round().astype(int))
-    grids = [np.asarray(Image.open(run / "images" / f"{k:06d}.png")) for k in (first, last)]
-    side = grids[0].shape[0] // len(prompts)
+    pictures = [_rows(run / "images" / f"{k:06d}.png", len(prompts), shown) for k in (first, last)]
+    side = pictures[0].shape[0] // len(shown)
     height = 0.52 * len(shown)
-    width = height * grids[0].shape[1] / (side * len(shown))
+    width = height * pictures[0].shape[1] / pictures[0].shape[0]
     # 3 inches for the prompts on the left; the rest is the two pictures at their own aspect.
     figure, pair = plt.subplots(1, 2, figsize=(2 * width + 3.6, height + 0.5), sharey=True)
-    for axes, grid, iteration in zip(pair, grids, (first, last), strict=True):
-        picture = np.concatenate([grid[side * k : side * (k + 1)] for k in shown])
+    for axes, picture, iteration in zip(pair, pictures, (first, last), strict=True):
         axes.imshow(picture, interpolation="nearest")
         axes.set(title="before" if iteration == first else f"after {iteration} iterations")
         axes.set_xticks([])
         axes.tick_params(length=0)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-    pair[0].set_yticks(side * (np.arange(len(shown)) + 0.5), [prompts[k] for k in shown])
+    labels = [shortened(prompts[k]) for k in shown]
+    pair[0].set_yticks(side * (np.arange(len(shown)) + 0.5), labels)
     return figure
+
+
+def _rows(path: Path, count: int, shown: np.ndarray) -> np.ndarray:
+    """The rows `shown` of a grid of `count`, one below the other."""
+    # Not Image.open, which takes a picture of more than 179 megapixels for an attack.
+    with PngImageFile(path) as picture:
+        grid = np.asarray(picture)
+    side = len(grid) // count
+    return np.concatenate([grid[side * k : side * (k + 1)] for k in shown])
 
 
 def compare(runs: Sequence[Path], out: Path, *, metric: str = "reward") -> Path:
@@ -197,12 +207,12 @@ def compare(runs: Sequence[Path], out: Path, *, metric: str = "reward") -> Path:
     """
     curves: dict[str, list[tuple[np.ndarray, np.ndarray]]] = defaultdict(list)
     for run in runs:
-        log = read(run / "eval.jsonl")
+        log = logs.rows(run, "eval")
         if not any(metric in row for row in log):
             known = sorted({name for row in log for name in row} - {"iteration"})
             raise ValueError(f"'{run}' has no evaluation of '{metric}' (known: {', '.join(known)})")
-        recipe = yaml.safe_load((run / "recipe.yaml").read_text())
-        curves[recipe["credit"]["rule"]].append(column(log, metric))
+        _, rule = logs.recipe(run)
+        curves[rule].append(column(log, metric))
     figure, axes = _axes(7.2, 4.0)
     for (rule, lines), colour in zip(sorted(curves.items()), COLOURS, strict=False):
         for iterations, values in lines:
@@ -210,9 +220,14 @@ def compare(runs: Sequence[Path], out: Path, *, metric: str = "reward") -> Path:
         shared = sorted(set.intersection(*({int(i) for i in x} for x, _ in lines)))
         mean = [np.mean([y[list(x).index(i)] for x, y in lines]) for i in shared]
         axes.plot(
-            shared, mean, "o-", color=colour, linewidth=2.2, label=f"{rule} ({len(lines)} seeds)"
+            shared,
+            mean,
+            "o-",
+            color=colour,
+            linewidth=2.2,
+            label=f"{shortened(rule)} ({len(lines)} seeds)",
         )
-    axes.set(title=f"{metric.replace('_', ' ')} on held-out noise", xlabel="iteration")
+    axes.set(title=f"{shortened(metric.replace('_', ' '))} on held-out noise", xlabel="iteration")
     axes.legend(loc="lower right")
     out.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(out) as aside:

@@ -59,6 +59,100 @@ def test_an_empty_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "holds no run" in capsys.readouterr().err
 
 
+def images(folder: Path, prompts: list[str], size: tuple[int, int] = (8, 8)) -> Path:
+    (folder / "images").mkdir(parents=True)
+    (folder / "images" / "prompts.txt").write_text("".join(f"{p}\n" for p in prompts))
+    Image.new("L", size).save(folder / "images" / "000000.png")
+    return folder
+
+
+@pytest.mark.parametrize("prompt", ["cash $$ rich", "tag $_$ b", "from $5% to $10", "$x^2$"])
+def test_prompts_are_drawn_as_they_are_written(tmp_path: Path, prompt: str) -> None:
+    figure = plots.before_after(images(tmp_path, [prompt, "a cat"]), 0, 0)
+    figure.savefig(tmp_path / "x.png")
+    label = figure.axes[0].get_yticklabels()[0]
+    assert label.get_text() == prompt
+    assert not label.get_parse_math()
+
+
+def test_names_of_the_users_are_drawn_as_they_are_written(tmp_path: Path) -> None:
+    log = [{"iteration": 0, "reward": 1.0, "a$_$b": 2.0}]
+    plots.judges(log, ["a$_$b"]).savefig(tmp_path / "x.png")
+    runs = [make_run(tmp_path / "a", "own:$_$", [0.2, 0.5])]
+    (log_file := runs[0] / "eval.jsonl").write_text(log_file.read_text().replace("judge", "$_$"))
+    assert plots.compare(runs, tmp_path / "y.png", metric="$_$").is_file()
+
+
+def test_a_long_prompt_is_shortened(tmp_path: Path) -> None:
+    figure = plots.before_after(images(tmp_path, ["ab " * 300_000, "a cat"]), 0, 0)
+    figure.savefig(tmp_path / "x.png")
+    assert figure.axes[0].get_yticklabels()[0].get_text() == "ab " * 19 + "..."
+    assert max(Image.open(tmp_path / "x.png").size) < 2000
+
+
+def test_a_grid_of_200_megapixels_is_shown(tmp_path: Path) -> None:
+    run = images(tmp_path, [f"prompt {k}" for k in range(50)], (4 * 1024, 50 * 1024))
+    figure = plots.before_after(run, 0, 0, rows=2)
+    (picture,) = figure.axes[0].get_images()
+    assert picture.get_array().shape == (2 * 1024, 4 * 1024)
+
+
+def test_a_report_that_fails_fails_no_run(
+    recipe, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = recipe(tmp_path / "a run", run__iterations="1", eval__every="1")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(given.model_dump(mode="json")))
+
+    def fails(*_: object) -> None:
+        raise Image.DecompressionBombError("a picture\nthat is too large")
+
+    monkeypatch.setattr(plots, "before_after", fails)
+    assert cli.main(["train", str(file)]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "report" in line]
+    assert told == [
+        "sfgrpo train: the run is over and saved, but its report could not be written "
+        "(DecompressionBombError: a picture that is too large); "
+        f"`sfgrpo report '{tmp_path}/a run'` writes it"
+    ]
+    assert (tmp_path / "a run" / "checkpoints" / "000001" / "model").is_dir()
+
+
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_what_is_no_run_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture, command: str
+) -> None:
+    run = make_run(tmp_path / "run", "uniform", [0.2, 0.5])
+
+    def said(folder: Path) -> str:
+        assert (
+            cli.main(
+                [
+                    command,
+                    str(folder),
+                    *(["--out", str(tmp_path / "x.png")] if command == "compare" else []),
+                ]
+            )
+            == 2
+        )
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1
+        return message
+
+    assert "not/there' holds no run: there is no such folder" in said(tmp_path / "not/there")
+    (run / "recipe.yaml").write_text("a note\n")
+    assert "recipe.yaml' is no recipe of a run" in said(run)
+    (run / "recipe.yaml").unlink()
+    assert "run' holds no run: there is no recipe.yaml" in said(run)
+    for text, why in (
+        ("[1]\n", "'iteration'"),
+        ('{"iteration": 1}\n', "'reward'"),
+        ("x\n", "eval.jso"),
+    ):
+        (run / "eval.jsonl").write_text(text)
+        assert why in said(run)
+
+
 def test_compare_groups_runs_by_rule(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     runs = [
         make_run(tmp_path / "a", "stepwise", [0.2, 0.5, 0.9]),
