@@ -5,9 +5,8 @@ memory never holds text encoders and network together, and a run that finds all 
 loads no text encoder at all.
 
 A file holds one prompt's embedding without its padding, under a key of everything that decides it:
-the text encoders' and tokenizers' files, the pipeline's class, length, dtype and the libraries'
-versions. Large files are hashed in samples (`SAMPLES` places and their size), which tells any two
-trainings of a model apart and takes no minutes.
+the text encoders' and tokenizers' files (see `sfgrpo.hashes`), the pipeline's class, length, dtype
+and the libraries' versions.
 """
 
 from __future__ import annotations
@@ -26,13 +25,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from sfgrpo import backbones, engine, files, generator
+from sfgrpo import backbones, engine, files, generator, hashes
 from sfgrpo.backbones.base import Conditioning
 from sfgrpo.config import Recipe
 from sfgrpo.prompts import Split
 from sfgrpo.rollout import batches
 
-SAMPLES, BLOCK = 64, 2**16
 WRITTEN = 16
 """Prompts between two steps of the progress bar; what is written survives an interruption."""
 Embed = Callable[[Sequence[str]], Conditioning]
@@ -87,7 +85,7 @@ def open_cache(recipe: Recipe) -> Cache | None:
     if model.prompt_cache is None:
         return None
     described = {
-        "files": fingerprint(backbones.folder(model.path)),
+        "files": fingerprint(backbones.folder(model.path), model.prompt_cache / "hashes"),
         "backbone": model.backbone,
         "length": model.max_sequence_length,
         "dtype": model.dtype,
@@ -117,10 +115,12 @@ def backbone_of(
     return rest, partial(cache.read, device=device)
 
 
-def fingerprint(folder: Path) -> str:
-    """Hash of the text encoders' and tokenizers' files of a pipeline folder, and its index."""
-    digest = hashlib.sha256()
-    files = [
+def fingerprint(folder: Path, memory: Path | None = None) -> str:
+    """Hash of the text encoders' and tokenizers' files of a pipeline folder, and its index.
+
+    All bytes count; `memory` is a folder where the hashes of files are kept for the next start.
+    """
+    paths = [
         folder / "model_index.json",
         *(
             f
@@ -128,15 +128,8 @@ def fingerprint(folder: Path) -> str:
             for f in sorted(folder.glob(f"{name}/**/*"))
         ),
     ]
-    for path in files:
-        if path.is_file():
-            size = path.stat().st_size
-            digest.update(f"{path.relative_to(folder)} {size}\n".encode())
-            with path.open("rb") as file:
-                for k in range(SAMPLES if size > SAMPLES * BLOCK else 1):
-                    file.seek((size - BLOCK) * k // (SAMPLES - 1) if k else 0)
-                    digest.update(file.read(BLOCK if size > SAMPLES * BLOCK else size))
-    return digest.hexdigest()
+    present = [path for path in paths if path.is_file()]
+    return hashes.of_files(folder, present, memory=memory, quiet=engine.rank() != 0)
 
 
 def fill(cache: Cache, prompts: Sequence[str], load: Callable[[], Any]) -> None:
