@@ -26,9 +26,21 @@ DEVIATIONS = 6.0
 """How far the noise's mean and variance may lie from 0 and 1, in their own standard deviations."""
 
 
+class _Predicted(torch.autograd.Function):
+    """The velocity as a network returns it, without a copy: no leaf, so it may be overwritten."""
+
+    @staticmethod
+    def forward(ctx: Any, v: torch.Tensor) -> torch.Tensor:
+        return v.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad
+
+
 def _with_gradient(call: Call) -> Call:
     def run(o: Any) -> tuple[Tensor, ...]:
-        v = o.v.detach().requires_grad_()
+        v: Any = _Predicted.apply(o.v.detach().requires_grad_())
         (result,) = call(replace(o, v=v))
         (grad,) = torch.autograd.grad(result, v, torch.ones_like(result))
         return result.detach(), grad

@@ -7,6 +7,8 @@ checks vanish under torch.compile and never make an accelerator's host thread wa
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,8 +132,117 @@ def step_ids(ids: int | Tensor, samples: Tensor) -> tuple[int, Tensor | None]:
     return ids, None
 
 
-def writable(name: str, tensor: Tensor) -> None:
-    """A tensor that an op may overwrite: each element in a place of its own."""
-    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
-        if size > 1 and stride == 0:
-            raise ValueError(f"{name}: got an expanded tensor, expected one with its own storage")
+def overwritable(operands: Mapping[str, object], written: Sequence[str]) -> None:
+    """Operands that an op may overwrite: no other operand has memory in common with them.
+
+    As in PyTorch's own ops one that is only read may be the overwritten one, element by element.
+    Where storage is not known (tracing, meta tensors, wrappers) nothing is checked.
+
+    Args:
+        operands: everything the op takes, by name.
+        written: names of what it overwrites.
+    """
+    if torch.compiler.is_compiling():
+        return
+    places = {name: _place(value) for name, value in operands.items()}
+    for name in written:
+        target = places[name]
+        if target is None:
+            continue
+        if target.meets_itself():
+            raise ValueError(
+                f"{name}: got an expanded tensor, expected one with its own storage: several of "
+                "its elements lie in one place, and the op writes over them"
+            )
+        for other, place in places.items():
+            if place is None or other == name or not target.meets(place):
+                continue
+            if other in written or place.layout != target.layout:
+                raise ValueError(
+                    f"{name}: shares memory with {other}, expected memory of its own: "
+                    f"the op writes over {name}; pass {name}.clone()"
+                )
+
+
+def traced_together(one: Tensor, other: Tensor | None) -> bool:
+    """Whether two tensors without known places, as in tracing, are views of one storage."""
+    if other is None or (_place(one) and _place(other)):
+        return False
+    return torch._C._is_alias_of(one, other)
+
+
+def not_a_leaf(name: str, tensor: Tensor | None) -> None:
+    """Refuse a parameter, or a view of one, whose memory a gradient is to take."""
+    if tensor is None or not tensor.requires_grad:
+        return
+    # Tracing does not know the base of a view.
+    base = None if torch.compiler.is_compiling() else tensor._base
+    if (tensor if base is None else base).is_leaf:
+        raise ValueError(
+            f"{name}: got a leaf that requires grad, expected the result of a computation: "
+            "the gradient would take the place of its values"
+        )
+
+
+class _Place:
+    """Where the elements of a tensor lie, in bytes."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+        self.start, self.itemsize = tensor.data_ptr(), tensor.element_size()
+        contiguous = tensor.is_contiguous()
+        count = tensor.numel() if contiguous else 1 + _span(self._steps())
+        self.contiguous, self.end = contiguous, self.start + count * self.itemsize
+
+    def _steps(self) -> list[tuple[int, int]]:
+        """(size, stride) of the dimensions longer than 1, in elements, widest stride first."""
+        sizes = zip(self.tensor.shape, self.tensor.stride(), strict=True)
+        return sorted((step for step in sizes if step[0] > 1), key=lambda step: -step[1])
+
+    @property
+    def layout(self) -> tuple[object, ...]:
+        """Equal for tensors whose elements of one index lie in one place."""
+        sizes = zip(self.tensor.shape, self.tensor.stride(), strict=True)
+        return (self.start, self.itemsize, *(step for step in sizes if step[0] > 1))
+
+    def meets(self, other: _Place) -> bool:
+        """Whether a byte belongs to both; views of unlike strides count by their extents."""
+        if self.end <= other.start or other.end <= self.start:
+            return False
+        apart, fraction = divmod(other.start - self.start, self.itemsize)
+        steps = self._steps()
+        if self.itemsize != other.itemsize or fraction or steps != other._steps():
+            return True
+        return _reached(steps, apart)
+
+    def meets_itself(self) -> bool:
+        """Whether two elements lie in one place."""
+        return not self.contiguous and _reached(self._steps(), 0, moved=False)
+
+
+def _span(steps: Sequence[tuple[int, int]]) -> int:
+    return sum((size - 1) * stride for size, stride in steps)
+
+
+def _reached(steps: Sequence[tuple[int, int]], distance: int, moved: bool = True) -> bool:
+    """Whether two indices lie ``distance`` elements apart; two different ones, unless ``moved``."""
+    if not steps:
+        return moved and distance == 0
+    (size, stride), inner = steps[0], steps[1:]
+    if stride == 0:
+        return distance == 0
+    span = _span(inner)
+    first = max(-((span - distance) // stride), 1 - size)
+    last = min((distance + span) // stride, size - 1)
+    counts = range(first, last + 1)
+    return any(_reached(inner, distance - k * stride, moved or k != 0) for k in counts)
+
+
+def _place(value: Any) -> _Place | None:
+    """None for what is no tensor, has no elements, or keeps its storage from us."""
+    if not isinstance(value, Tensor):
+        return None
+    while torch._C._functorch.is_functorch_wrapped_tensor(value):
+        value = torch._C._functorch.get_unwrapped(value)
+    known = type(value) in (Tensor, torch.nn.Parameter) and value.device.type != "meta"
+    return _Place(value) if known and value.numel() else None

@@ -152,15 +152,15 @@ def gain_advantages_(
 
     Traffic per element (fp32): 8 bytes: reads a reward, writes an advantage.
 
-    Arguments and errors as in ``gain_advantages``; rewards that require grad are a RuntimeError
-    while gradients are recorded.
+    Arguments and errors as in ``gain_advantages``; rewards that overlap, each other or the mask,
+    are a ValueError, and while gradients are recorded rewards that require grad a RuntimeError.
 
     Returns:
         The view ``rewards[:, :, :T]``, in the dtype of ``rewards``; ``rewards[:, :, T]`` keeps the
         final rewards.
     """
     o = _checked(rewards, normalize, mask, clamp)
-    _checks.writable("rewards", rewards)
+    _checks.overwritable(o._asdict(), ("rewards",))
     _op_in_place(*o)
     return rewards[:, :, :-1]
 

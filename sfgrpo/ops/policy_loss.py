@@ -195,7 +195,8 @@ def _setup_context(ctx: Any, o: PolicyOperands, output: tuple[Tensor, ...]) -> N
 def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> dict[str, Tensor | None]:
     x, v, x_next, coef, back, v_uncond, v_ref = ctx.saved_tensors
     o = PolicyBackwardOperands(grad_loss, x, v, x_next, coef, back, v_uncond, ctx.guidance, v_ref)
-    if ctx.reuse_v:
+    # A graph being compiled learns of storages, not of places: there both may not even share one.
+    if ctx.reuse_v and not _checks.traced_together(v, v_uncond):
         _op_backward_in_place(*o)
         return {"v": v.detach(), "v_uncond": None if v_uncond is None else v_uncond.detach()}
     grad_v, grad_v_uncond = _op_backward(*o)
@@ -245,15 +246,17 @@ def policy_loss(
         weights: ``[B]``; default one over the number of rows with n > 0.
         reuse_v: let backward write the gradients over ``v`` and ``v_uncond`` instead of allocating
             as much again: for velocities that nobody reads afterwards.  Whatever else had saved
-            them for its own backward raises PyTorch's error of a modified tensor.
+            them for its own backward raises PyTorch's error of a modified tensor; a parameter, and
+            velocities that share memory with each other or partly with another operand, are an
+            error at once.
 
     Returns:
         The scalar loss and the rows' statistics.  Rows with n = 0 take no part.
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: wrong shape, device or range, or a tensor other than ``v`` and ``v_uncond``
-            requires grad.
+        ValueError: wrong shape, device or range, a tensor other than ``v`` and ``v_uncond``
+            requires grad, or ``reuse_v`` would overwrite what it must not.
         RuntimeError: on the CPU, a coefficient is not finite, n < 0 or t outside [0, 1].
     """
     _checks.latents("x", x)
@@ -277,5 +280,9 @@ def policy_loss(
         x, v, x_next, coef, logp_old, advantages, v_uncond, scale, v_ref, low, high, beta,
         kl_scale, weights, reuse_v,
     )  # fmt: skip
+    if reuse_v and torch.is_grad_enabled():
+        _checks.overwritable(o._asdict(), ("v", "v_uncond"))
+        _checks.not_a_leaf("v", v)
+        _checks.not_a_leaf("v_uncond", v_uncond)
     loss, stats, _ = _call(*o)
     return PolicyLoss(loss, PolicyStats(*stats.detach().unbind(1)))

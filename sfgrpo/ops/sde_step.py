@@ -221,14 +221,15 @@ def sde_step_(
 
     Traffic per element (fp32): 12 bytes: reads x, v; writes x.
 
-    Arguments and errors as in ``sde_step``; ``x`` may share no memory with the other operands.
-    Should an argument require grad while gradients are recorded, that is a RuntimeError.
+    Arguments and errors as in ``sde_step``; should ``x`` overlap with another operand, other than
+    element by element, that is a ValueError, and should an argument require grad while gradients
+    are recorded, a RuntimeError.
 
     Returns:
         ``x`` itself, which now holds ``x_next``, and ``logp [B]``.
     """
     o = _checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise, False)
-    _checks.writable("x", x)
+    _checks.overwritable(o._asdict(), ("x",))
     logp, _ = _op_in_place(*o[:-1])
     return x, logp
 
@@ -255,6 +256,6 @@ def sde_step_x0_(
         ``x`` itself, which now holds ``x_next``; ``logp [B]``; ``x0_hat`` in the dtype of ``x``.
     """
     o = _checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise, True)
-    _checks.writable("x", x)
+    _checks.overwritable(o._asdict(), ("x",))
     logp, x0_hat = _op_in_place(*o[:-1])
     return x, logp, x0_hat

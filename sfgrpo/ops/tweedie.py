@@ -114,13 +114,14 @@ def tweedie_(x: Tensor, v: Tensor, t: float | Tensor) -> Tensor:
 
     Traffic per element (fp32): 12 bytes: reads x, v; writes v.
 
-    Arguments and errors as in ``tweedie``; ``v`` may share no memory with ``x``.  Should ``x`` or
-    ``v`` require grad while gradients are recorded, that is a RuntimeError.
+    Arguments and errors as in ``tweedie``; should ``v`` overlap with another operand, other than
+    element by element, that is a ValueError, and should ``x`` or ``v`` require grad while gradients
+    are recorded, a RuntimeError.
 
     Returns:
         ``v`` itself.
     """
     o = _checked(x, v, t)
-    _checks.writable("v", v)
+    _checks.overwritable(o._asdict(), ("v",))
     _op_in_place(*o)
     return v

@@ -114,9 +114,9 @@ def _in_place(device: torch.device, row_elements: int) -> bool:
     row = torch.ones(BATCH, device=device)
     grads = []
     for reuse_v in (False, True):
-        leaf = v.clone().requires_grad_()
-        loss, _ = ops.policy_loss(x, leaf, x_next, coef, row, row, reuse_v=reuse_v)
-        grads += torch.autograd.grad(loss, leaf)
+        velocity = v.clone().requires_grad_() * 1.0
+        loss, _ = ops.policy_loss(x, velocity, x_next, coef, row, row, reuse_v=reuse_v)
+        grads += torch.autograd.grad(loss, velocity)
     got = ops.sde_step_(x, v, coef, **noise)
     return same and torch.equal(*grads) and all(map(torch.equal, got, want))
 

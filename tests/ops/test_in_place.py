@@ -148,7 +148,7 @@ def test_gradient_over_the_velocities(backend: str | None) -> None:
 
 
 def test_reused_velocities_hold_the_gradient() -> None:
-    v, v_uncond = R.v.clone().requires_grad_(), R.v_uncond.clone().requires_grad_()
+    v, v_uncond = R.v.clone().requires_grad_() * 1, R.v_uncond.clone().requires_grad_() * 1
     expected = torch.autograd.grad(_loss(v, v_uncond, reuse=False), (v, v_uncond))
     got = torch.autograd.grad(_loss(v, v_uncond, reuse=True), (v, v_uncond))
     assert [g.data_ptr() for g in got] == [v.data_ptr(), v_uncond.data_ptr()]
