@@ -10,8 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -79,8 +81,10 @@ def no_grad(**tensors: Tensor | None) -> None:
             )
 
 
-def number(name: str, value: float, low: float = -math.inf) -> float:
-    """A finite Python number, at least ``low``."""
+def number(name: str, value: Any, low: float = -math.inf) -> float:
+    """A finite number, Python's or numpy's, at least ``low``."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
     if not math.isfinite(value) or value < low:
@@ -89,7 +93,17 @@ def number(name: str, value: float, low: float = -math.inf) -> float:
     return float(value)
 
 
+def clip_bounds(value: float | Sequence[float]) -> tuple[float, float]:
+    """(low, high) of one number or of two."""
+    pair = value if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2:
+        raise ValueError(f"clip_range: got {len(pair)} numbers, expected one or (low, high)")
+    low, high = (number("clip_range", bound, 0.0) for bound in pair)
+    return low, high
+
+
 def seed(value: int) -> int:
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"seed: got {type(value).__name__}, expected an int")
     if not 0 <= value < 2**63:
@@ -125,6 +139,7 @@ def step_ids(ids: int | Tensor, samples: Tensor) -> tuple[int, Tensor | None]:
             )
         same_device("step_ids", ids, samples)
         return 0, ids
+    ids = ids.item() if isinstance(ids, np.generic) else ids
     if isinstance(ids, bool) or not isinstance(ids, int):
         raise TypeError(f"step_ids: got {type(ids).__name__}, expected an int or an int64 tensor")
     if not 0 <= ids < 2**32:
@@ -168,7 +183,7 @@ def traced_together(one: Tensor, other: Tensor | None) -> bool:
     """Whether two tensors without known places, as in tracing, are views of one storage."""
     if other is None or (_place(one) and _place(other)):
         return False
-    return torch._C._is_alias_of(one, other)
+    return one.untyped_storage()._cdata == other.untyped_storage()._cdata
 
 
 def not_a_leaf(name: str, tensor: Tensor | None) -> None:
@@ -242,7 +257,7 @@ def _place(value: Any) -> _Place | None:
     """None for what is no tensor, has no elements, or keeps its storage from us."""
     if not isinstance(value, Tensor):
         return None
-    while torch._C._functorch.is_functorch_wrapped_tensor(value):
-        value = torch._C._functorch.get_unwrapped(value)
+    while is_functorch_wrapped_tensor(value):
+        value = get_unwrapped(value)
     known = type(value) in (Tensor, torch.nn.Parameter) and value.device.type != "meta"
     return _Place(value) if known and value.numel() else None

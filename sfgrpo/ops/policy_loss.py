@@ -19,6 +19,7 @@ v.  Left out: GRPO-Guard's re-centred ratio, which needs the old mean.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -206,11 +207,6 @@ def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> dict[str, Tensor | Non
 _call = differentiate("policy_loss", _backward, _setup_context)
 
 
-def _clip_bounds(clip_range: float | tuple[float, float]) -> tuple[float, float]:
-    low, high = clip_range if isinstance(clip_range, tuple) else (clip_range, clip_range)
-    return _checks.number("clip_range", low, 0.0), _checks.number("clip_range", high, 0.0)
-
-
 def policy_loss(
     x: Tensor,
     v: Tensor,
@@ -222,7 +218,7 @@ def policy_loss(
     v_uncond: Tensor | None = None,
     guidance: float = 1.0,
     v_ref: Tensor | None = None,
-    clip_range: float | tuple[float, float] = 1e-4,
+    clip_range: float | Sequence[float] = 1e-4,
     kl_weight: float = 0.0,
     kl_scale: Tensor | None = None,
     weights: Tensor | None = None,
@@ -273,7 +269,7 @@ def policy_loss(
     _checks.no_grad(
         x=x, x_next=x_next, coef=coef, v_ref=v_ref, kl_scale=kl_scale, weights=weights, **rows
     )
-    low, high = _clip_bounds(clip_range)
+    low, high = _checks.clip_bounds(clip_range)
     scale = _checks.number("guidance", guidance)
     beta = _checks.number("kl_weight", kl_weight, 0.0)
     o = PolicyOperands(

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -173,3 +174,21 @@ def test_raw_ops_do_not_read_out_of_bounds(args: tuple[Any, ...]) -> None:
     """Called behind the public function's back the C++ kernel still refuses."""
     with pytest.raises(RuntimeError, match=r"expected|needed|number of elements"):
         torch.ops.sfgrpo.sde_step(*args)
+
+
+def test_numpy_scalars_and_lists_are_numbers() -> None:
+    """As settings arrive out of YAML, JSON and numpy."""
+    options: dict[str, Any] = {
+        "clip_range": [np.float32(0.25), np.float64(0.5)],
+        "guidance": np.int64(2),
+    }
+    expected = _loss(clip_range=(0.25, 0.5), guidance=2)
+    assert torch.equal(_loss(**options).loss, expected.loss)
+    ids = torch.arange(2)
+    counters: Any = {"seed": np.int64(5), "step_ids": np.uint32(7)}
+    noise = ops.philox_normal((2, 3), sample_ids=ids, **counters)
+    assert torch.equal(noise, ops.philox_normal((2, 3), seed=5, sample_ids=ids, step_ids=7))
+    with pytest.raises(TypeError, match="guidance: got bool, expected a number"):
+        _loss(guidance=np.bool_(True))
+    with pytest.raises(ValueError, match="clip_range: got 3 numbers, expected one or"):
+        _loss(clip_range=[0.1, 0.2, 0.3])
