@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from sfgrpo.ops import _checks
+from sfgrpo.ops._density import Density, gaussian_kl_scale, is_gaussian, unnormalised
 from sfgrpo.ops._library import define, differentiate, vectorise
 from sfgrpo.ops._rows import columns, compute_dtype, gaussian_logp, guided, to_rows
 from sfgrpo.ops._vmap import one_by_one
@@ -222,6 +223,7 @@ def policy_loss(
     kl_weight: float = 0.0,
     kl_scale: Tensor | None = None,
     weights: Tensor | None = None,
+    density: Density = "gaussian",
     reuse_v: bool = False,
 ) -> PolicyLoss:
     """Policy-gradient loss of B transitions, differentiable, once, in ``v`` and ``v_uncond``.
@@ -232,7 +234,7 @@ def policy_loss(
     Args:
         x, v, x_next: ``[B, ...]``, dtypes as in ``sde_logprob``.
         coef: ``[B, 4]`` float32 (float64 beside float64), columns (a, b, n, t).
-        logp_old: ``[B]``, log-density when sampled (reduction "mean").
+        logp_old: ``[B]``, log-density when sampled (reduction "mean", the same density).
         advantages: ``[B]``.
         v_uncond, guidance: classifier-free guidance as in ``sde_step``.
         v_ref: the reference model's velocity, already guided, shape of ``x``.
@@ -240,6 +242,7 @@ def policy_loss(
         kl_weight: beta; with 0 the KL is still reported when ``v_ref`` is given.
         kl_scale: ``[B]``, replaces b^2 / (2 n^2) for other conventions of the KL.
         weights: ``[B]``; default one over the number of rows with n > 0.
+        density: of ``logp_old`` and the ratio, as in ``sde_logprob``; the KL is the Gaussian's.
         reuse_v: let backward write the gradients over ``v`` and ``v_uncond`` instead of allocating
             as much again: for velocities that nobody reads afterwards.  Whatever else had saved
             them for its own backward raises PyTorch's error of a modified tensor; a parameter, and
@@ -272,6 +275,11 @@ def policy_loss(
     low, high = _checks.clip_bounds(clip_range)
     scale = _checks.number("guidance", guidance)
     beta = _checks.number("kl_weight", kl_weight, 0.0)
+    shift = None
+    if not is_gaussian(density):
+        kl_scale = gaussian_kl_scale(coef) if kl_scale is None else kl_scale
+        coef, shift = unnormalised(coef, x)
+        logp_old = logp_old - shift
     o = PolicyOperands(
         x, v, x_next, coef, logp_old, advantages, v_uncond, scale, v_ref, low, high, beta,
         kl_scale, weights, reuse_v,
@@ -281,4 +289,7 @@ def policy_loss(
         _checks.not_a_leaf("v", v)
         _checks.not_a_leaf("v_uncond", v_uncond)
     loss, stats, _ = _call(*o)
-    return PolicyLoss(loss, PolicyStats(*stats.detach().unbind(1)))
+    rows_stats = PolicyStats(*stats.detach().unbind(1))
+    if shift is not None:
+        rows_stats = rows_stats._replace(logp=rows_stats.logp + shift)
+    return PolicyLoss(loss, rows_stats)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sfgrpo.ops import _checks
+from sfgrpo.ops._density import Density, is_gaussian, unnormalised
 from sfgrpo.ops._library import define, differentiate, vectorise
 from sfgrpo.ops._rows import columns, compute_dtype, gaussian_logp, guided, to_rows
 from sfgrpo.ops._vmap import fold_into_rows
@@ -160,6 +161,7 @@ def sde_logprob(
     v_uncond: Tensor | None = ...,
     guidance: float = ...,
     reduction: Reduction = ...,
+    density: Density = ...,
     return_mean: Literal[False] = ...,
 ) -> Tensor: ...
 
@@ -174,6 +176,7 @@ def sde_logprob(
     v_uncond: Tensor | None = ...,
     guidance: float = ...,
     reduction: Reduction = ...,
+    density: Density = ...,
     return_mean: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...
 
@@ -187,6 +190,7 @@ def sde_logprob(
     v_uncond: Tensor | None = None,
     guidance: float = 1.0,
     reduction: Reduction = "mean",
+    density: Density = "gaussian",
     return_mean: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Log-density ``[B]`` (nats) of ``x_next`` under ``N(a x + b v, n^2)``.
@@ -204,6 +208,8 @@ def sde_logprob(
         v_uncond: velocity without the prompt; ``v`` is then the one with it.
         guidance: scale w of ``v_uncond + w (v - v_uncond)``.
         reduction: "mean" per element, or "sum" over them.
+        density: "gaussian", or "unnormalised": the reduction of -(x_next - a x - b v)^2, which is
+            Flow-CPS's (arXiv 2509.05952).
         return_mean: also give the transition's mean a x + b v, from the same pass.
 
     Returns:
@@ -212,7 +218,8 @@ def sde_logprob(
 
     Raises:
         TypeError: an argument has the wrong type or dtype.
-        ValueError: an argument has the wrong shape or device, or the reduction is unknown.
+        ValueError: an argument has the wrong shape or device, or the reduction or
+            density is unknown.
         RuntimeError: on the CPU, a coefficient is not finite, n < 0 or t outside [0, 1].
     """
     _checks.latents("x", x)
@@ -225,6 +232,11 @@ def sde_logprob(
     if reduction not in ("mean", "sum"):
         raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'sum'")
     scale = _checks.number("guidance", guidance)
+    shift = None
+    if not is_gaussian(density):
+        coef, shift = unnormalised(coef, x)
+        shift = shift if reduction == "mean" else shift * x[:1].numel()
     o = LogprobOperands(x, v, x_next, coef, v_uncond, scale, reduction == "mean", return_mean)
     logp, mean = _call(*o)
+    logp = logp if shift is None else logp + shift
     return (logp, mean) if return_mean else logp

@@ -148,9 +148,117 @@ def test_clear_errors() -> None:
     scheduler, v, timestep, x = _operands()
     with pytest.raises(ValueError, match="timestep: got 123, expected one of scheduler"):
         sde_step_with_logprob(scheduler, v, torch.full((4,), 123.0), x)
-    with pytest.raises(ValueError, match="generator: got one beside prev_sample"):
-        sde_step_with_logprob(scheduler, v, timestep, x, ETA, x, torch.Generator())
+    with pytest.raises(ValueError, match="sde_type: got 'sde_dpm', expected 'sde' or 'cps'"):
+        sde_step_with_logprob(scheduler, v, timestep, x, sde_type="sde_dpm")
+    with pytest.raises(ValueError, match=r"timestep: got shape \(2,\), expected \[1\] or \(4,\)"):
+        sde_step_with_logprob(scheduler, v, timestep[:2], x)
+    with pytest.raises(ValueError, match=r"noise_level: got \[-0.5\], expected finite numbers"):
+        sde_step_with_logprob(scheduler, v, timestep, x, torch.tensor([-0.5]))
     with pytest.raises(ValueError, match="generator: got 3 of them, expected 1 or 4"):
         sde_step_with_logprob(scheduler, v, timestep, x, ETA, None, [torch.Generator()] * 3)
     with pytest.raises(ValueError, match=r"model_output: got shape .* like sample"):
         sde_step_with_logprob(scheduler, v[:2], timestep, x)
+
+
+def _published_cps(
+    scheduler: Any, v: Tensor, timestep: Tensor, x: Tensor, x_next: Tensor | None, noise: Tensor
+) -> tuple[Tensor, ...]:
+    """Flow-CPS's step and its score without constants, in the terms of its paper."""
+    index = torch.tensor([scheduler.index_for_timestep(t) for t in timestep])
+    sigmas = scheduler.sigmas.to(x.dtype)
+    sigma, sigma_next = (sigmas[i].view(-1, 1, 1, 1) for i in (index, index + 1))
+    std = sigma_next * math.sin(ETA * math.pi / 2)
+    clean, predicted = x - sigma * v, x + v * (1 - sigma)
+    mean = clean * (1 - sigma_next) + predicted * torch.sqrt(sigma_next**2 - std**2)
+    stored = mean + std * noise if x_next is None else x_next
+    logp = -((stored.detach() - mean) ** 2).mean((1, 2, 3))
+    return stored, logp, mean, std, torch.sqrt(sigma - sigma_next)
+
+
+def test_cps_is_scored_without_its_constants() -> None:
+    scheduler, v, timestep, x = _operands()
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(3))
+    options: Any = {"sde_type": "cps", "return_sqrt_dt": True}
+    source = torch.Generator().manual_seed(3)
+    got = sde_step_with_logprob(scheduler, v, timestep, x, ETA, generator=source, **options)
+    wide = (scheduler, v.double(), timestep, x.double())
+    for one, other in zip(got, _published_cps(*wide, None, noise.double()), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=2e-6, atol=2e-6)
+    stored = got[0] + 0.1
+    again = sde_step_with_logprob(scheduler, v, timestep, x, ETA, stored, **options)
+    exact = _published_cps(*wide, stored.double(), noise)
+    noisy = exact[3].flatten() > 0  # the last step's log-density is 0 by rule
+    assert noisy.tolist() == [True, True, True, False]
+    torch.testing.assert_close(again[1][noisy].double(), exact[1][noisy], rtol=2e-6, atol=2e-7)
+    assert float(again[1][3]) == 0.0
+
+
+def test_cps_has_the_gradients_of_the_original() -> None:
+    scheduler, v, timestep, x = _operands()
+    timestep, stored = timestep.clone(), x * 0.9
+    timestep[3] = scheduler.timesteps[5]
+    weights = torch.randn(4, generator=torch.Generator().manual_seed(7))
+
+    def gradients(step: Any, *last: Any, **options: Any) -> tuple[Tensor, ...]:
+        leaves = [v.clone().requires_grad_(), x.clone().requires_grad_()]
+        _, logp, mean, *_ = step(scheduler, leaves[0], timestep, leaves[1], *last, **options)
+        return torch.autograd.grad((weights * logp).sum() + mean.square().sum(), leaves)
+
+    fused = gradients(sde_step_with_logprob, ETA, stored, sde_type="cps")
+    for one, other in zip(fused, gradients(_published_cps, stored, x), strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-5, atol=2e-6)
+
+
+def test_sqrt_dt_is_a_fifth_result() -> None:
+    scheduler, v, timestep, x = _operands()
+    plain = sde_step_with_logprob(scheduler, v, timestep, x, ETA, x)
+    *same, sqrt_dt = sde_step_with_logprob(scheduler, v, timestep, x, ETA, x, return_sqrt_dt=True)
+    assert all(map(torch.equal, plain, same))
+    index = [scheduler.index_for_timestep(t) for t in timestep]
+    expected = torch.stack([(scheduler.sigmas[i] - scheduler.sigmas[i + 1]).sqrt() for i in index])
+    torch.testing.assert_close(sqrt_dt, expected.reshape(4, 1, 1, 1))
+
+
+@pytest.mark.parametrize("level", [torch.tensor(ETA), torch.full((4,), ETA, dtype=F64)])
+@pytest.mark.parametrize("sde_type", ["sde", "cps"])
+def test_a_noise_level_may_be_a_tensor(level: Tensor, sde_type: str) -> None:
+    scheduler, v, timestep, x = _operands()
+    expected = sde_step_with_logprob(scheduler, v, timestep, x, ETA, x, sde_type=sde_type)
+    got = sde_step_with_logprob(scheduler, v, timestep, x, level, x, sde_type=sde_type)
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_one_timestep_has_one_deviation() -> None:
+    scheduler, v, _, x = _operands()
+    for timestep in (
+        scheduler.timesteps[3],
+        scheduler.timesteps[3:4],
+        float(scheduler.timesteps[3]),
+    ):
+        *_, std, sqrt_dt = sde_step_with_logprob(
+            scheduler, v, timestep, x, ETA, return_sqrt_dt=True
+        )
+        assert std.shape == sqrt_dt.shape == (1, 1, 1, 1)
+
+
+def test_a_generator_beside_a_stored_state_is_not_used() -> None:
+    scheduler, v, timestep, x = _operands()
+    source = torch.Generator().manual_seed(1)
+    before = source.get_state()
+    got = sde_step_with_logprob(scheduler, v, timestep, x, ETA, x, source)
+    assert torch.equal(source.get_state(), before)
+    assert torch.equal(got[0], x)
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.int64])
+def test_a_timestep_that_rounding_made_ambiguous_is_an_error(dtype: torch.dtype) -> None:
+    schedule: Any = SimpleNamespace(
+        timesteps=torch.tensor([999.5, 999.25, 500.0]), sigmas=torch.tensor([0.9995, 0.9, 0.5, 0.0])
+    )
+    x = torch.ones(1, 2)
+    named = sde_step_with_logprob(schedule, x, torch.tensor([500.0]), x, prev_sample=x)
+    got = sde_step_with_logprob(schedule, x, torch.tensor([500.0]).to(dtype), x, prev_sample=x)
+    assert all(map(torch.equal, named, got))
+    with pytest.raises(ValueError, match=r"to which 2 entries of scheduler.timesteps round"):
+        sde_step_with_logprob(schedule, x, schedule.timesteps[:1].to(dtype), x)
