@@ -24,7 +24,8 @@ FLOORS = (
     ("", "names", "files", "csrc"),  # "" is sfgrpo/__init__.py
     ("extras", "samplers", "recipe_yaml", "run.records"),
     ("report", "recipe_text"),  # of a run that is over: reading it needs nothing that trains
-    ("config", "prompts"),
+    ("sections", "prompts"),
+    ("config",),
     ("ops", "zero"),
     ("kernels",),  # found by name when a GPU calls: ops knows no backend
     ("sde", "recording"),
