@@ -7,7 +7,8 @@ it the wheel carries the sources only, and they are compiled when they are first
 The just-in-time build calls the compiler itself instead of ``torch.utils.cpp_extension.load``:
 that one needs ninja on the PATH and leaves a lock behind when it is killed, on which every later
 process waits forever.  Here the folder's name is a hash of all inputs and the library appears by
-an atomic rename, so any number of processes may build at once.
+an atomic rename, so any number of processes may build at once.  Its digest stands beside it: one
+that a crash or a full disk cut short is compiled anew, and never loaded.
 """
 
 from __future__ import annotations
@@ -16,13 +17,19 @@ import hashlib
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from setuptools.command.build_ext import build_ext as _build_ext
+_build_ext: Any
+try:
+    from setuptools.command.build_ext import build_ext as _build_ext
+except ModuleNotFoundError:  # only a wheel's build needs it, not the one just in time
+    _build_ext = object
 
 HERE = Path(__file__).resolve().parent
 SOURCES = sorted(HERE.glob("*.cpp"))
@@ -50,14 +57,16 @@ FLAGS = (
 GCC_FLAGS = ("-fschedule-insns", "-fsched-pressure")
 
 
-def _compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX", "c++"))
+def _compiler() -> list[str] | None:
+    """The command of CXX, which may have arguments or be a wrapper's (``ccache g++``)."""
+    words = shlex.split(os.environ.get("CXX", "")) or ["c++"]
+    return words if shutil.which(words[0]) else None
 
 
-def _flags(compiler: str | None) -> list[str]:
+def _flags(compiler: list[str] | None) -> list[str]:
     if compiler is None:
         return list(FLAGS)
-    probe = [compiler, *GCC_FLAGS, "-fsyntax-only", "-x", "c++", os.devnull]
+    probe = [*compiler, *GCC_FLAGS, "-fsyntax-only", "-x", "c++", os.devnull]
     known = subprocess.run(probe, capture_output=True, check=False).returncode == 0
     return [*FLAGS, *GCC_FLAGS] if known else list(FLAGS)
 
@@ -98,19 +107,27 @@ def _cache() -> Path:
     digest = hashlib.sha256(f"{FLAGS}{MACROS}{torch.__version__}{platform.machine()}".encode())
     for path in (*SOURCES, *HEADERS):
         digest.update(path.read_bytes())
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "torch_extensions"
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", default))
-    return root / f"sfgrpo_{digest.hexdigest()[:16]}"
+    return _cache_root() / f"sfgrpo_{digest.hexdigest()[:16]}"
+
+
+def _cache_root() -> Path:
+    if chosen := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(chosen)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "torch_extensions"
 
 
 def just_in_time() -> Path:
     """Path of the compiled library; compiles it first (about 20 s on one core) if needed.
 
     Raises:
-        RuntimeError: there is no C++ compiler, or it failed; the message holds its output.
+        RuntimeError: there is no C++ compiler, or it failed; the message holds its output.  Or
+            there is no home that could hold the cache.
+        OSError: the cache cannot be written.
     """
     library = _cache() / "libsfgrpo.so"
-    if library.exists():
+    digest = library.with_suffix(".sha256")
+    if library.exists() and digest.exists() and digest.read_text() == _digest(library):
         return library
     compiler = _compiler()
     folder = _torch_folder()
@@ -120,18 +137,31 @@ def just_in_time() -> Path:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
         built = _compile(compiler, folder, Path(scratch))
-        os.replace(built, library)
+        digest_built = Path(scratch) / digest.name
+        digest_built.write_text(_digest(built))
+        for file, target in ((digest_built, digest), (built, library)):
+            _sync(file)  # else a crash may leave the name without the data
+            os.replace(file, target)
     return library
 
 
-def _compile(compiler: str, torch_folder: Path, scratch: Path) -> Path:
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _sync(file: Path) -> None:
+    with file.open("rb+") as opened:
+        os.fsync(opened.fileno())
+
+
+def _compile(compiler: list[str], torch_folder: Path, scratch: Path) -> Path:
     compile_args, link_args = _torch_arguments(torch_folder)
     macros = [f"-D{name}={value}" for name, value in MACROS.items()]
     flags = _flags(compiler)
     objects = [scratch / f"{source.stem}.o" for source in SOURCES]
     running = [
         subprocess.Popen(
-            [compiler, *flags, *macros, *compile_args, "-fPIC", "-c", source, "-o", target],
+            [*compiler, *flags, *macros, *compile_args, "-fPIC", "-c", source, "-o", target],
             stderr=subprocess.PIPE,
             text=True,
         )
@@ -140,11 +170,11 @@ def _compile(compiler: str, torch_folder: Path, scratch: Path) -> Path:
     outputs = [process.communicate()[1] for process in running]
     failed = [text for process, text in zip(running, outputs, strict=True) if process.returncode]
     if failed:
-        raise RuntimeError(f"{compiler} failed:\n{failed[0]}")
+        raise RuntimeError(f"{shlex.join(compiler)} failed:\n{failed[0]}")
     built = scratch / "libsfgrpo.so"
     link = subprocess.run(
-        [compiler, "-shared", *objects, *link_args, "-o", built], capture_output=True, text=True
+        [*compiler, "-shared", *objects, *link_args, "-o", built], capture_output=True, text=True
     )
     if link.returncode:
-        raise RuntimeError(f"{compiler} failed to link:\n{link.stderr}")
+        raise RuntimeError(f"{shlex.join(compiler)} failed to link:\n{link.stderr}")
     return built

@@ -59,21 +59,22 @@ def register_triton() -> None:
 def load_cpp() -> None:
     """Load the C++ library, which takes over the CPU; once, when ``sfgrpo.ops`` is imported.
 
-    Where it is not built in and cannot be compiled, one warning says so and the reference serves.
+    Where it is not built in and cannot be compiled, or not be loaded (from a disk mounted noexec,
+    with an older libstdc++), one warning says so and the reference serves.
     """
     built_in = sorted(Path(__file__).parents[1].glob("_C.*so"))
     try:
         library = built_in[0] if built_in else _compiled()
-    except RuntimeError as error:
+        torch.ops.load_library(str(library))
+    except (RuntimeError, OSError) as error:
         warnings.warn(
-            "sfgrpo: the C++ kernels could not be compiled, so plain PyTorch serves the ops on "
-            "the CPU: same noise, 10 to 50 times slower. A C++17 compiler (Debian: apt install "
-            f"g++) mends that. The cause: {error}",
+            "sfgrpo: the C++ kernels could not be compiled or loaded, so plain PyTorch serves the "
+            "ops on the CPU: same noise, 10 to 50 times slower. They take a C++17 compiler "
+            "(Debian: apt install g++) and a cache that can be written and executed from "
+            f"(TORCH_EXTENSIONS_DIR names another). The cause: {error}",
             RuntimeWarning,
             stacklevel=2,
         )
-        return
-    torch.ops.load_library(str(library))
 
 
 def _compiled() -> Path:
