@@ -8,6 +8,7 @@ business: C++ on the CPU, Triton on GPUs, the reference everywhere else.
 from __future__ import annotations
 
 from sfgrpo.ops._backends import load_cpp, register_triton
+from sfgrpo.ops._density import Density
 from sfgrpo.ops.drop_in import sde_step_with_logprob
 from sfgrpo.ops.gain_advantages import (
     NORMALIZATIONS,
@@ -23,6 +24,7 @@ from sfgrpo.ops.tweedie import tweedie, tweedie_
 
 __all__ = [
     "NORMALIZATIONS",
+    "Density",
     "Normalization",
     "PolicyLoss",
     "PolicyStats",
