@@ -8,8 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sfgrpo import __version__, extras, train
+from sfgrpo.arguments import apart
 from sfgrpo.run import output
 
+Pairs = list[tuple[str, str]]
+RECIPE_COMMANDS = {
+    "show": {},
+    "doctor": {"flags": ["--json"], "valued": ["--world", "--device-memory"]},
+}
+"""Commands that take any key of a recipe, and their own options."""
 EPILOG = """\
 examples:
   sfgrpo train embedded                          fine-tune the embedded model on this machine
@@ -64,60 +71,63 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments[:1] == ["train"]:  # its options are the recipe's keys
         return train.main(arguments[1:], prog="sfgrpo train")
-    parsed, rest = _parser().parse_known_args(arguments)
-    if rest and parsed.command not in ("show", "doctor"):
-        _parser().error(f"unknown arguments: {' '.join(rest)}")
-    train.prepare_process()
+    command = arguments[0] if arguments else ""
     try:
+        pairs = []
+        if command in RECIPE_COMMANDS:
+            given = apart(arguments[1:], **RECIPE_COMMANDS[command])
+            given.no_more_than_a_recipe()
+            arguments, pairs = [command, *given.options, *given.words], given.pairs
+        parsed = _parser().parse_args(arguments)
+        train.prepare_process()
         with output.lasting():
-            return COMMANDS[parsed.command](parsed, rest)
-    except ValueError as error:
-        print(f"sfgrpo {parsed.command}: {error}", file=sys.stderr)
+            return COMMANDS[parsed.command](parsed, pairs)
+    except (ValueError, OSError) as error:
+        print(f"sfgrpo {command}: {error}", file=sys.stderr)
         return 2
 
 
-def _recipes(_: argparse.Namespace, __: list[str]) -> int:
+def _recipes(_: argparse.Namespace, __: Pairs) -> int:
     from sfgrpo.config import recipe_names
 
     print("\n".join(recipe_names()))
     return 0
 
 
-def _show(parsed: argparse.Namespace, rest: list[str]) -> int:
+def _show(parsed: argparse.Namespace, pairs: Pairs) -> int:
     import yaml
 
     from sfgrpo import config
 
-    recipe = config.load(parsed.recipe, train.pairs(rest))
+    recipe = config.load(parsed.recipe, pairs)
     print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), end="")
     return 0
 
 
-def _doctor(parsed: argparse.Namespace, rest: list[str]) -> int:
+def _doctor(parsed: argparse.Namespace, pairs: Pairs) -> int:
     from sfgrpo.doctor import examination as doctor
 
-    overrides = train.pairs(rest)
     return doctor.main(
-        parsed.recipe, overrides, world=parsed.world, device_memory=parsed.device_memory,
+        parsed.recipe, pairs, world=parsed.world, device_memory=parsed.device_memory,
         machines=parsed.json,
     )  # fmt: skip
 
 
-def _report(parsed: argparse.Namespace, _: list[str]) -> int:
+def _report(parsed: argparse.Namespace, _: Pairs) -> int:
     from sfgrpo import report
 
     print(report.write(parsed.run))
     return 0
 
 
-def _compare(parsed: argparse.Namespace, _: list[str]) -> int:
+def _compare(parsed: argparse.Namespace, _: Pairs) -> int:
     from sfgrpo.report import plots
 
     print(plots.compare(parsed.runs, parsed.out, metric=parsed.metric))
     return 0
 
 
-def _pretrain(parsed: argparse.Namespace, _: list[str]) -> int:
+def _pretrain(parsed: argparse.Namespace, _: Pairs) -> int:
     from sfgrpo.embedded.pretrain import pretrain
 
     given = {name: getattr(parsed, name) for name in ("seed", "vae_steps", "steps", "threads")}

@@ -106,6 +106,10 @@ def recipe_names() -> list[str]:
 
 def _file(recipe: str) -> Path:
     path = Path(recipe)
+    if path.is_dir() and recipe not in recipe_names():
+        inside = path / "recipe.yaml"
+        hint = f"'{inside}'" if inside.is_file() else "a .yaml file, or a name of `sfgrpo recipes`"
+        raise RecipeError(f"recipe '{recipe}' is a folder; give {hint}")
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
             raise RecipeError(f"recipe file '{recipe}' does not exist")

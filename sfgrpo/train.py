@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfgrpo import extras
+from sfgrpo.arguments import apart
 
 if TYPE_CHECKING:  # they import PyTorch, which --help and a wrong recipe can do without
     from sfgrpo.config import Recipe
@@ -61,31 +62,22 @@ def parser(prog: str) -> argparse.ArgumentParser:
     return result
 
 
-def pairs(arguments: Sequence[str]) -> list[tuple[str, str]]:
-    """`["--a.b", "1", "--c=2"]` -> `[("a.b", "1"), ("c", "2")]`; ValueError for anything else."""
-    found, rest = [], list(arguments)
-    while rest:
-        name = rest.pop(0)
-        if not name.startswith("--"):
-            raise ValueError(f"expected --key value, got '{name}'")
-        key, equals, value = name[2:].partition("=")
-        if not equals:
-            if not rest:
-                raise ValueError(f"--{key} needs a value")
-            value = rest.pop(0)
-        found.append((key, value))
-    return found
-
-
 @extras.told
 def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> int:
     """Train; returns the exit status. What is wrong with the input is said in one paragraph."""
-    arguments, rest = parser(prog).parse_known_args(argv)
-    prepare_process()
-    from sfgrpo import config
-
+    options = parser(prog)
     try:
-        recipe = config.load(arguments.recipe, pairs(rest))
+        given = apart(
+            sys.argv[1:] if argv is None else argv, flags=["--fresh"], valued=["--local_rank"]
+        )
+        if not given.words and not {"-h", "--help"} & set(given.options):
+            options.error("give a recipe: a .yaml file, or a name that `sfgrpo recipes` lists")
+        arguments = options.parse_args([*given.options, *given.words[:1]])
+        given.no_more_than_a_recipe()
+        prepare_process()
+        from sfgrpo import config  # not for --help: it takes pydantic
+
+        recipe = config.load(arguments.recipe, given.pairs)
     except ValueError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         return 2

@@ -8,6 +8,7 @@ what a rank will hold in memory at each ZeRO stage, found without loading a weig
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -259,7 +260,17 @@ def main(
     device_memory: float | None,
     machines: bool,
 ) -> int:
-    """Print the report; returns the exit status. `device_memory` is in GiB."""
+    """Print the report; returns the exit status. `device_memory` is in GiB.
+
+    Raises:
+        ValueError: a number that cannot be, or keys without a recipe; the recipe is wrong.
+    """
+    if world is not None and world < 1:
+        raise ValueError(f"--world: ranks to plan for must be at least 1, got {world}")
+    if device_memory is not None and not 0 < device_memory < math.inf:
+        raise ValueError(f"--device-memory: must be GiB above 0, got {device_memory}")
+    if overrides and recipe is None:
+        raise ValueError(f"--{overrides[0][0]}: a key needs its recipe, and none is given")
     room = round(device_memory * GIB) if device_memory else None
     report = examine(load(recipe, overrides) if recipe else None, world, device_memory=room)
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ

@@ -189,8 +189,12 @@ def _launched() -> str:
 def disk(folder: Path, needed: int) -> tuple[Facts, list[Problem]]:
     """Space where the run would write `needed` bytes."""
     place = folder.absolute()
-    while not place.exists():
+    while not os.path.lexists(place):
         place = place.parent
+    if not place.is_dir():
+        what = f"run.output_dir: '{place}' is no folder"
+        remedy = "choose another run.output_dir"
+        return {"output folder": str(folder)}, [Problem(what=what, remedy=remedy, fatal=True)]
     free = shutil.disk_usage(place).free
     facts = {"output folder": str(folder), "free": f"{free / GIB:.1f} GiB"}
     if needed:

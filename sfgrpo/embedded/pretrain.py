@@ -9,6 +9,7 @@ is good, since it is there to be improved by reinforcement learning.
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,10 +54,15 @@ def pretrain(
 
     The result depends on `seed`, the step counts and, in the last bits, on the number of threads
     (`threads`; None leaves PyTorch's own) and the CPU. `evaluate_every` flow steps, scores of a
-    few samples are shown; 0 never shows them. ValueError if `out` holds anything.
+    few samples are shown; 0 never shows them.
+
+    Raises:
+        ValueError: `out` holds anything or cannot be made; a count below 1.
     """
-    if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty: give a new folder")
+    for name, count in (("vae_steps", vae_steps), ("steps", steps), ("threads", threads)):
+        if count is not None and count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")
+    _make_empty(out)
     if threads is not None:
         torch.set_num_threads(threads)
     started = time.monotonic()
@@ -172,6 +178,18 @@ def train_flow(
             shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
             bar.write(f"step {step}: {shown}")
     return averaged
+
+
+def _make_empty(out: Path) -> None:
+    """Make the folder before the work of an hour; ValueError if it cannot be, or is not empty."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        if any(out.iterdir()):
+            raise ValueError(f"'{out}' is not empty: give a new folder")
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ValueError(f"'{out}' cannot be made or written: {error.strerror}") from error
 
 
 @torch.no_grad()
