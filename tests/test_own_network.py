@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfgrpo import backbones, config, rewards
+from sfgrpo import backbones, config, engine, rewards
 from sfgrpo.backbones import ModuleBackbone
 from sfgrpo.run import records
 from sfgrpo.trainer import Trainer
@@ -266,3 +266,13 @@ def test_brackets_in_the_folder_name_no_other_run(tmp_path: Path) -> None:
     assert again.iteration == 1
     for name, value in again.policy.network.state_dict().items():
         assert torch.equal(value, expected[name])
+
+
+def test_a_process_trains_again_after_it_left_its_group(tmp_path: Path) -> None:
+    """As a notebook does that calls the command twice."""
+    keys = {"run__iterations": "1", "lora": "null", "eval__judges": "[]", "train__beta": "0"}
+    for name in ("first", "second"):
+        Trainer(recipe(tmp_path, **keys, run__output_dir=str(tmp_path / name))).train()
+        engine.stop()
+    logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("first", "second")]
+    assert logs[0] == logs[1]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
     StableDiffusion3Pipeline,
     calculate_shift,
@@ -14,6 +15,7 @@ from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import (
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from sfgrpo import backbones
 from sfgrpo.backbones._pipeline import PipelineBackbone
 from sfgrpo.backbones._tokens import dynamic_shift
 from sfgrpo.backbones.base import Conditioning
@@ -37,6 +39,13 @@ class SD3Backbone(PipelineBackbone):
         self = super().load(path, **options)
         if self.pipeline.vae is not None:
             self.pipeline.vae.to(memory_format=torch.channels_last)
+        if self.pipeline.transformer is None and self.pipeline.text_encoder_3 is None:
+            # Without T5 the pipeline pads prompts to the width that the network's configuration
+            # says; where the text encoders alone are loaded, that is all it needs of it.
+            folder = backbones.EMBEDDED if str(path) == "embedded" else path
+            config = SD3Transformer2DModel.load_config(folder, subfolder="transformer")
+            with torch.device("meta"):
+                self.pipeline.transformer = SD3Transformer2DModel.from_config(config)
         return self
 
     @property

@@ -15,7 +15,7 @@ if not torch.cuda.is_available():  # said here, DeepSpeed does not warn that it 
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 import deepspeed
-from deepspeed.utils import logger
+from deepspeed.utils import groups, logger
 
 from sfgrpo.engine.traffic import listen, timed
 
@@ -114,9 +114,11 @@ def _stay_on_this_machine(number: int) -> None:
 
 
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the process group; a later `start` of this process makes a new one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+        # DeepSpeed remembers the group, and would hand out one that PyTorch no longer knows.
+        deepspeed.comm.comm.cdb = groups._WORLD_GROUP = None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def rank() -> int:

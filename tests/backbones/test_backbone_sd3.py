@@ -206,3 +206,14 @@ def test_initialised_blocks_are_identities() -> None:
     initialise(transformer)
     assert not transformer.proj_out.weight.any()
     assert transformer.transformer_blocks[0].ff.net[2].weight.any()
+
+
+def test_text_encoders_alone_embed_as_the_whole_pipeline_does() -> None:
+    """Without T5 the pipeline asks the network's configuration how wide to pad."""
+    prompts = ["a red seven on a blue background", ""]
+    alone = load("embedded", max_sequence_length=0, text_encoders="only").encode(prompts)
+    whole = load("embedded", max_sequence_length=0).encode(prompts)
+    assert torch.equal(alone.tokens, whole.tokens)
+    assert alone.pooled is not None
+    assert whole.pooled is not None
+    assert torch.equal(alone.pooled, whole.pooled)
