@@ -43,7 +43,7 @@ class SD3Backbone(PipelineBackbone):
             # Without T5 the pipeline pads prompts to the width that the network's configuration
             # says; where the text encoders alone are loaded, that is all it needs of it.
             folder = backbones.EMBEDDED if str(path) == "embedded" else path
-            config = SD3Transformer2DModel.load_config(folder, subfolder="transformer")
+            config: Any = SD3Transformer2DModel.load_config(folder, subfolder="transformer")
             with torch.device("meta"):
                 self.pipeline.transformer = SD3Transformer2DModel.from_config(config)
         return self
