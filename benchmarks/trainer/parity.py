@@ -48,7 +48,8 @@ RECIPE = {
 """Twelve trajectories in groups of four: on two ranks the second group is split. Two noisy steps,
 so two updates of 12 rows an iteration: three micro-batches on one rank, two on two."""
 
-LORA = "{rank: 4, alpha: 8}"
+RANK, ALPHA = 4, 8
+LORA = f"{{rank: {RANK}, alpha: {ALPHA}}}"
 
 
 @dataclass(frozen=True)
