@@ -243,7 +243,10 @@ class Remembers(nn.Linear):
 
 
 def test_tied_weights_are_saved_and_what_cannot_be_is_said_at_once(tmp_path: Path) -> None:
-    encode = lambda prompts: torch.zeros(len(prompts), 1)  # noqa: E731
+
+    def encode(prompts: Sequence[str]) -> Tensor:
+        return torch.zeros(len(prompts), 1)
+
     network = Tied()
     ModuleBackbone(network, shape=(4,), encode=encode).save(tmp_path)
     loaded = Tied()
