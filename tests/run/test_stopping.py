@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -47,9 +48,10 @@ engine.stop()
 """A run without a network: safe points, and something that is saved."""
 
 PYTHON = (sys.executable, "-u")
+PORTS = [str(socket.create_server(("127.0.0.1", 0)).getsockname()[1]) for _ in range(2)]
 CASES = {
-    "deepspeed, Ctrl-C": (2, ("deepspeed", "--num_gpus", "2", "--master_port", "29641")),
-    "deepspeed, SIGTERM": (1, ("deepspeed", "--num_gpus", "1", "--master_port", "29642")),
+    "deepspeed, Ctrl-C": (2, ("deepspeed", "--num_gpus", "2", "--master_port", PORTS[0])),
+    "deepspeed, SIGTERM": (1, ("deepspeed", "--num_gpus", "1", "--master_port", PORTS[1])),
     "torchrun, Ctrl-C": (1, ("torchrun", "--standalone")),
     "torchrun, SIGTERM": (1, ("torchrun", "--standalone")),
     "alone, SIGHUP": (1, PYTHON),
@@ -83,7 +85,8 @@ def wait(until: Callable[[], object], process: subprocess.Popen[bytes], seconds:
     deadline = time.monotonic() + seconds
     while not until():
         if process.poll() is not None or time.monotonic() > deadline:
-            os.killpg(process.pid, signal.SIGKILL)
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
             pytest.fail(process.communicate()[0].decode())
         time.sleep(0.05)
 
