@@ -1,5 +1,5 @@
 # make demo   trains the embedded text-to-image model with Stepwise-Flow-GRPO and writes runs/demo/report.html
-# make check  lint, types and the quick tests, side by side on two cores: under two minutes
+# make check  lint, types and the quick tests, side by side on two cores: two to three minutes on two cores
 # make test   everything that is checked: lint, types, all tests
 # make format formats the code and fixes what ruff can fix safely
 # make bench  the benchmark table of the ops on this device
