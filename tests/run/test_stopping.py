@@ -36,7 +36,9 @@ with output.lasting(), Signals() as signals:
             signals.check()
             print("a step")
             sys.stdout.flush()
-            (folder / f"pid{rank}").write_text(str(os.getpid()))
+            aside = folder / f"writing{rank}"
+            aside.write_text(str(os.getpid()))
+            aside.replace(folder / f"pid{rank}")  # never seen empty
             time.sleep(0.1)
     except Interrupted as stop:
         time.sleep(0.5)  # saving takes a while
