@@ -164,7 +164,8 @@ def equal(one: Any, two: Any) -> bool:
         return one.keys() == two.keys() and all(equal(one[key], two[key]) for key in one)
     if isinstance(one, list | tuple):
         return len(one) == len(two) and all(map(equal, one, two))
-    if type(one) is type(two) and type(one).__eq__ is object.__eq__:  # DeepSpeed's LossScaler
+    identity = type(one) is type(two) and type(one).__eq__ is object.__eq__
+    if identity and hasattr(one, "__dict__"):  # DeepSpeed's LossScaler
         return equal(vars(one), vars(two))
     return one == two
 
