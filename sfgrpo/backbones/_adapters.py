@@ -40,6 +40,10 @@ def save(pipeline: Any, folder: Path, layers: Mapping[str, Tensor], config: Lora
     """
     scale, said = config.lora_alpha / config.r, copy.copy(config)
     said.lora_alpha, said.inference_mode = config.r, True
+    if isinstance(
+        config.target_modules, set
+    ):  # peft's, whose order differs from process to process
+        said.target_modules = sorted(config.target_modules)
     folded = {
         name: (value * scale if ".lora_B." in name else value).detach().cpu().contiguous()
         for name, value in layers.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -157,3 +159,16 @@ def test_what_does_not_fit_is_said_in_one_line(load: Callable[[], Any], tmp_path
     config.write_text(config.read_text().replace('"use_dora": false', '"use_dora": true'))
     with pytest.raises(ValueError, match=r"was made with use_dora"):
         _adapters.load(backbone.transformer, tmp_path / _adapters.PEFT, rank=RANK, alpha=1)
+
+
+def test_what_is_written_is_the_same_in_every_process(
+    load: Callable[[], Any], tmp_path: Path
+) -> None:
+    """peft keeps the names of layers in a set, whose order differs from process to process."""
+    backbone = adapted(load())
+    backbone.save(tmp_path)
+    said = json.loads((tmp_path / _adapters.PEFT_CONFIG).read_text())["target_modules"]
+    assert said == sorted(backbone.lora_targets)
+    with safe_open(tmp_path / _adapters.DIFFUSERS, framework="pt") as file:
+        metadata = json.loads(file.metadata()["lora_adapter_metadata"])
+    assert metadata["transformer.target_modules"] == said
