@@ -97,7 +97,7 @@ class Kind:
     def bind(
         self, name: str, options: Mapping[str, Any] | None = None, *, supplied: Collection[str] = ()
     ) -> Callable[..., Any]:
-        """The function that `name` means, with its options.
+        """The function that `name` means, with its options; it keeps its name and attributes.
 
         Args:
             supplied: names of arguments that the caller passes by keyword, so that they are no
@@ -108,7 +108,12 @@ class Kind:
         """
         function, options = self.resolve(name), dict(options or {})
         self._check_options(name, function, options, supplied)
-        return functools.partial(function, **options) if options else function
+        if not options:
+            return function
+        kept = () if isinstance(function, type) else functools.WRAPPER_UPDATES
+        return functools.update_wrapper(
+            functools.partial(function, **options), function, updated=kept
+        )
 
     def _modules(self) -> list[str]:
         if self.home is None:

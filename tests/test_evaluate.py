@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfgrpo import evaluate
 from sfgrpo.evaluate import Evaluation
+from sfgrpo.names import JUDGE
 from sfgrpo.prompts import Prompt
 from sfgrpo.rewards import RewardError
 from sfgrpo.rollout import VelocityField
@@ -76,3 +77,14 @@ def leave(images: Tensor, metadata: list[Any]) -> dict[str, float]:
 def test_what_a_judge_may_not_do_is_named(judge: Callable[..., Any], message: str) -> None:
     with pytest.raises(RewardError, match=message):
         run(judge)
+
+
+def test_a_judge_with_options_keeps_its_name() -> None:
+    """What binds the options stands between, and is not what the message is about."""
+    judge = JUDGE.bind(f"{__name__}:sized", {"size": 3})
+    assert judge(torch.ones(1), []) == {"size": 3}
+    assert (judge.__module__, judge.__qualname__) == (__name__, "sized")
+
+
+def sized(samples: Tensor, metadata: Any, *, size: int) -> dict[str, int]:
+    return {"size": size}

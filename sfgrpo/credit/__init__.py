@@ -62,7 +62,7 @@ def get(options: Credit) -> Rule:
         ValueError: unknown rule or option (with the nearest name), or one that is missing.
     """
     function = RULE.bind(options.rule, options.options)
-    return Rule(function, getattr(RULE.resolve(options.rule), "estimates", True))
+    return Rule(function, getattr(function, "estimates", True))
 
 
 def gains(rewards_PNS: Tensor) -> Tensor:
