@@ -108,7 +108,7 @@ def backbone_of(
     if cache is None:
         backbone = generator.load(recipe, device)
         return backbone, backbone.encode
-    prompts = [p.text for p in (*found.train, *found.evaluation)]
+    prompts = [p.text for p in found.all]
     prompts += [recipe.sample.negative_prompt] if recipe.sample.guidance_scale != 1 else []
     fill(cache, prompts, lambda: generator.load(recipe, device, text_encoders="only"))
     rest = generator.load(recipe, device, text_encoders="absent")

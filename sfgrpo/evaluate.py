@@ -16,6 +16,7 @@ from sfgrpo.backbones.base import Modality
 from sfgrpo.guard import NonFinite
 from sfgrpo.prompts import Prompt, spread
 from sfgrpo.rewards import RewardError, evenly
+from sfgrpo.rewards.base import staying
 from sfgrpo.rollout import Plan, VelocityField, batches, sample
 
 HELD_OUT = 2**62
@@ -116,15 +117,12 @@ def _verdict(
     """What a judge says of the samples, of which it gets copies as a reward does.
 
     Raises:
-        RewardError: it returns what is no number, or a name that is `taken`, or calls sys.exit,
-            which would end the run as if it were done.
+        RewardError: it returns what is no number, or a name that is `taken`, or calls sys.exit.
     """
     module, function = (getattr(judge, name, "?") for name in ("__module__", "__qualname__"))
     who = f"eval.judges: '{module}:{function}'"
-    try:
+    with staying(who):
         found = judge(samples_PN.clone(), [copy.deepcopy(p.metadata) for p in prompts])
-    except SystemExit as error:
-        raise RewardError(f"{who} called sys.exit({error.code!r})") from error
     if not isinstance(found, Mapping):
         raise RewardError(f"{who} returned {type(found).__name__}, expected named numbers")
     numbers = {}

@@ -9,13 +9,16 @@ power leaves half a file under a name that somebody reads.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+BLOCK = 2**22
+"""Bytes that are read at once."""
 ASIDE = "writing-"
 """How the name of what is being written begins: a kill leaves it, `clean` removes it."""
 
@@ -54,6 +57,16 @@ def clean(folder: Path) -> None:
     for left in folder.iterdir() if folder.is_dir() else ():
         if LEFT.fullmatch(left.name) and left.is_file():
             left.unlink()
+
+
+def sha256(path: Path, seen: Callable[[int], object] = lambda count: None) -> str:
+    """SHA-256 (hex) of a file's bytes; `seen` hears how many were read since it was last called."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+            seen(len(block))
+    return digest.hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from sfgrpo import files
 
-BLOCK = 2**22
 SLOW = 2**28
 """Bytes from which hashing takes so long that it is shown."""
 SETTLED = 2 * 10**9
@@ -45,7 +44,7 @@ def of_files(
             if place is not None and path not in missing:
                 found = place.read_text(encoding="utf-8")
             else:
-                found = _hash(path, bar)
+                found = files.sha256(path, bar.update)
                 if place is not None:
                     _remember(path, place, found)
             digest.update(f"{path.relative_to(folder)} {found}\n".encode())
@@ -56,15 +55,6 @@ def _key(path: Path) -> str:
     state = path.stat()
     facts = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino]
     return hashlib.sha256(json.dumps([str(path.resolve()), *facts]).encode()).hexdigest()
-
-
-def _hash(path: Path, bar: tqdm) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-            bar.update(len(block))
-    return digest.hexdigest()
 
 
 def _remember(path: Path, place: Path, found: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sfgrpo import hashes
+from sfgrpo import files, hashes
 from sfgrpo.embeddings import fingerprint
 
 YEAR_2020 = 1_577_836_800 * 10**9
@@ -16,7 +16,7 @@ YEAR_2020 = 1_577_836_800 * 10**9
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A pipeline folder of which one file is larger than a block."""
-    monkeypatch.setattr(hashes, "BLOCK", 64)
+    monkeypatch.setattr(files, "BLOCK", 64)
     (tmp_path / "pipeline" / "text_encoder").mkdir(parents=True)
     (tmp_path / "pipeline" / "model_index.json").write_text("{}")
     (tmp_path / "pipeline" / "text_encoder" / "model.safetensors").write_bytes(bytes(1000))
@@ -46,9 +46,9 @@ def test_a_file_is_read_once_while_it_stays_as_it_is(
 ) -> None:
     monkeypatch.setattr(hashes, "SETTLED", 0)
     read: list[str] = []
-    real = hashes._hash
+    real = files.sha256
     monkeypatch.setattr(
-        hashes, "_hash", lambda path, bar: read.append(path.name) or real(path, bar)
+        files, "sha256", lambda path, bar: read.append(path.name) or real(path, bar)
     )
     first = fingerprint(folder, tmp_path / "memory")
     assert fingerprint(folder, tmp_path / "memory") == first == fingerprint(folder)

@@ -77,7 +77,8 @@ def check(path: Path, rank: int) -> None:
     """ValueError unless `path` is, or holds, a file of adapters of this rank; reads no weights."""
     file = find(path)
     with _opened(file) as stored:
-        for name in stored.keys():  # noqa: SIM118 (no mapping)
+        layers = stored.keys()
+        for name in layers:
             if ".lora_A." in name and (found := stored.get_slice(name).get_shape()[0]) != rank:
                 raise ValueError(
                     f"lora.path: '{file}' holds adapters of rank {found}, lora.rank is {rank}"
@@ -100,7 +101,8 @@ def _fill(own: Mapping[str, Tensor], file: Path, rank: int, alpha: float) -> Non
     check(file, rank)
     with _opened(file) as stored:
         settings = _settings(file, stored.metadata() or {})
-        names = {_plain(name, own): name for name in stored.keys()}  # noqa: SIM118
+        layers = stored.keys()
+        names = {_plain(name, own): name for name in layers}
         for wrong, what in (
             (names.keys() - own.keys(), "has {}, which is no adapter of this recipe's network"),
             (own.keys() - names.keys(), "lacks {}, an adapter of this recipe's network"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,16 +33,20 @@ class Split:
         return self.train if self.evaluation is self.train else [*self.train, *self.evaluation]
 
 
+def digest(prompts: Sequence[Prompt]) -> str:
+    """SHA-256 (hex) of texts and metadata in their order, whatever file they were read from."""
+    found = hashlib.sha256()
+    for prompt in prompts:  # repr: a column of a table may hold what JSON does not know
+        entry = json.dumps([prompt.text, prompt.metadata], sort_keys=True, default=repr)
+        found.update(f"{entry}\n".encode())
+    return found.hexdigest()
+
+
 def fingerprint(split: Split) -> str:
-    """SHA-256 (hex) of all texts and metadata in their order, whatever file they were read from.
+    """SHA-256 (hex) of the prompts of both sides.
 
     Two splits with the same fingerprint give a run the same prompts: numbers of prompts, which are
     what an iteration draws and pictures are kept by, mean the same.
     """
-    digest = hashlib.sha256()
-    for side in (split.train, split.evaluation):
-        digest.update(f"{len(side)}\n".encode())
-        for prompt in side:
-            entry = json.dumps([prompt.text, prompt.metadata], sort_keys=True)
-            digest.update(f"{entry}\n".encode())
-    return digest.hexdigest()
+    sides = f"{digest(split.train)} {digest(split.evaluation)}"
+    return hashlib.sha256(sides.encode()).hexdigest()

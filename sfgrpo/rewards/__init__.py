@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from sfgrpo.names import REWARD, unknown_name
 from sfgrpo.prompts import Prompt
-from sfgrpo.rewards.base import Metadata, Reward, RewardError
+from sfgrpo.rewards.base import Metadata, Reward, RewardError, staying
 
 __all__ = ["Metadata", "Mixture", "Reward", "RewardError", "available", "build", "evenly", "load"]
 
@@ -144,7 +143,7 @@ class Mixture:
     ) -> Tensor:
         """One reward's scores [B] float32 on the CPU; `samples` are its own to overwrite."""
         count = len(samples)
-        with _named(name):
+        with staying(f"reward {name!r}"):
             found = self.rewards[name](samples, list(prompts), copy.deepcopy(list(metadata)))
         score = _numbers(name, found, count)
         if score.shape != (count,):
@@ -171,21 +170,12 @@ class Mixture:
         return torch.cat(found).unflatten(0, (len(videos), len(shown))).mean(1)
 
 
-@contextlib.contextmanager
-def _named(name: str) -> Iterator[None]:
-    """sys.exit in a reward would end the run as if it were done."""
-    try:
-        yield
-    except SystemExit as error:
-        raise RewardError(f"reward {name!r} called sys.exit({error.code!r})") from error
-
-
 def _refusal(
     name: str, checks: Callable[[list[str], list[Metadata]], None], prompts: Sequence[Prompt]
 ) -> str | None:
     """What a reward's check says against these prompts; None if nothing."""
     try:
-        with _named(name):
+        with staying(f"reward {name!r}"):
             checks([p.text for p in prompts], [copy.deepcopy(p.metadata) for p in prompts])
     except Exception as error:  # a reward of one's own raises what it likes
         message = str(error.args[0]) if len(error.args) == 1 else str(error)

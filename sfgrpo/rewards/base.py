@@ -7,7 +7,8 @@ user's own is named "package.module:function".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -17,6 +18,16 @@ Metadata = Mapping[str, Any]
 
 class RewardError(ValueError):
     """A reward or a judge did what it may not: the message names it and what it returned."""
+
+
+@contextlib.contextmanager
+def staying(who: str) -> Iterator[None]:
+    """RewardError, naming `who`, for sys.exit within the context: it would end the run as if it
+    were done."""
+    try:
+        yield
+    except SystemExit as error:
+        raise RewardError(f"{who} called sys.exit({error.code!r})") from error
 
 
 class Reward(Protocol):

@@ -6,14 +6,12 @@ Another learning rate or seed would train in silence, another stage or `checkpoi
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sfgrpo import __version__, engine
 from sfgrpo.config import Recipe
-from sfgrpo.prompts import Split
+from sfgrpo.prompts import Split, digest
 from sfgrpo.run.peers import Agreed
 from sfgrpo.run.records import RunError
 
@@ -46,7 +44,10 @@ def check_prompts(found: Split) -> None:
     """
     if engine.world() > 1:
         sides = {"training": found.train, "evaluation": found.evaluation}
-        compare({f"the prompts for {side}": _told(prompts) for side, prompts in sides.items()})
+        compare({
+            f"the prompts for {side}": f"{len(prompts)} with hash {digest(prompts)[:12]}"
+            for side, prompts in sides.items()
+        })  # fmt: skip
 
 
 def compare(mine: Mapping[str, object]) -> None:
@@ -77,12 +78,3 @@ def _flat(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(inner, f"{place}.{key}".strip("."))
     else:
         yield place, value
-
-
-def _told(prompts: list[Any]) -> str:
-    """The number of prompts, and a hash of their texts and metadata in their order."""
-    digest = hashlib.sha256()
-    for prompt in prompts:  # repr: a column of a table may hold what JSON does not know
-        said = json.dumps([prompt.text, prompt.metadata], sort_keys=True, default=repr)
-        digest.update(said.encode("utf-8", "surrogatepass"))
-    return f"{len(prompts)} with hash {digest.hexdigest()[:12]}"

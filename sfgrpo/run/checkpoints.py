@@ -17,7 +17,6 @@ before the first file is removed, so that a kill at any moment leaves numbered f
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -28,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from sfgrpo import files
+from sfgrpo.run.records import NUMBER
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-NUMBER = re.compile(r"\d{6,}")
 LEFT = re.compile(r"(writing|removing)-(\d{6,}|best)")
 """What a kill leaves; a user's folder that only begins so is left alone."""
 LAYOUT = 1
@@ -248,12 +247,8 @@ def sums(folder: Path) -> dict[str, dict[str, Any]]:
     """Size and SHA-256 of every file below `folder`, by relative path."""
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while block := file.read(1 << 22):
-                digest.update(block)
         name = path.relative_to(folder).as_posix()
-        found[name] = {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+        found[name] = {"size": path.stat().st_size, "sha256": files.sha256(path)}
     return found
 
 

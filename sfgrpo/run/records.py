@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # reading a run takes no PyTorch
 LOGS = ("metrics.jsonl", "eval.jsonl", "timing.jsonl")
 SAMPLES = ("images", "samples", "videos")
 """Folders of what is kept of evaluations."""
+NUMBER = re.compile(r"\d{6,}")
+"""The name of a checkpoint: its iteration."""
 OURS = {
     "images": r"\d{6,}\.png|prompts\.txt",
     "samples": r"\d{6,}\.safetensors|prompts\.txt",
@@ -157,9 +159,7 @@ def _stored(described: Path) -> Any:
 def _begun(folder: Path) -> bool:
     """Whether a run finished an iteration there."""
     checkpoints = folder / "checkpoints"
-    saved = checkpoints.is_dir() and any(
-        re.fullmatch(r"\d{6,}", p.name) for p in checkpoints.iterdir()
-    )
+    saved = checkpoints.is_dir() and any(NUMBER.fullmatch(p.name) for p in checkpoints.iterdir())
     return saved or bool(read(folder / "metrics.jsonl"))
 
 
