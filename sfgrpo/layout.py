@@ -30,27 +30,32 @@ class Layout:
         s, train = recipe.sample, recipe.train
         self.recipe, self.device = recipe, device
         table = sde.coefficients(sigmas, s.sampler, s.eta, options=s.sampler_options)
+        self.faint_T = (table[:, 2] > 0) & (table[:, 2] < s.min_noise)
+        """bool `[T]`: steps whose noise is below `sample.min_noise`."""
+        table = sde.quieted(table, sigmas, self.faint_T)
         self._schedule = sde.Schedule(
             table=table, kl_scale_T=sde.kl_scale(table, sigmas, train.kl),
-            weight_T=sde.step_weights(table, train.step_weights),
+            weight_T=sde.step_weights(table, train.step_weights, train.ratio),
         )  # fmt: skip
         self.trajectories = s.prompts_per_iteration * s.group_size
         steps = int(self._schedule.trainable_T.sum())
         if not steps:
             raise ValueError(
                 f"sample: '{s.sampler}' with eta {s.eta} and {s.num_steps} steps has no noisy step"
+                + (f" above min_noise {s.min_noise}" if self.faint_T.any() else "")
             )
         if self.trajectories % world:
             raise ValueError(
                 f"sample: {self.trajectories} trajectories (prompts_per_iteration x group_size) do "
                 f"not divide over {world} ranks"
             )
-        if steps % train.updates_per_iteration:
+        self.local = self.trajectories // world
+        if self.local * steps % train.updates_per_iteration:
             raise ValueError(
                 f"train.updates_per_iteration: {train.updates_per_iteration} does not divide the "
-                f"{steps} noisy steps of the sampler"
+                f"{self.local * steps} rows of a rank ({self.local} trajectories x {steps} noisy "
+                "steps)"
             )
-        self.local = self.trajectories // world
         self.share = slice(rank * self.local, (rank + 1) * self.local)
         self.rows_per_update = self.local * steps // train.updates_per_iteration
         self.micro_batches = -(-self.rows_per_update // train.micro_batch_size)
@@ -78,19 +83,20 @@ class Layout:
     def updates(self, iteration: int) -> list[tuple[Tensor, Tensor]]:
         """For each optimiser step, the `(trajectory [R], step [R])` pairs it uses, mixed.
 
-        Trajectories count within this rank. Each gives the same number of its steps to every
-        optimiser step, so ranks never differ in their number of micro-batches.
+        Trajectories count within this rank. Rows are dealt out to the optimiser steps in turn, so
+        that each takes as many of a rank's rows, and as many of a trajectory's but for one.
         """
         seed = self.recipe.run.seed * 1_000_003 + iteration
+        K = self.recipe.train.updates_per_iteration
         generator = torch.Generator("cpu").manual_seed(seed % 2**63)
         steps = self.schedule(iteration).trainable_T.nonzero().flatten()
         keys = torch.rand(
             self.trajectories, len(steps), generator=generator, dtype=torch.float32, device="cpu"
         )
-        order_MT = steps[keys[self.share].argsort(1)]
+        step = steps[keys[self.share].argsort(1)].flatten()
+        trajectory = torch.arange(self.local, device="cpu").repeat_interleave(len(steps))
         pairs = []
-        for chunk in order_MT.chunk(self.recipe.train.updates_per_iteration, dim=1):
-            trajectory = torch.arange(self.local, device="cpu")[:, None].expand_as(chunk)
-            mix = torch.randperm(chunk.numel(), generator=generator, device="cpu")
-            pairs.append(tuple(x.flatten()[mix].to(self.device) for x in (trajectory, chunk)))
+        for update in range(K):
+            mix = torch.randperm(self.rows_per_update, generator=generator, device="cpu")
+            pairs.append(tuple(x[update::K][mix].to(self.device) for x in (trajectory, step)))
         return pairs

@@ -24,6 +24,7 @@ __all__ = [
     "Step",
     "coefficients",
     "kl_scale",
+    "quieted",
     "sampler",
     "step_weights",
 ]
@@ -137,7 +138,20 @@ def _largest_eta(function: Sampler, step: Step) -> float | None:
     return low
 
 
-def step_weights(coef: Tensor, kind: str = "balanced") -> Tensor:
+def quieted(table: Tensor, sigmas: Tensor | Sequence[float], quiet_T: Tensor) -> Tensor:
+    """The table with the ODE's own step in the rows where `quiet_T` is true.
+
+    Args:
+        table: `[T, 4]` of `coefficients`. sigmas: `[T + 1]`, the schedule it came from.
+        quiet_T: bool `[T]`.
+    """
+    levels = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").flatten()
+    t, s = levels[:-1], levels[1:]
+    ode = torch.stack([torch.ones_like(t), s - t, torch.zeros_like(t), t], 1).float()
+    return torch.where(quiet_T[:, None], ode, table)
+
+
+def step_weights(coef: Tensor, kind: str = "balanced", ratio: str = "density") -> Tensor:
     """How much each step's rows weigh in the policy term, with mean 1 over the noisy steps.
 
     The gradient of a row's log-density is b eps / (n D), so a step with little noise shouts: the
@@ -150,13 +164,15 @@ def step_weights(coef: Tensor, kind: str = "balanced") -> Tensor:
 
     Args:
         coef: `[T, 4]` table of `coefficients`.
+        ratio: of which ratio (`sfgrpo.ops.policy_loss`); "guard" has the factor n in it already.
 
     Returns:
         `[T]` float32; 0 on noise-free steps.
     """
     _, b, n, _ = coef.double().unbind(-1)
     noisy = n > 0
-    kinds = {"equal": noisy.double(), "balanced": torch.where(noisy, n / b.abs(), 0.0)}
+    size = b.abs() if ratio == "guard" else b.abs() / n
+    kinds = {"equal": noisy.double(), "balanced": torch.where(noisy, 1 / size, 0.0)}
     if kind not in kinds:
         raise ValueError(unknown_name("step weights", kind, kinds))
     return (kinds[kind] * noisy.sum() / kinds[kind].sum()).float()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sfgrpo import sde
 from sfgrpo.config import Recipe
 from sfgrpo.layout import Layout
 
@@ -49,6 +50,31 @@ def test_every_noisy_row_is_used_once_and_no_other() -> None:
     assert layout.micro_batches == 2  # 96 rows, 50 at a time
 
 
+def test_a_step_with_too_little_noise_is_the_odes() -> None:
+    """The other rows stay; an odd number of steps is dealt out evenly all the same."""
+    given = recipe(updates_per_iteration=2)
+    whole = layouts(given, 1)[0].schedule(0)
+    noise = whole.table[:, 2]
+    least = noise[noise > 0].min().item()
+    quiet = Recipe.model_validate(
+        {**given.model_dump(), "sample": {**given.sample.model_dump(), "min_noise": least * 1.01}}
+    )
+    for world in (1, 2):
+        for layout in layouts(quiet, world):
+            schedule = layout.schedule(0)
+            (faint,) = layout.faint_T.nonzero().flatten().tolist()
+            ode = sde.coefficients(SIGMAS, "ode")[faint]
+            assert torch.equal(schedule.table[faint], ode)
+            others = torch.arange(10) != faint
+            assert torch.equal(schedule.table[others], whole.table[others])
+            assert schedule.trainable_T.sum() == 7
+            assert schedule.weight_T[schedule.trainable_T].mean() == pytest.approx(1)
+            for trajectory, step in layout.updates(0):
+                assert len(step) == layout.rows_per_update == 24 * 7 // 2 // world
+                assert faint not in step
+                assert set(trajectory.bincount().tolist()) == {3, 4}
+
+
 def test_iterations_differ_and_repeat_themselves() -> None:
     (layout,) = layouts(recipe(), 1)
     first, again, other = layout.updates(0)[0], layout.updates(0)[0], layout.updates(1)[0]
@@ -60,7 +86,8 @@ def test_iterations_differ_and_repeat_themselves() -> None:
 @pytest.mark.parametrize(
     ("change", "world", "message"),
     [
-        ({"updates_per_iteration": 3}, 1, "updates_per_iteration: 3 does not divide the 8"),
+        ({"updates_per_iteration": 5}, 1, r"iteration: 5 does not divide the 192 rows .*24 .* 8"),
+        ({"updates_per_iteration": 16}, 8, "16 does not divide the 24 rows"),
         ({}, 5, "24 trajectories .* 5 ranks"),
     ],
 )
