@@ -4,16 +4,6 @@ Rewards that are not finite end the run, or drop their group (`train.on_nonfinit
 not finite ends it before the backward pass, a gradient before the optimiser step: weights and
 checkpoints stay good. In fp16 a gradient overflows on purpose while the loss scale is searched;
 `OVERFLOWS` skipped steps in a row are no search any more.
-
-Rollout and training compute the same log-density twice. Their difference d before an iteration's
-first update should be rounding; it moves the ratio exp(logp - logp_old) from 1 to about 1 + d,
-which the clipping takes for a change of the policy. For rounding errors of normal distribution with
-mean |d| = clip_range / 2, the standard deviation is 0.63 clip_range and one row in nine leaves the
-clip range before anything was learnt: that is the default budget, beyond which a run stops. In fp32
-d is about 1e-7. In bf16 each element's velocity is off by 2^-9, and the mean over D elements leaves
-about (b / n) 2^-9 / sqrt(D): 1e-5 for 65,536 elements, where Flow-GRPO clips at 1e-4, so that bf16
-has room and only a broken pair (dropout, other kernels, other guidance) has not. The last, nearly
-noise-free steps are worst: a single step above the budget is a warning, given once.
 """
 
 from __future__ import annotations
@@ -27,9 +17,10 @@ from torch import Tensor
 
 from sfgrpo import engine, ops
 from sfgrpo.config import Recipe
+from sfgrpo.drift import Disagreement, Drift
 from sfgrpo.loss import Rows
 from sfgrpo.prompts import Prompt
-from sfgrpo.statistics import Drift, finite_groups
+from sfgrpo.statistics import finite_groups
 
 OVERFLOWS = 40
 """Halving the first loss scale, 2^16, to 1 takes half as many."""
@@ -41,16 +32,11 @@ class NonFinite(ValueError):
     """A reward, loss or gradient is not finite; the message says which."""
 
 
-class Disagreement(RuntimeError):
-    """Rollout and training compute different log-densities; the message says how different."""
-
-
 class Guard:
     """Looks at the numbers of each iteration."""
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.train = recipe, recipe.train
-        self.budget = self.train.drift_budget or self.train.clip_range / 2
         self.iteration, self.texts = 0, list[str]()
         self.overflows = 0
         self._warned = False
@@ -123,7 +109,15 @@ class Guard:
             NonFinite: the loss or a statistic of a row is not finite.
         """
         s = result.stats
-        columns = (s.ratio, s.logp, rows.logp_old, s.kl, rows.advantage, rows.prompt, rows.step)
+        columns = (
+            s.ratio,
+            s.logp,
+            rows.logp_sampling,
+            s.kl,
+            rows.advantage,
+            rows.prompt,
+            rows.step,
+        )
         numbers = torch.stack([column.double() for column in columns], 1)
         bad = ~numbers.isfinite().all(1)
         if bool(bad.any()) or not bool(result.loss.isfinite()):
@@ -134,27 +128,36 @@ class Guard:
             )
         self._rows.append(numbers)
 
-    def drift(self, drift: Drift) -> None:
-        """How far rollout and training are apart, before the first update.
+    def drift(self, drift: Drift, budget: Sequence[float]) -> None:
+        """How far rollout and training are apart at each step, before the first update.
 
         Raises:
-            Disagreement: by more than the budget, in the mean over all rows.
+            Disagreement: beyond the steps' budgets on average; or, where the ratio's old
+                log-density is the sampler's, by more than half of the clip range.
         """
-        worst = max(range(len(drift.per_step)), key=drift.per_step.__getitem__)
+        shares = [d / b for d, b in zip(drift.per_step, budget, strict=True)]
+        noisy = [share for share, b in zip(shares, budget, strict=True) if math.isfinite(b)]
+        worst = max(range(len(shares)), key=shares.__getitem__)
         told = (
             f"|logp in training - logp at sampling| is {drift.mean:.2g} on average before the first"
-            f" update of iteration {self.iteration}, most at step {worst} "
-            f"({drift.per_step[worst]:.2g}); the budget is {self.budget:.2g}"
+            f" update of iteration {self.iteration}, {drift.per_step[worst]:.2g} at step {worst}, "
+            f"where rounding explains {budget[worst]:.2g}"
         )
-        if drift.mean > self.budget:
+        if sum(noisy) > len(noisy):
             raise Disagreement(
-                f"rollout and training disagree: {told}, so that rounding alone would fill the clip"
-                f" range (train.clip_range {self.train.clip_range:g}). Check that the network "
-                "computes the same in both (no dropout); compute in higher precision (model.dtype "
-                f"{self.recipe.model.dtype}), widen train.clip_range, or accept it with a larger "
+                f"rollout and training disagree: {told}. The network has to compute the same in "
+                "both: no dropout, the same guidance and weights. If it does, compute in higher "
+                f"precision (model.dtype {self.recipe.model.dtype}), or accept it with a larger "
                 "train.drift_budget."
             )
-        if drift.per_step[worst] > self.budget and not self._warned:
+        limit = self.train.clip_range / 2
+        if self.train.old_logp == "sampling" and drift.mean > limit:
+            raise Disagreement(
+                f"rounding alone fills the clip range: {told}, and train.clip_range / 2 is "
+                f"{limit:.2g}. Set train.old_logp to training, which takes the ratio's old "
+                "log-density from the training forward, or widen train.clip_range."
+            )
+        if shares[worst] > 1 and not self._warned:
             self._warned = True
             _warn(f"rollout and training disagree at a step: {told}")
 

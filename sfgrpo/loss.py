@@ -29,7 +29,7 @@ class Rows:
     """fp32 `[R]` factor of the KL (`sfgrpo.sde.kl_scale`)."""
     weight: Tensor
     """fp32 `[R]` weight of the policy term (`sfgrpo.sde.step_weights`)."""
-    logp_old: Tensor
+    logp_sampling: Tensor
     """fp32 `[R]` log-density at sampling."""
     advantage: Tensor
     """fp32 `[R]`."""
@@ -58,7 +58,7 @@ class TrajectoryRows:
             coef=self.schedule.table[step],
             kl_scale=self.schedule.kl_scale_T[step],
             weight=self.schedule.weight_T[step],
-            logp_old=self.logp_MT[trajectory, step],
+            logp_sampling=self.logp_MT[trajectory, step],
             advantage=self.advantages_MT[trajectory, step],
             prompt=self.prompt_M[trajectory],
             step=step,
@@ -71,6 +71,7 @@ def policy_loss(
     v_uncond: Tensor | None,
     v_ref: Tensor | None,
     *,
+    logp_old: Tensor | None,
     guidance: float,
     clip_range: float,
     beta: float,
@@ -79,14 +80,17 @@ def policy_loss(
     """`scale * sum over rows (weight surrogate + beta KL)` and statistics per row.
 
     `scale` is 1 / (rows of the whole optimiser step), so that micro-batches of any size add up to
-    the mean over all of them.
+    the mean over all of them. `logp_old` is the ratio's old log-density; None is that of these very
+    velocities, so that the ratio is 1.
     """
+    if logp_old is None:
+        logp_old = log_density(rows, v.detach(), _detached(v_uncond), guidance=guidance)
     loss, stats = ops.policy_loss(
         rows.x,
         v,
         rows.x_next,
         rows.coef,
-        rows.logp_old,
+        logp_old,
         rows.advantage,
         v_uncond=v_uncond,
         guidance=guidance,
@@ -98,3 +102,12 @@ def policy_loss(
         weights=rows.weight * scale,
     )
     return ops.PolicyLoss(loss, stats._replace(kl=stats.kl * rows.weight))
+
+
+def log_density(rows: Rows, v: Tensor, v_uncond: Tensor | None, *, guidance: float) -> Tensor:
+    """fp32 `[R]`: the log-density of the rows' transitions under these velocities."""
+    return ops.sde_logprob(rows.x, v, rows.x_next, rows.coef, v_uncond=v_uncond, guidance=guidance)
+
+
+def _detached(v: Tensor | None) -> Tensor | None:
+    return None if v is None else v.detach()

@@ -140,6 +140,10 @@ class Sample(Section):
     """T, sampling steps of a training trajectory."""
     eta: float = Field(default=0.7, ge=0, le=100)
     """Stochasticity of the sampler."""
+    min_noise: float = Field(default=0.0, ge=0, lt=1)
+    """A step whose noise has a smaller standard deviation draws none: it becomes the ODE's, is not
+    trained and needs no reward. DDIM-SDE's last noisy step has 0.005, too little to change an
+    image, and its log-density is the most sensitive to rounding (`sfgrpo.drift`)."""
     guidance_scale: float = Field(default=1.0, ge=0)
     """Scale w of classifier-free guidance, v_u + w (v_c - v_u); 1 runs the conditional branch
     alone."""
@@ -204,6 +208,14 @@ class Train(Section):
     """Which KL `beta` weighs: see `sfgrpo.sde.kl_scale`."""
     step_weights: Literal["equal", "balanced"] = "balanced"
     """Weight of each step in the policy term: see `sfgrpo.sde.step_weights`."""
+    ratio: Literal["density", "guard"] = "density"
+    """What is clipped: the ratio of the densities, or GRPO-Guard's, whose logarithm is scaled by
+    the step's noise: see `sfgrpo.ops.policy_loss`."""
+    old_logp: Literal["training", "sampling"] = "training"
+    """Where the ratio's old log-density comes from: from the training forward, before the first
+    update (rows of later updates get one forward without gradient), so that rounding never moves a
+    ratio; or from the sampler, as published code has it, which is right only where rollout and
+    training give the same velocities to the last digits (`sfgrpo.drift`)."""
     updates_per_iteration: Count = 1
     """Optimiser steps an iteration's rows are split over, each row used once."""
     micro_batch_size: Count = 96
@@ -219,8 +231,9 @@ class Train(Section):
     0, leave it out of the statistics and count it (`dropped_groups`). A loss or gradient that is
     not finite always stops the run."""
     drift_budget: float | None = Field(default=None, gt=0)
-    """Largest mean |logp in training - logp at sampling| before an iteration's first update; null
-    is half of clip_range: see `sfgrpo.guard`."""
+    """Largest relative difference of the velocities in rollout and training that passes for
+    rounding; null is that of model.dtype. Each step's budget of |logp in training - logp at
+    sampling| follows from it, and a run beyond it stops: see `sfgrpo.drift`."""
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
     """Decay per optimiser step of the averaged weights that are evaluated; 0 switches it off."""
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from sfgrpo import engine, ops
 from sfgrpo.credit import gains
+from sfgrpo.drift import Drift
 from sfgrpo.loss import Rows
 
 
@@ -40,17 +40,6 @@ def reward_statistics(rewards_PNS: Tensor, parts_PN: Mapping[str, Tensor]) -> di
     }
 
 
-@dataclass(frozen=True)
-class Drift:
-    """|logp in training - logp at sampling| before the first update, over the rows of all ranks:
-    rounding, if rollout and training agree."""
-
-    mean: float
-    largest: float
-    per_step: list[float]
-    """Mean at each step of the sampler; 0 at noise-free steps."""
-
-
 class RowStatistics:
     """Collects per-row statistics over micro-batches and optimiser steps; means over all ranks."""
 
@@ -61,12 +50,14 @@ class RowStatistics:
         self.norms: list[float] = []
         self.skipped = 0
 
-    def add(self, stats: ops.PolicyStats, rows: Rows, *, first: bool) -> None:
-        """One micro-batch; `first` if no update was made since the rows were sampled."""
+    def add(self, stats: ops.PolicyStats) -> None:
+        """One micro-batch."""
         self.rows.append(torch.stack([stats.ratio, stats.clipped, stats.kl, stats.surrogate], 1))
-        if first:
-            difference = (stats.logp - rows.logp_old).abs().double()
-            self.differences.append(torch.stack([difference, rows.step.double()], 1))
+
+    def compare(self, logp: Tensor, rows: Rows) -> None:
+        """The log-density `[R]` of rows by the training forward, before any update."""
+        difference = (logp - rows.logp_sampling).abs().double()
+        self.differences.append(torch.stack([difference, rows.step.double()], 1))
 
     def measure_drift(self, steps: int) -> Drift:
         """The drift over a sampler of so many steps; call it before the first update."""
@@ -84,8 +75,8 @@ class RowStatistics:
         else:
             self.skipped += 1
 
-    def summary(self, beta: float) -> dict[str, Any]:
-        """Means over all rows, and the drift that was measured."""
+    def summary(self, beta: float, drift_budget: Sequence[float]) -> dict[str, Any]:
+        """Means over all rows, and the drift that was measured beside its budget."""
         rows = _all_ranks(torch.cat(self.rows)).double()
         drift = self.drift or Drift(math.nan, math.nan, [])
         ratio, clipped, kl, surrogate = rows.unbind(1)
@@ -98,8 +89,13 @@ class RowStatistics:
             "logp_drift_mean": drift.mean,
             "logp_drift_max": drift.largest,
             "logp_drift_per_step": drift.per_step,
+            "logp_drift_of_budget": _share(drift, drift_budget),
             "grad_norm": sum(self.norms) / max(1, len(self.norms)),
         }
+
+
+def _share(drift: Drift, budget: Sequence[float]) -> list[float]:
+    return [d / b for d, b in zip(drift.per_step, budget, strict=True)]
 
 
 def _all_ranks(local: Tensor) -> Tensor:

@@ -82,7 +82,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
     from sfgrpo import engine
-    from sfgrpo.guard import Disagreement, NonFinite
+    from sfgrpo.drift import Disagreement
+    from sfgrpo.guard import NonFinite
     from sfgrpo.rewards import RewardError
     from sfgrpo.run import agreement, claim, output, stopping
     from sfgrpo.run.checkpoints import CheckpointError

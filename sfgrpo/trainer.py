@@ -9,8 +9,8 @@ Shapes: P prompts, N trajectories per group, M trajectories of this rank, T step
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -23,11 +23,11 @@ from sfgrpo.config import Recipe
 from sfgrpo.embeddings import backbone_of
 from sfgrpo.guard import Guard
 from sfgrpo.layout import Layout
-from sfgrpo.loss import Rows, TrajectoryRows, policy_loss
+from sfgrpo.loss import TrajectoryRows
 from sfgrpo.names import JUDGE
 from sfgrpo.policy import Ema, Policy, check_start
 from sfgrpo.prompts import Prompt
-from sfgrpo.rollout import Plan, Trajectories, VelocityField, batches, sample
+from sfgrpo.rollout import Plan, Trajectories, VelocityField, sample
 from sfgrpo.run import agreement
 from sfgrpo.run.clock import Clock
 from sfgrpo.run.progress import Progress
@@ -35,7 +35,8 @@ from sfgrpo.run.randomness import reseed
 from sfgrpo.run.stopping import Interrupted, Signals
 from sfgrpo.score import as_states, measure, score
 from sfgrpo.sde import Schedule
-from sfgrpo.statistics import RowStatistics, finite_groups, reward_statistics
+from sfgrpo.statistics import finite_groups, reward_statistics
+from sfgrpo.update import Update
 
 
 class Trainer:
@@ -80,6 +81,10 @@ class Trainer:
         )
         decay = recipe.train.ema_decay
         self.ema = Ema(self.engine.masters, decay) if decay else None
+        self.update = Update(
+            recipe, self.layout, self.engine, self.policy, self.ema, self.guard,
+            elements=math.prod(self.latent_shape),
+        )  # fmt: skip
         self.progress = Progress(
             recipe, self.backbone, self.engine, self.ema,
             prompts=prompts.fingerprint(self.prompts), fresh=fresh,
@@ -136,7 +141,8 @@ class Trainer:
         advantages_PNT = self.credit(rewards_PNS, schedule)
         rows = self.rows(trajectories, advantages_PNT, schedule, plan)
         clock.lap("credit")
-        metrics = {**reward_statistics(rewards_PNS, parts_PN), **self.update(field, rows)}
+        metrics = reward_statistics(rewards_PNS, parts_PN)
+        metrics |= self.update(field, rows, self.iteration)
         clock.lap("train")
         return metrics
 
@@ -226,37 +232,6 @@ class Trainer:
             schedule=schedule.to(self.device),
         )
 
-    def update(self, field: VelocityField, rows: TrajectoryRows) -> dict[str, Any]:
-        """Split the rows over optimiser steps and micro-batches, and take the steps."""
-        train, statistics = self.recipe.train, RowStatistics()
-        scale = self.engine.row_weight(self.layout.rows_per_update)
-        for update, (trajectory, step) in enumerate(self.layout.updates(self.iteration)):
-            for part in batches(len(step), train.micro_batch_size):
-                batch = rows.take(trajectory[part], step[part])
-                # First: the layers that stage 3 gathers for the forward serve the backward then.
-                v_ref = self.reference_velocity(field, batch) if train.beta else None
-                v, v_uncond = field(batch.x, batch.coef[:, 3], batch.prompt)
-                result = policy_loss(
-                    batch, v, v_uncond, v_ref, guidance=field.guidance,
-                    clip_range=train.clip_range, beta=train.beta, scale=scale,
-                )  # fmt: skip
-                statistics.add(result.stats, batch, first=update == 0)
-                self.guard.rows(batch, result)
-                if update == 0 and part.stop == len(step):
-                    self.guard.drift(statistics.measure_drift(len(rows.schedule.table)))
-                taken = self.engine.backward(result.loss)
-            norm = self.guard.norm(self.engine.grad_norm(), taken=taken)
-            statistics.add_step(norm, taken=taken)
-            if self.ema and taken:
-                self.ema.update()
-        return {**statistics.summary(train.beta), **self._scaling(statistics)}
-
-    def reference_velocity(self, field: VelocityField, batch: Rows) -> Tensor:
-        """The guided velocity of the policy as it was before training."""
-        with self.policy.reference() as network:
-            start = replace(field, network=network)
-            return start.guided(*start(batch.x, batch.coef[:, 3], batch.prompt))
-
     def evaluate(self) -> None:
         """Measure the (averaged) policy on held-out noise; log the numbers, keep the images."""
         options = self.recipe.eval
@@ -274,9 +249,3 @@ class Trainer:
                 images_per_prompt=options.images_per_prompt, latent_shape=self.latent_shape,
             )  # fmt: skip
         self.progress.evaluated(result)
-
-    def _scaling(self, statistics: RowStatistics) -> dict[str, float]:
-        """What fp16 adds to the metrics."""
-        if self.recipe.model.dtype != "fp16":
-            return {}
-        return {"loss_scale": self.engine.loss_scale(), "skipped_steps": statistics.skipped}

@@ -233,11 +233,11 @@ def _backward(recipe: Recipe, backbone: PipelineBackbone, ledger: Ledger, size: 
         v, v_uncond = field(x, t, prompt)
         rows = Rows(
             x=x, x_next=torch.zeros_like(x), coef=torch.zeros(len(x), 4), kl_scale=t, weight=t,
-            logp_old=t, advantage=t, prompt=prompt, step=prompt,
+            logp_sampling=t, advantage=t, prompt=prompt, step=prompt,
         )  # fmt: skip
         policy_loss(
-            rows, v, v_uncond, v_ref, guidance=field.guidance, clip_range=train.clip_range,
-            beta=train.beta, scale=1.0,
+            rows, v, v_uncond, v_ref, logp_old=None, guidance=field.guidance,
+            clip_range=train.clip_range, beta=train.beta, scale=1.0,
         ).loss.backward()  # fmt: skip
     for hook in hooks:
         hook.remove()

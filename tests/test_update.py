@@ -1,0 +1,103 @@
+"""Ratios where rollout and training do not give the same velocities, as on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sfgrpo import config
+from sfgrpo.drift import Disagreement
+from sfgrpo.run import records
+from sfgrpo.trainer import Trainer
+from tests.support import batch_dependent, ranks
+
+Make = Callable[..., config.Recipe]
+
+STILL: dict[str, str] = {
+    "run__iterations": "1",
+    "train__updates_per_iteration": "2",
+    "train__learning_rate": "1e-30",  # no weight changes, so every ratio has to stay where it is
+    "train__weight_decay": "0",
+    "train__drift_budget": str(8 * batch_dependent.RELATIVE),
+    "sample__batch_size": "8",
+    "train__micro_batch_size": "3",
+    "eval": "{every: 9, prompts: 2, images_per_prompt: 2, num_steps: 2, judges: []}",
+}  # fmt: skip
+
+
+def only_row(folder: Path) -> dict[str, Any]:
+    (row,) = records.read(folder / "metrics.jsonl")
+    return row
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"deepspeed__zero_stage": "1", "train__gradient_checkpointing": "true"},
+        {"deepspeed__zero_stage": "2", "sample__guidance_scale": "3.0"},
+        {"deepspeed__zero_stage": "3", "deepspeed__gather_for_sampling": "layer"},
+        {"lora": "null", "train__ratio": "guard"},
+    ],
+    ids=["stage 0", "stage 1, checkpointing", "stage 2, guidance", "stage 3", "full, guard"],
+)
+def test_rounding_moves_no_ratio(recipe: Make, tmp_path: Path, changes: dict[str, str]) -> None:
+    """Rows of both updates are compared with the forward that trains them: exactly 1."""
+    batch_dependent.train(recipe(tmp_path, **STILL, **changes))
+    row = only_row(tmp_path)
+    assert row["ratio_min"] == row["ratio_max"] == 1
+    assert row["clip_fraction"] == 0
+    assert row["grad_norm"] > 0
+    shares = row["logp_drift_of_budget"]
+    assert [share > 0 for share in shares] == [False, True, True, False]
+    assert max(shares) < 0.5
+
+
+def test_rounding_moves_no_ratio_on_two_ranks(recipe: Make, tmp_path: Path) -> None:
+    given = recipe(tmp_path, **STILL, deepspeed__zero_stage="2")
+    ranks.run("tests.support.batch_dependent:train", 2, given)
+    assert only_row(tmp_path)["ratio_min"] == only_row(tmp_path)["ratio_max"] == 1
+
+
+def test_the_samplers_densities_are_there_by_option(recipe: Make, tmp_path: Path) -> None:
+    """With them rounding moves the ratios, as in published code."""
+    given = recipe(tmp_path, **STILL, train__old_logp="sampling", train__clip_range="0.9")
+    batch_dependent.train(given)
+    row = only_row(tmp_path)
+    assert row["ratio_min"] < 1 - 1e-6 < 1 + 1e-6 < row["ratio_max"]
+
+
+def test_later_rows_are_compared_with_the_policy_before_the_first_update(
+    recipe: Make, tmp_path: Path
+) -> None:
+    """A first update that changes something moves the ratios of the second one's rows only."""
+    changes = {**STILL, "train__learning_rate": "1e-2"}
+    batch_dependent.train(recipe(tmp_path, **changes))
+    row = only_row(tmp_path)
+    assert row["ratio_min"] < 0.9
+    assert row["clip_fraction"] <= 0.5  # a half of the rows, at ratio 1, cannot be clipped
+    assert max(row["logp_drift_of_budget"]) < 0.5  # measured before the weights had changed
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_dropout_in_training_is_no_rounding(recipe: Make, tmp_path: Path, dtype: str) -> None:
+    """A network that drops a few of its activations while gradients are recorded does not give what
+    was sampled, though every ratio of the first update would be 1."""
+    given = recipe(tmp_path, **{**STILL, "model__dtype": dtype, "train__drift_budget": "null"})
+    trainer = Trainer(given)
+    trainer.progress.state.evaluated = 0
+    before = [p.detach().clone() for p in trainer.engine.trainable.values()]
+
+    def drop(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return F.dropout(output, 0.05) if torch.is_grad_enabled() else output
+
+    trainer.backbone.transformer.get_submodule("norm_out").register_forward_hook(drop)
+    with pytest.raises(Disagreement, match="no dropout"):
+        trainer.train()
+    assert all(map(torch.equal, before, trainer.engine.trainable.values()))
