@@ -8,6 +8,7 @@ step.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,18 +33,10 @@ class Layout:
         table = sde.coefficients(sigmas, s.sampler, s.eta, options=s.sampler_options)
         self.faint_T = (table[:, 2] > 0) & (table[:, 2] < s.min_noise)
         """bool `[T]`: steps whose noise is below `sample.min_noise`."""
-        table = sde.quieted(table, sigmas, self.faint_T)
-        self._schedule = sde.Schedule(
-            table=table, kl_scale_T=sde.kl_scale(table, sigmas, train.kl),
-            weight_T=sde.step_weights(table, train.step_weights, train.ratio),
-        )  # fmt: skip
+        self._sigmas, self._table = sigmas, sde.quieted(table, sigmas, self.faint_T)
         self.trajectories = s.prompts_per_iteration * s.group_size
-        steps = int(self._schedule.trainable_T.sum())
-        if not steps:
-            raise ValueError(
-                f"sample: '{s.sampler}' with eta {s.eta} and {s.num_steps} steps has no noisy step"
-                + (f" above min_noise {s.min_noise}" if self.faint_T.any() else "")
-            )
+        self._windows = self._places()
+        steps = len(self._windows[0])
         if self.trajectories % world:
             raise ValueError(
                 f"sample: {self.trajectories} trajectories (prompts_per_iteration x group_size) do "
@@ -60,9 +53,53 @@ class Layout:
         self.rows_per_update = self.local * steps // train.updates_per_iteration
         self.micro_batches = -(-self.rows_per_update // train.micro_batch_size)
 
+    def _places(self) -> list[tuple[int, ...]]:
+        """The steps with noise of an iteration, for every place of the window; the same number in
+        each. Without a window the one place is all of them."""
+        s = self.recipe.sample
+        noisy = (self._table[:, 2] > 0).nonzero().flatten().tolist()
+        if not noisy:
+            raise ValueError(
+                f"sample: '{s.sampler}' with eta {s.eta} and {s.num_steps} steps has no noisy step"
+                + (f" above min_noise {s.min_noise}" if self.faint_T.any() else "")
+            )
+        if s.window is None:
+            return [tuple(noisy)]
+        first, last = s.window.range or (0, s.num_steps)
+        within, w = [k for k in noisy if first <= k < last], s.window.steps
+        if len(within) < w:
+            raise ValueError(
+                f"sample.window: {w} steps do not fit into the {len(within)} noisy ones of the "
+                f"sampler between step {first} and {last}: {within}"
+            )
+        return [tuple(within[k : k + w]) for k in range(len(within) - w + 1)]
+
+    def _place(self, iteration: int) -> tuple[int, ...]:
+        """The iteration's window, the same for all groups and ranks."""
+        window, places = self.recipe.sample.window, self._windows
+        if window is None or window.schedule == "frozen":
+            return places[0]
+        if window.schedule == "progressive":
+            return places[iteration // window.interval * window.stride % len(places)]
+        draw = np.random.default_rng((self.recipe.run.seed, iteration))
+        return places[int(draw.integers(len(places)))]
+
     def schedule(self, iteration: int) -> sde.Schedule:
         """The steps of an iteration, on the CPU; every iteration has as many noisy ones."""
-        return self._schedule
+        return self._schedule_of(self._place(iteration))
+
+    def _schedule_of(self, place: tuple[int, ...]) -> sde.Schedule:
+        window, train = self.recipe.sample.window, self.recipe.train
+        noisy_T = torch.zeros(len(self._table), dtype=torch.bool, device="cpu")
+        noisy_T[list(place)] = True
+        table = sde.quieted(self._table, self._sigmas, ~noisy_T & (self._table[:, 2] > 0))
+        # Weights of all steps: a row's does not depend on which others are in its window.
+        weight_T = sde.step_weights(self._table, train.step_weights, train.ratio)
+        ends = window is not None and window.continuation == "solver"
+        return sde.Schedule(
+            table=table, kl_scale_T=sde.kl_scale(table, self._sigmas, train.kl),
+            weight_T=weight_T * noisy_T, sampled=place[-1] + 1 if ends else len(table),
+        )  # fmt: skip
 
     def plan(self, iteration: int) -> Plan:
         """This rank's trajectories of an iteration, numbered for the noise."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -40,6 +40,8 @@ class Schedule:
     """fp32 `[T]`: factor of the KL (`kl_scale`)."""
     weight_T: Tensor
     """fp32 `[T]`: weight of the policy term (`step_weights`)."""
+    sampled: int
+    """How many of the steps are sampled; the image is an estimate of the state behind them."""
 
     @property
     def trainable_T(self) -> Tensor:
@@ -48,7 +50,10 @@ class Schedule:
 
     def to(self, device: torch.device) -> Schedule:
         """A copy on `device`."""
-        return Schedule(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        return replace(
+            self, table=self.table.to(device), kl_scale_T=self.kl_scale_T.to(device),
+            weight_T=self.weight_T.to(device),
+        )  # fmt: skip
 
 
 def _levels(sigmas: Tensor | Sequence[float]) -> list[float]:

@@ -43,6 +43,7 @@ Source = Annotated[str, BeforeValidator(_home)]
 """Text that may be a path: ~ is the home folder."""
 Folder = Annotated[Path, BeforeValidator(_home)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
+Index = Annotated[int, Field(ge=0, lt=2**31)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -131,6 +132,32 @@ class Lora(Section):
     adapters all the same, as in Flow-GRPO."""
 
 
+class Window(Section):
+    """Noise in a few neighbouring steps of each iteration, the ODE elsewhere."""
+
+    steps: Count = 4
+    """w, noisy steps of an iteration; they alone are trained, and their states alone are scored."""
+    schedule: Literal["random", "progressive", "frozen"] = "random"
+    """Where the window lies: drawn anew for every iteration (Flow-GRPO-Fast), moving from the first
+    steps to the last and over again (MixGRPO), or on the first steps for ever."""
+    interval: Count = 25
+    """Iterations after which a progressive window moves (MixGRPO's tau)."""
+    stride: Count = 1
+    """Steps by which it moves."""
+    range: tuple[Index, Index] | None = None
+    """The steps [first, last) of the sampler among which the window lies; null is all that have
+    noise."""
+    continuation: Literal["solver", "steps"] = "solver"
+    """How the image behind the window is made: by `credit.solver` from the window's last state, or
+    in the sampler's steps without noise."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Window:
+        if self.range is not None and self.range[1] - self.range[0] < self.steps:
+            raise ValueError(f"range: {list(self.range)} holds fewer than steps: {self.steps}")
+        return self
+
+
 class Sample(Section):
     sampler: str = "ddim"
     """ "flow", "dance", "ddim", "cps" or "renoise"; or "module:function", a sampler of your own."""
@@ -144,6 +171,8 @@ class Sample(Section):
     """A step whose noise has a smaller standard deviation draws none: it becomes the ODE's, is not
     trained and needs no reward. DDIM-SDE's last noisy step has 0.005, too little to change an
     image, and its log-density is the most sensitive to rounding (`sfgrpo.drift`)."""
+    window: Window | None = None
+    """Noise in a window of the steps; null is noise in all that have it."""
     guidance_scale: float = Field(default=1.0, ge=0)
     """Scale w of classifier-free guidance, v_u + w (v_c - v_u); 1 runs the conditional branch
     alone."""

@@ -75,6 +75,65 @@ def test_a_step_with_too_little_noise_is_the_odes() -> None:
                 assert set(trajectory.bincount().tolist()) == {3, 4}
 
 
+def windowed(**window) -> Recipe:
+    sample = {"prompts_per_iteration": 4, "group_size": 6, "window": window}
+    return Recipe.model_validate({"sample": sample, "train": {"micro_batch_size": 50}})
+
+
+def places(given: Recipe, iterations: range) -> list[list[int]]:
+    (layout,) = layouts(given, 1)
+    return [layout.schedule(i).trainable_T.nonzero().flatten().tolist() for i in iterations]
+
+
+def test_a_progressive_window_moves_and_begins_again() -> None:
+    """MixGRPO's: over the noisy steps 1 .. 8 by `stride` every `interval` iterations."""
+    found = places(windowed(steps=4, schedule="progressive", interval=2, stride=2), range(12))
+    first = [found[i][0] for i in range(12)]
+    assert first == [1, 1, 3, 3, 5, 5, 2, 2, 4, 4, 1, 1]
+    assert all(place == list(range(place[0], place[0] + 4)) for place in found)
+
+
+def test_a_random_window_is_one_for_all_ranks_and_every_place_is_drawn() -> None:
+    given = windowed(steps=3)
+    found = places(given, range(200))
+    assert {place[0] for place in found} == {1, 2, 3, 4, 5, 6}
+    assert all(place == list(range(place[0], place[0] + 3)) for place in found)
+    assert found == places(given, range(200))
+    other = given.model_copy(update={"run": given.run.model_copy(update={"seed": 1})})
+    assert found != places(other, range(200))
+    for layout in layouts(given, 4):
+        assert layout.schedule(7).trainable_T.nonzero().flatten().tolist() == found[7]
+        assert layout.rows_per_update == 24 * 3 // 4
+
+
+def test_a_frozen_window_stays_and_a_range_holds_it() -> None:
+    assert places(windowed(steps=2, schedule="frozen"), range(3)) == [[1, 2]] * 3
+    inside = places(windowed(steps=2, range=[3, 6]), range(50))
+    assert {tuple(place) for place in inside} == {(3, 4), (4, 5)}
+
+
+@pytest.mark.parametrize("continuation", ["solver", "steps"])
+def test_steps_outside_the_window_are_the_odes(continuation: str) -> None:
+    given = windowed(steps=2, range=[3, 5], continuation=continuation)
+    schedule = layouts(given, 1)[0].schedule(0)
+    whole = layouts(recipe(), 1)[0].schedule(0)
+    ode = sde.coefficients(SIGMAS, "ode")
+    inside = torch.zeros(10, dtype=torch.bool)
+    inside[3:5] = True
+    noise_free = whole.table[:, 2] == 0
+    assert torch.equal(schedule.table[inside | noise_free], whole.table[inside | noise_free])
+    assert torch.equal(schedule.table[~inside & ~noise_free], ode[~inside & ~noise_free])
+    assert torch.equal(schedule.weight_T, whole.weight_T * inside)
+    assert schedule.sampled == (5 if continuation == "solver" else 10)
+
+
+def test_a_window_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"window: 9 steps do not fit into the 8 noisy ones"):
+        layouts(windowed(steps=9), 1)
+    with pytest.raises(ValueError, match=r"range: \[3, 4\] holds fewer than steps: 2"):
+        windowed(steps=2, range=[3, 4])
+
+
 def test_iterations_differ_and_repeat_themselves() -> None:
     (layout,) = layouts(recipe(), 1)
     first, again, other = layout.updates(0)[0], layout.updates(0)[0], layout.updates(1)[0]

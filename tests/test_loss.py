@@ -25,6 +25,7 @@ def trajectories() -> TrajectoryRows:
             table=TABLE,
             kl_scale_T=sde.kl_scale(TABLE, SIGMAS, "velocity"),
             weight_T=sde.step_weights(TABLE),
+            sampled=T,
         ),
     )
 
