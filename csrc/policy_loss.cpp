@@ -29,9 +29,10 @@ struct PolicyOperands {
   double clip_low, clip_high, kl_weight;
   Optional kl_scale, weights;
   bool reuse_v;  // for backward
+  bool guard;
   auto tie() {
     return std::tie(x, v, x_next, coef, logp_old, advantages, v_uncond, guidance, v_ref, clip_low,
-                    clip_high, kl_weight, kl_scale, weights, reuse_v);
+                    clip_high, kl_weight, kl_scale, weights, reuse_v, guard);
   }
 };
 
@@ -70,7 +71,8 @@ RowLoss row_loss(const Coefficients& coef, double residual_square, double kl_squ
   if (elements > 0) row.logp = gaussian_logp(residual_square / size, coef.n);
   // As stored: logp_old was rounded too, so a policy that has not moved has ratio 1 exactly.
   if (!f64) row.logp = static_cast<float>(row.logp);
-  row.ratio = std::exp(row.logp - logp_old);
+  const double per_nat = o.guard ? coef.n : 1.0;
+  row.ratio = std::exp(per_nat * (row.logp - logp_old));
   const double unclipped = advantage * row.ratio;
   const double limited = advantage * std::clamp(row.ratio, 1 - o.clip_low, 1 + o.clip_high);
   const bool active = limited < unclipped;
@@ -78,7 +80,7 @@ RowLoss row_loss(const Coefficients& coef, double residual_square, double kl_squ
   row.surrogate = -std::min(unclipped, limited);
   row.kl = kl_scale * kl_square / size;
   row.loss = weight * (row.surrogate + o.kl_weight * row.kl);
-  row.g1 = active ? 0.0 : -weight * unclipped * coef.b / (variance * size);
+  row.g1 = active ? 0.0 : -weight * unclipped * per_nat * coef.b / (variance * size);
   row.g2 = 2 * o.kl_weight * weight * kl_scale / size;
   return row;
 }

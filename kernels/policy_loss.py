@@ -28,7 +28,7 @@ from sfgrpo.kernels.common import (
 )
 from sfgrpo.kernels.finish import is_last, sum_shares, zeroed_counters
 from sfgrpo.kernels.policy_rows import finish_rows
-from sfgrpo.ops.policy_loss import PolicyBackwardOperands, PolicyOperands
+from sfgrpo.ops._policy_operands import PolicyBackwardOperands, PolicyOperands
 
 MOST_COUNTED_ROWS = 8192
 """Without weights every program that finishes rows counts the noisy rows of the whole batch. Beyond
@@ -61,6 +61,7 @@ def policy_loss_kernel(
     batch,
     row_elements,
     chunks,
+    GUARD: tl.constexpr,
     SPLIT: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
@@ -95,7 +96,7 @@ def policy_loss_kernel(
         losses = finish_rows(
             square, gap, b, n, rows, exists, coef_ptr, coef_stride, logp_old_ptr, advantages_ptr,
             v_ref_ptr is not None, clip_low, clip_high, kl_weight, kl_scale_ptr, weights_ptr,
-            stats_ptr, back_ptr, batch, row_elements, ROWS, COLS,
+            stats_ptr, back_ptr, batch, row_elements, GUARD, ROWS, COLS,
         )  # fmt: skip
         tl.store(shares_ptr + group, tl.sum(losses, axis=0))
         if is_last(counters_ptr, groups):
@@ -175,6 +176,7 @@ def policy_loss(o: PolicyOperands) -> tuple[Tensor, Tensor, Tensor]:
             weights,
             *(loss, stats, back, shares, counters),
             *(groups, batch, row_elements, cut.chunks),
+            GUARD=o.guard,
             SPLIT=split,
             ROWS=cut.rows,
             COLS=cut.cols,
@@ -229,14 +231,14 @@ def _launch_backward(
 
 
 def _example(row_elements: int, *, full: bool = False) -> object:
-    """With `full`, everything optional is given and the gradients are written in place."""
+    """With `full`, everything optional is given, the ratio is GRPO-Guard's and the gradients are
+    written in place."""
     x, v, coef = rows_like(row_elements), rows_like(row_elements, torch.bfloat16), rows_like(4)
     row = rows_like(1).squeeze(1)
     extra = v if full else None
     per_row = (row, row) if full else (None, None)
-    loss, _, back = policy_loss(
-        PolicyOperands(x, v, x, coef, row, row, extra, 4.5, extra, 1e-4, 1e-4, 0.04, *per_row, full)
-    )
+    rest = (extra, 1e-4, 1e-4, 0.04, *per_row, full, full)
+    loss, _, back = policy_loss(PolicyOperands(x, v, x, coef, row, row, extra, 4.5, *rest))
     backward = policy_loss_backward_ if full else policy_loss_backward
     return backward(PolicyBackwardOperands(loss, x, v, x, coef, back, extra, 4.5, extra))
 

@@ -11,7 +11,8 @@ from sfgrpo.kernels.common import device_function, gaussian_logp
 def finish_rows(
     square, gap, b, n, rows, exists, coef_ptr, coef_stride, logp_old_ptr, advantages_ptr,
     HAS_REFERENCE: tl.constexpr, clip_low, clip_high, kl_weight, kl_scale_ptr, weights_ptr,
-    stats_ptr, back_ptr, batch, row_elements, ROWS: tl.constexpr, COLS: tl.constexpr,
+    stats_ptr, back_ptr, batch, row_elements, GUARD: tl.constexpr, ROWS: tl.constexpr,
+    COLS: tl.constexpr,
 ):  # fmt: skip
     """Store statistics and backward factors of `ROWS` rows, given their sums `square` of squared
     residuals and `gap` of squared differences to the reference; return their weighted losses."""
@@ -28,7 +29,12 @@ def finish_rows(
     weight = tl.where(noisy, weight, 0.0)
 
     logp = gaussian_logp(square, n, row_elements, 1.0)
-    ratio = tl.where(noisy, tl.exp(logp - logp_old), 1.0)
+    log_ratio = logp - logp_old
+    slope = b / variance / elements
+    if GUARD:
+        log_ratio *= n
+        slope *= n
+    ratio = tl.where(noisy, tl.exp(log_ratio), 1.0)
     unclipped = advantage * ratio
     # A ratio that is nan must show in the loss: by default min and max return the other operand.
     limited = tl.maximum(ratio, 1.0 - clip_low, propagate_nan=tl.PropagateNan.ALL)
@@ -47,7 +53,7 @@ def finish_rows(
         kl = kl_scale * gap / elements
         g2 = 2.0 * kl_weight * weight * kl_scale / elements
     # `noisy` once more, lest an advantage of nan on a row that takes no part reaches the gradient.
-    g1 = tl.where(noisy, -weight * unclipped * b / variance / elements, 0.0)
+    g1 = tl.where(noisy, -weight * unclipped * slope, 0.0)
     g1 = tl.where(clipped, 0.0, g1)
 
     tl.store(stats_ptr + rows * 5, logp, mask=exists)

@@ -14,13 +14,20 @@ in v is affine in the inputs, with two numbers per row,
     g1 = -weight A ratio [not clipped] b / (n^2 D),     g2 = 2 weight kl_weight kl_scale / D
 
 so nothing of the latents' size is saved beyond the inputs, and the gradient may take the place of
-v.  Left out: GRPO-Guard's re-centred ratio, which needs the old mean.
+v.
+
+GRPO-Guard's ratio (arXiv 2510.22319) has the log-ratio scaled by n, and g1 with it:
+
+    ratio     = exp(n (logp - logp_old))
+
+Its log-ratio spreads alike on every step, where the density's is 1 / n times that: one clip range
+then fits the steps of little noise as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -28,8 +35,11 @@ from torch import Tensor
 from sfgrpo.ops import _checks
 from sfgrpo.ops._density import Density, gaussian_kl_scale, is_gaussian, unnormalised
 from sfgrpo.ops._library import define, differentiate, vectorise
+from sfgrpo.ops._policy_operands import PolicyBackwardOperands, PolicyOperands
 from sfgrpo.ops._rows import columns, compute_dtype, gaussian_logp, guided, to_rows
 from sfgrpo.ops._vmap import one_by_one
+
+Ratio = Literal["density", "guard"]
 
 
 class PolicyStats(NamedTuple):
@@ -38,7 +48,7 @@ class PolicyStats(NamedTuple):
     logp: Tensor
     """Log-density under the current policy, mean per element, nats."""
     ratio: Tensor
-    """exp(logp - logp_old)."""
+    """exp(logp - logp_old) or GRPO-Guard's: the one that the clip saw."""
     clipped: Tensor
     """1 where the clip is active, i.e. where it cuts the gradient; else 0."""
     kl: Tensor
@@ -52,53 +62,6 @@ class PolicyLoss(NamedTuple):
 
     loss: Tensor
     stats: PolicyStats
-
-
-class PolicyOperands(NamedTuple):
-    """What the loss takes."""
-
-    x: Tensor
-    """``[B, ...]``."""
-    v: Tensor
-    """Velocity, shape of ``x``."""
-    x_next: Tensor
-    """The stored state, shape of ``x``."""
-    coef: Tensor
-    """``[B, 4]``: (a, b, n, t) of the rows."""
-    logp_old: Tensor
-    """``[B]``."""
-    advantages: Tensor
-    """``[B]``."""
-    v_uncond: Tensor | None
-    """Velocity without the prompt, shape of ``x``."""
-    guidance: float
-    v_ref: Tensor | None
-    """The reference model's velocity, already guided, shape of ``x``."""
-    clip_low: float
-    clip_high: float
-    kl_weight: float
-    kl_scale: Tensor | None
-    """``[B]``, instead of b^2 / (2 n^2)."""
-    weights: Tensor | None
-    """``[B]``, instead of one over the number of rows with n > 0."""
-    reuse_v: bool = False
-    """Whether backward writes over ``v`` and ``v_uncond``; nothing to the loss itself."""
-
-
-class PolicyBackwardOperands(NamedTuple):
-    """What backward takes; the form in place writes over ``v`` and ``v_uncond``."""
-
-    grad_loss: Tensor
-    """Scalar."""
-    x: Tensor
-    v: Tensor
-    x_next: Tensor
-    coef: Tensor
-    back: Tensor
-    """``[B, 2]``: (g1, g2) of the rows."""
-    v_uncond: Tensor | None
-    guidance: float
-    v_ref: Tensor | None
 
 
 def policy_loss_reference(o: PolicyOperands) -> tuple[Tensor, Tensor, Tensor]:
@@ -116,7 +79,8 @@ def policy_loss_reference(o: PolicyOperands) -> tuple[Tensor, Tensor, Tensor]:
     variance = torch.where(noisy, n * n, 1.0)
 
     logp = gaussian_logp(to_rows(o.x_next, dtype), mean, n.unsqueeze(1))
-    ratio = torch.where(noisy, torch.exp(logp - o.logp_old), 1.0)
+    per_nat = torch.where(noisy, n, 1.0) if o.guard else torch.ones_like(n)
+    ratio = torch.where(noisy, torch.exp(per_nat * (logp - o.logp_old)), 1.0)
     unclipped = o.advantages * ratio
     limited = o.advantages * ratio.clamp(1.0 - o.clip_low, 1.0 + o.clip_high)
     surrogate = torch.where(noisy, -torch.minimum(unclipped, limited), 0.0)
@@ -133,7 +97,8 @@ def policy_loss_reference(o: PolicyOperands) -> tuple[Tensor, Tensor, Tensor]:
         weights = 1.0 / noisy.sum().clamp(min=1).to(dtype).expand_as(ratio)
     loss = (torch.where(noisy, weights, 0.0) * (surrogate + o.kl_weight * kl)).sum()
 
-    g1 = torch.where(noisy & ~active, -weights * unclipped * b / (variance * elements), 0.0)
+    slope = per_nat * b / (variance * elements)
+    g1 = torch.where(noisy & ~active, -weights * unclipped * slope, 0.0)
     g2 = torch.where(noisy, 2.0 * o.kl_weight * weights * scale / elements, 0.0)
     if o.v_ref is None:
         g2 = torch.zeros_like(g2)
@@ -208,6 +173,17 @@ def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> dict[str, Tensor | Non
 _call = differentiate("policy_loss", _backward, _setup_context)
 
 
+def _is_guard(ratio: str, density: str) -> bool:
+    if ratio not in get_args(Ratio):
+        raise ValueError(f"ratio: got {ratio!r}, expected 'density' or 'guard'")
+    if ratio == "guard" and not is_gaussian(density):
+        raise ValueError(
+            f"ratio: got 'guard' with density {density!r}, expected 'gaussian': "
+            "the scale by n is that of the Gaussian's log-density"
+        )
+    return ratio == "guard"
+
+
 def policy_loss(
     x: Tensor,
     v: Tensor,
@@ -224,6 +200,7 @@ def policy_loss(
     kl_scale: Tensor | None = None,
     weights: Tensor | None = None,
     density: Density = "gaussian",
+    ratio: Ratio = "density",
     reuse_v: bool = False,
 ) -> PolicyLoss:
     """Policy-gradient loss of B transitions, differentiable, once, in ``v`` and ``v_uncond``.
@@ -243,6 +220,11 @@ def policy_loss(
         kl_scale: ``[B]``, replaces b^2 / (2 n^2) for other conventions of the KL.
         weights: ``[B]``; default one over the number of rows with n > 0.
         density: of ``logp_old`` and the ratio, as in ``sde_logprob``; the KL is the Gaussian's.
+        ratio: of the densities, or "guard": GRPO-Guard's, whose logarithm is scaled by n (Gaussian
+            densities only).  Left out are its loss divided by dt, which is for ``weights``, and its
+            re-centring, which needs the old mean: with d = b (v - v_old) the log-ratio is
+            mean_D(eps d) - mean_D(d^2) / (2 n), and the paper drops the second term.  That term and
+            its gradient vanish while the policy has not moved.
         reuse_v: let backward write the gradients over ``v`` and ``v_uncond`` instead of allocating
             as much again: for velocities that nobody reads afterwards.  Whatever else had saved
             them for its own backward raises PyTorch's error of a modified tensor; a parameter, and
@@ -273,6 +255,7 @@ def policy_loss(
         x=x, x_next=x_next, coef=coef, v_ref=v_ref, kl_scale=kl_scale, weights=weights, **rows
     )
     low, high = _checks.clip_bounds(clip_range)
+    guard = _is_guard(ratio, density)
     scale = _checks.number("guidance", guidance)
     beta = _checks.number("kl_weight", kl_weight, 0.0)
     shift = None
@@ -282,7 +265,7 @@ def policy_loss(
         logp_old = logp_old - shift
     o = PolicyOperands(
         x, v, x_next, coef, logp_old, advantages, v_uncond, scale, v_ref, low, high, beta,
-        kl_scale, weights, reuse_v,
+        kl_scale, weights, reuse_v, guard,
     )  # fmt: skip
     if reuse_v and torch.is_grad_enabled():
         _checks.overwritable(o._asdict(), ("v", "v_uncond"))

@@ -91,6 +91,12 @@ VALUE_ERRORS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (_loss, {"clip_range": -0.1}, "clip_range: got -0.1, expected a finite number >= 0"),
     (_loss, {"kl_weight": -1.0}, "kl_weight: got -1.0, expected a finite number >= 0"),
     (_loss, {"weights": R.weights[:2]}, "weights: got shape (2,), expected (3,)"),
+    (_loss, {"ratio": "n"}, "ratio: got 'n', expected 'density' or 'guard'"),
+    (
+        _loss,
+        {"ratio": "guard", "density": "unnormalised"},
+        "ratio: got 'guard' with density 'unnormalised', expected 'gaussian'",
+    ),
     (_normal, {"shape": (-1,)}, "shape: got (-1,), expected sizes >= 0"),
     (_normal, {"shape": (2**35,)}, "at most 2**34 elements"),
     (_normal, {"sample_ids": IDS[:, None]}, "sample_ids: got shape (3, 1), expected [B]"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from torch.distributions import Normal, kl_divergence
 
 from sfgrpo import ops
 from sfgrpo.ops._library import REFERENCES
+from sfgrpo.ops.policy_loss import Ratio
 from tests.support.ops import budget
 from tests.support.ops.cases import (
     DTYPES,
@@ -22,8 +25,12 @@ from tests.support.ops.cases import (
     rows,
 )
 
+RATIOS = get_args(Ratio)
 
-def _textbook(r: Rows, v: Tensor, v_uncond: Tensor, clip: float, beta: float) -> Tensor:
+
+def _textbook(
+    r: Rows, v: Tensor, v_uncond: Tensor, clip: float, beta: float, guard: bool
+) -> Tensor:
     """Clipped PPO with the Gaussian KL, in float64, over the rows that have noise."""
     keep = r.coef[:, 2] > 0
     a, b, n, _ = r.coef.reshape(-1, 4, *(1,) * (v.ndim - 1)).unbind(1)
@@ -31,7 +38,8 @@ def _textbook(r: Rows, v: Tensor, v_uncond: Tensor, clip: float, beta: float) ->
     policy = Normal((a * r.x + b * velocity)[keep], n[keep])
     anchor = Normal((a * r.x + b * r.v_ref)[keep], n[keep])
     logp = policy.log_prob(r.x_next[keep]).flatten(1).mean(1)
-    ratio = (logp - r.logp_old[keep]).exp()
+    scale = r.coef[keep, 2] if guard else 1.0
+    ratio = (scale * (logp - r.logp_old[keep])).exp()
     advantages = r.advantages[keep]
     surrogate = torch.min(advantages * ratio, advantages * ratio.clamp(1 - clip, 1 + clip))
     kl = kl_divergence(policy, anchor).flatten(1).mean(1)
@@ -47,14 +55,15 @@ def _near_the_policy(r: Rows) -> Rows:
 
 @pytest.mark.parametrize("clip", [1e-4, 0.1, 0.3])
 @pytest.mark.parametrize("beta", [0.0, 0.04])
-def test_is_ppo_with_a_gaussian_kl(clip: float, beta: float) -> None:
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_is_ppo_with_a_gaussian_kl(clip: float, beta: float, ratio: Ratio) -> None:
     r = _near_the_policy(rows(9, (4, 9), F64, F64))
     leaves = (r.v.requires_grad_(), r.v_uncond.requires_grad_())
     result = ops.policy_loss(
         r.x, r.v, r.x_next, r.coef, r.logp_old, r.advantages, v_uncond=r.v_uncond, guidance=2.0,
-        v_ref=r.v_ref, clip_range=clip, kl_weight=beta,
+        v_ref=r.v_ref, clip_range=clip, kl_weight=beta, ratio=ratio,
     )  # fmt: skip
-    expected = _textbook(r, *leaves, clip, beta)
+    expected = _textbook(r, *leaves, clip, beta, ratio == "guard")
     torch.testing.assert_close(result.loss, expected, rtol=1e-12, atol=1e-12)
     got = torch.autograd.grad(result.loss, leaves)
     want = torch.autograd.grad(expected, leaves)
@@ -62,7 +71,9 @@ def test_is_ppo_with_a_gaussian_kl(clip: float, beta: float) -> None:
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-14)
 
 
-def _call(r: Rows, v: Tensor, v_uncond: Tensor | None, fused: bool) -> Tensor:
+def _call(
+    r: Rows, v: Tensor, v_uncond: Tensor | None, fused: bool, ratio: Ratio = "density"
+) -> Tensor:
     guidance, v_ref = (1.0, None) if v_uncond is None else (2.0, r.v_ref)
     scale, weights = (None, None) if v_uncond is None else (r.kl_scale, r.weights)
     if fused:
@@ -70,19 +81,20 @@ def _call(r: Rows, v: Tensor, v_uncond: Tensor | None, fused: bool) -> Tensor:
             return ops.policy_loss(
                 r.x, v, r.x_next, r.coef, r.logp_old, r.advantages, v_uncond=v_uncond,
                 guidance=guidance, v_ref=v_ref, clip_range=(0.05, 0.1), kl_weight=0.5,
-                kl_scale=scale, weights=weights,
+                kl_scale=scale, weights=weights, ratio=ratio,
             ).loss  # fmt: skip
     return REFERENCES["policy_loss"](
         r.x, v, r.x_next, r.coef, r.logp_old, r.advantages, v_uncond, guidance, v_ref, 0.05, 0.1,
-        0.5, scale, weights,
+        0.5, scale, weights, False, ratio == "guard",
     )[0]  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("x_dtype", "v_dtype"), DTYPES)
 @pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("ratio", RATIOS)
 def test_loss_and_gradient_against_the_reference(
-    shape: tuple[int, ...], x_dtype: torch.dtype, v_dtype: torch.dtype, full: bool
+    shape: tuple[int, ...], x_dtype: torch.dtype, v_dtype: torch.dtype, full: bool, ratio: Ratio
 ) -> None:
     """The closed-form gradient against autograd of the specification."""
     r = _near_the_policy(rows(5, shape, x_dtype, v_dtype))
@@ -92,7 +104,7 @@ def test_loss_and_gradient_against_the_reference(
         leaves = [s.v.detach().clone().requires_grad_()]
         if full:
             leaves.append(s.v_uncond.detach().clone().requires_grad_())
-        loss = _call(s, leaves[0], leaves[1] if full else None, fused)
+        loss = _call(s, leaves[0], leaves[1] if full else None, fused, ratio)
         return loss.detach(), *torch.autograd.grad(3.0 * loss, leaves)
 
     names = ("loss", "grad_v", "grad_v_uncond")
@@ -101,10 +113,11 @@ def test_loss_and_gradient_against_the_reference(
         budget.check(got, eager, exact, name)
 
 
-def test_gradcheck() -> None:
+@pytest.mark.parametrize("ratio", RATIOS)
+def test_gradcheck(ratio: Ratio) -> None:
     r = _near_the_policy(rows(5, (6,), F64, F64))
     leaves = (r.v.requires_grad_(), r.v_uncond.requires_grad_())
-    assert torch.autograd.gradcheck(lambda v, u: _call(r, v, u, fused=True), leaves)
+    assert torch.autograd.gradcheck(lambda v, u: _call(r, v, u, True, ratio), leaves)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +148,34 @@ def test_clip_cuts_the_gradient_on_one_side(advantage: float, shift: float, clip
     assert float(loss.detach()) == pytest.approx(
         -min(advantage * ratio, advantage * limited), rel=1e-12
     )
+
+
+def test_the_guards_ratio_is_the_densities_to_the_power_of_n() -> None:
+    r = _near_the_policy(rows(9, (4, 9), F64, F64))
+    arguments = (r.x, r.v, r.x_next, r.coef, r.logp_old, r.advantages)
+    guard = ops.policy_loss(*arguments, v_uncond=r.v_uncond, guidance=2.0, ratio="guard").stats
+    density = ops.policy_loss(*arguments, v_uncond=r.v_uncond, guidance=2.0).stats
+    torch.testing.assert_close(guard.ratio, density.ratio ** r.coef[:, 2], rtol=1e-14, atol=0)
+    assert torch.equal(guard.logp, density.logp)
+    assert guard.ratio[-1] == 1.0  # the row without noise
+
+
+def test_the_guards_clip_is_on_its_own_ratio() -> None:
+    """A log-ratio of .02 at n = .1 is .002 to the guard: clipped beyond that, not below."""
+    r = rows(1, (40,), F64, F64)
+    coef = r.coef.clone()
+    coef[0, 2] = 0.1
+    old, one = ops.sde_logprob(r.x, r.v, r.x_next, coef) - 0.02, torch.ones(1, dtype=F64)
+    for clip, density, guard in ((0.001, True, True), (0.01, True, False), (0.1, False, False)):
+        for ratio, clipped in zip(RATIOS, (density, guard), strict=True):
+            v = r.v.clone().requires_grad_()
+            loss, stats = ops.policy_loss(
+                r.x, v, r.x_next, coef, old, one, clip_range=clip, ratio=ratio
+            )
+            loss.backward()
+            assert bool(stats.clipped) == clipped
+            assert v.grad is not None
+            assert bool(v.grad.any()) != clipped
 
 
 def test_asymmetric_clip() -> None:
@@ -227,6 +268,6 @@ def test_the_default_weight_is_one_over_the_noisy_rows() -> None:
     given = arguments(r, full=False)["policy_loss"]
     weights = torch.full((4,), 1 / 3, dtype=F64)
     for function in (lambda *args: call("policy_loss", args), reference("policy_loss")):
-        default, explicit = function(*given), function(*given[:-2], weights, False)
+        default, explicit = function(*given), function(*given[:-3], weights, *given[-2:])
         torch.testing.assert_close(default[0], explicit[0], rtol=1e-15, atol=0)
         torch.testing.assert_close(default[2], explicit[2], rtol=1e-15, atol=0)

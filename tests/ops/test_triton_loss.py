@@ -41,6 +41,7 @@ def _loss_arguments(
     guided: bool = True,
     reference: bool = True,
     per_row: bool = False,
+    guard: bool = False,
 ) -> tuple[Any, ...]:
     """Rows of every kind: both signs of the advantage, ratios below, inside and above the clip."""
     x, v = (rows(BATCH, row_elements, dtype, seed=i) for i, dtype in enumerate(dtypes))
@@ -51,13 +52,15 @@ def _loss_arguments(
     x_next = drift.to(dtypes[0])
     logp, _ = REFERENCES["sde_logprob"](*double(x, v, x_next, coef, v_uncond, 1.5, True, False))
     offsets = torch.tensor([0.1, -0.1, 9.0, 0.005, -0.005, 9.0, 0.1])
+    if guard:
+        offsets /= torch.where(coef[:, 2] > 0, coef[:, 2], 1.0)
     advantages = torch.tensor([1.0, 1.5, 2.0, 0.7, -0.3, -1.0, -2.0])
     kl_scale = torch.linspace(0.5, 2, BATCH) if per_row else None
     weights = torch.linspace(0.1, 0.4, BATCH) if per_row else None
     logp_old = (logp - offsets).float()
     return (
         x, v, x_next, coef, logp_old, advantages, v_uncond, 1.5, v_ref, *CLIP, KL_WEIGHT,
-        kl_scale, weights, False,
+        kl_scale, weights, False, guard,
     )  # fmt: skip
 
 
@@ -69,7 +72,8 @@ def _check_loss(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
     residual, bound = residual_error(x, v, x_next, coef, v_uncond, guidance)
     logp_bound = logp_error(residual, bound, coef[:, 2])
     # ratio and surrogate inherit the log-density's absolute error, relative to themselves.
-    relative = 2 * logp_bound + 16 * EPS
+    guard = arguments[15]
+    relative = 2 * logp_bound * (coef[:, 2] if guard else 1.0) + 16 * EPS
     size = advantages.abs() * exact[:, 1].clamp(min=1)
     # The KL: differences of velocities, squared and summed.
     gap = bound / coef[:, 1:2].abs() + (v_ref.double().abs() * EPS if v_ref is not None else 0)
@@ -111,6 +115,14 @@ def test_loss_in_every_form(
     dtypes: tuple[torch.dtype, torch.dtype], guided: bool, reference: bool, per_row: bool
 ) -> None:
     _check_loss(_loss_arguments(70, dtypes, guided=guided, reference=reference, per_row=per_row))
+
+
+@pytest.mark.parametrize("row_elements", [1, 56, 1025])
+@pytest.mark.parametrize("per_row", [False, True])
+def test_loss_with_the_guards_ratio(row_elements: int, per_row: bool) -> None:
+    _, stats, _ = _check_loss(_loss_arguments(row_elements, per_row=per_row, guard=True))
+    # By its own log-ratio: .1 is clipped, .005 is not.
+    assert stats[:, 2].tolist() == [1, 0, 0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("row_elements", [1, 56, 1025])

@@ -118,6 +118,7 @@ def arguments(r: Rows, full: bool) -> dict[str, tuple[Any, ...]]:
         "clip_high": 0.2,
         "kl_weight": 0.04,
         "reuse_v": False,
+        "guard": full,
         "grad_loss": r.coef.new_full((), 0.7),
         "back": torch.stack((r.grad, r.advantages), 1),
         "grad_mean": optional(r.x_next.to(r.coef.dtype)),
