@@ -74,8 +74,9 @@ def cos_sin_turns(u):
     odd = (q & 1) == 1
     cos = tl.where(odd, s, c)
     sin = tl.where(odd, c, s)
-    cos = tl.where((q == 1) | (q == 2), -cos, cos)
-    sin = tl.where(q >= 2, -sin, sin)
+    # Triton would make -x of 0 - x, whose zeros are positive; a product has the sign it should.
+    cos = tl.where((q == 1) | (q == 2), cos * -1.0, cos)
+    sin = tl.where(q >= 2, sin * -1.0, sin)
     return cos, sin
 
 

@@ -21,7 +21,7 @@ from sfgrpo import ops
 from sfgrpo.ops._library import REFERENCES
 from sfgrpo.ops.gain_advantages import NORMALIZATIONS
 from sfgrpo.ops.policy_loss import Ratio
-from tests.support.ops import device_graph
+from tests.support.ops import device_graph, zeros
 from tests.support.ops.triton_support import coefficients, double, logp_error, residual_error, rows
 
 BATCH = 6
@@ -35,6 +35,13 @@ def _noise(device: torch.device, row_elements: int) -> bool:
     )
     exact = REFERENCES["philox_normal"](row_elements, 2**40 + 17, ids, 0, steps, torch.float32)
     return torch.equal(got.cpu().view(torch.int32), exact.view(torch.int32))
+
+
+def _zeros(device: torch.device) -> bool:
+    got = ops.philox_normal(
+        (zeros.ELEMENTS,), seed=0, sample_ids=zeros.SAMPLES.to(device), step_ids=0
+    )
+    return not zeros.wrong_zeros(got)
 
 
 def _latents(row_elements: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -136,7 +143,10 @@ def main() -> int:
     accelerator = torch.accelerator.current_accelerator() if available else None
     device = accelerator or torch.device("cpu")
     print(f"device {device}, torch {torch.__version__}")
-    checks: dict[str, Callable[[], bool | None]] = {"advantages": partial(_credit, device)}
+    checks: dict[str, Callable[[], bool | None]] = {
+        "advantages": partial(_credit, device),
+        "signs of zeros in the noise": partial(_zeros, device),
+    }
     for size in SIZES:
         checks[f"noise bits, D = {size}"] = partial(_noise, device, size)
         checks[f"step, D = {size}"] = partial(_step, device, size)

@@ -19,6 +19,8 @@ from sfgrpo.ops.philox import (
     uniform,
 )
 from tests.support.ops.cases import BF16, F16, F32, F64, SHAPES, poisoned, same_bits
+from tests.support.ops.zeros import ELEMENTS, ZEROS, wrong_zeros
+from tests.support.ops.zeros import SAMPLES as ZERO_SAMPLES
 
 SEEDS = [0, 1, 2**31, 2**32 + 5, 2**63 - 1]
 SAMPLES = torch.tensor([0, 1, 2**32, 2**40 + 17, -5, -(2**63)])
@@ -105,6 +107,14 @@ def test_neighbours_are_uncorrelated() -> None:
     for lag in (1, 2, 3, 4, 64, 1024, 65_536):
         correlation = float((z[:-lag] * z[lag:]).mean())
         assert abs(correlation) < 5 / math.sqrt(z.numel() - lag), lag
+
+
+def test_zeros_have_the_sign_of_the_specification() -> None:
+    """In the specification itself, which the signs were worked out for, and on this machine."""
+    exact = REFERENCES["philox_normal"](ELEMENTS, 0, ZERO_SAMPLES, 0, None, F32)
+    got = ops.philox_normal((ELEMENTS,), seed=0, sample_ids=ZERO_SAMPLES, step_ids=0)
+    assert wrong_zeros(exact) == wrong_zeros(got) == []
+    assert wrong_zeros(exact.abs()) == [case for case, negative in ZEROS.items() if negative]
 
 
 def test_extreme_words_are_finite() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from sfgrpo.kernels.philox import philox_rounds
 from sfgrpo.ops._backends import launcher
 from sfgrpo.ops._library import REFERENCES
+from tests.support.ops import zeros
 from tests.support.ops.triton_support import interpret
 
 philox_normal = launcher("philox_normal")
@@ -92,6 +93,11 @@ def test_bits_of_many_words() -> None:
     assert noise.abs().max() > 4.0
     assert abs(noise.mean()) < 4 / 256
     assert abs(noise.std() - 1) < 4 / 256 / 2**0.5
+
+
+def test_zeros_have_the_sign_of_the_specification() -> None:
+    noise = interpret(philox_normal, zeros.ELEMENTS, 0, zeros.SAMPLES, 0, None, torch.float32)
+    assert zeros.wrong_zeros(noise) == []
 
 
 def test_no_rows_and_no_elements() -> None:

@@ -7,11 +7,13 @@ import json
 
 import torch
 
+from sfgrpo import ops
+from tests.support.ops import zeros
 from tests.support.ops.cases import BF16, F16, F32, F64, arguments, call, rows
 
 
 def digests() -> dict[str, str]:
-    """One hash per op, dtype and set of operands."""
+    """One hash per op, dtype and set of operands; and which known zeros of the noise are wrong."""
     found = {}
     for dtype in (F32, BF16, F16, F64):
         for full, shape in ((True, (2, 1033)), (False, (77,))):
@@ -20,6 +22,8 @@ def digests() -> dict[str, str]:
                 for result in call(name, args):
                     digest.update(result.reshape(-1).view(torch.uint8).numpy().tobytes())
                 found[f"{name} {dtype} {full}"] = digest.hexdigest()
+    noise = ops.philox_normal((zeros.ELEMENTS,), seed=0, sample_ids=zeros.SAMPLES, step_ids=0)
+    found["wrong zeros"] = str(zeros.wrong_zeros(noise))
     return found
 
 
