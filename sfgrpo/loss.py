@@ -76,6 +76,7 @@ def policy_loss(
     clip_range: float,
     beta: float,
     scale: float,
+    ratio: ops.Ratio = "density",
 ) -> ops.PolicyLoss:
     """`scale * sum over rows (weight surrogate + beta KL)` and statistics per row.
 
@@ -100,6 +101,7 @@ def policy_loss(
         # The op weighs a row's surrogate and KL alike; the KL is to keep its own scale.
         kl_scale=rows.kl_scale / rows.weight,
         weights=rows.weight * scale,
+        ratio=ratio,
     )
     return ops.PolicyLoss(loss, stats._replace(kl=stats.kl * rows.weight))
 

@@ -56,7 +56,7 @@ class Update:
                 result = policy_loss(
                     batch, v, v_uncond, v_ref, logp_old=None if own else old_MT[at],
                     guidance=field.guidance, clip_range=train.clip_range, beta=train.beta,
-                    scale=scale,
+                    scale=scale, ratio=train.ratio,
                 )  # fmt: skip
                 statistics.add(result.stats)
                 self.guard.rows(batch, result)

@@ -101,3 +101,14 @@ def test_dropout_in_training_is_no_rounding(recipe: Make, tmp_path: Path, dtype:
     with pytest.raises(Disagreement, match="no dropout"):
         trainer.train()
     assert all(map(torch.equal, before, trainer.engine.trainable.values()))
+
+
+def test_the_guard_ratio_spreads_less_where_noise_is_small(recipe: Make, tmp_path: Path) -> None:
+    """Its logarithm is n times the density's, and the first update's gradient is of one size."""
+    spread = {}
+    for ratio in ("density", "guard"):
+        changes = {**STILL, "train__learning_rate": "1e-3", "train__ratio": ratio}
+        Trainer(recipe(tmp_path / ratio, **changes)).train()
+        row = only_row(tmp_path / ratio)
+        spread[ratio] = row["ratio_max"] - row["ratio_min"]
+    assert 0 < spread["guard"] < 0.7 * spread["density"]  # eta is .7, so n < .7

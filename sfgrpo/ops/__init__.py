@@ -17,7 +17,7 @@ from sfgrpo.ops.gain_advantages import (
     gain_advantages_,
 )
 from sfgrpo.ops.philox import philox_normal
-from sfgrpo.ops.policy_loss import PolicyLoss, PolicyStats, policy_loss
+from sfgrpo.ops.policy_loss import PolicyLoss, PolicyStats, Ratio, policy_loss
 from sfgrpo.ops.sde_logprob import Reduction, sde_logprob
 from sfgrpo.ops.sde_step import sde_step, sde_step_, sde_step_x0, sde_step_x0_
 from sfgrpo.ops.tweedie import tweedie, tweedie_
@@ -28,6 +28,7 @@ __all__ = [
     "Normalization",
     "PolicyLoss",
     "PolicyStats",
+    "Ratio",
     "Reduction",
     "gain_advantages",
     "gain_advantages_",
