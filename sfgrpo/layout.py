@@ -16,6 +16,10 @@ from sfgrpo import sde
 from sfgrpo.config import Recipe
 from sfgrpo.rollout import Plan
 
+RESOLVED = 2**-20
+"""The least noise that fp32 latents resolve, of size 1 to 4: below, the next state is its own
+rounding and so is the log-density."""
+
 
 class Layout:
     """The steps of the sampler and this rank's share of the work."""
@@ -31,8 +35,9 @@ class Layout:
         s, train = recipe.sample, recipe.train
         self.recipe, self.device = recipe, device
         table = sde.coefficients(sigmas, s.sampler, s.eta, options=s.sampler_options)
-        self.faint_T = (table[:, 2] > 0) & (table[:, 2] < s.min_noise)
-        """bool `[T]`: steps whose noise is below `sample.min_noise`."""
+        self.faint_T = (table[:, 2] > 0) & (table[:, 2] < max(s.min_noise, RESOLVED))
+        """bool `[T]`: steps whose noise is below `sample.min_noise`, or lost in rounding."""
+        self._noise_T = table[:, 2].tolist()
         self._sigmas, self._table = sigmas, sde.quieted(table, sigmas, self.faint_T)
         self.trajectories = s.prompts_per_iteration * s.group_size
         self._windows = self._places()
@@ -52,6 +57,15 @@ class Layout:
         self.share = slice(rank * self.local, (rank + 1) * self.local)
         self.rows_per_update = self.local * steps // train.updates_per_iteration
         self.micro_batches = -(-self.rows_per_update // train.micro_batch_size)
+
+    def told(self) -> list[str]:
+        """What a user should know before the first iteration, a line each."""
+        least = max(self.recipe.sample.min_noise, RESOLVED)
+        return [
+            f"step {k} ({self._sigmas[k]:.4g} -> {self._sigmas[k + 1]:.4g}) draws no noise and is "
+            f"not trained: {self._noise_T[k]:.2g} is below sample.min_noise {least:.2g}"
+            for k in self.faint_T.nonzero().flatten().tolist()
+        ]
 
     def _places(self) -> list[tuple[int, ...]]:
         """The steps with noise of an iteration, for every place of the window; the same number in

@@ -109,6 +109,8 @@ class Trainer:
         try:
             with bar:
                 signals.check()
+                for line in self.layout.told() if engine.rank() == 0 else ():
+                    bar.write(line)
                 if self.progress.owes_evaluation():
                     self.evaluate()
                 while self.iteration < last:

@@ -63,6 +63,8 @@ def test_a_step_with_too_little_noise_is_the_odes() -> None:
         for layout in layouts(quiet, world):
             schedule = layout.schedule(0)
             (faint,) = layout.faint_T.nonzero().flatten().tolist()
+            (told,) = layout.told()
+            assert told.startswith("step 8 (0.2 -> 0.1) draws no noise and is not trained")
             ode = sde.coefficients(SIGMAS, "ode")[faint]
             assert torch.equal(schedule.table[faint], ode)
             others = torch.arange(10) != faint
@@ -73,6 +75,14 @@ def test_a_step_with_too_little_noise_is_the_odes() -> None:
                 assert len(step) == layout.rows_per_update == 24 * 7 // 2 // world
                 assert faint not in step
                 assert set(trajectory.bincount().tolist()) == {3, 4}
+
+
+def test_noise_that_rounding_swallows_is_left_out() -> None:
+    """With so small an eta the last noisy steps of DDIM-SDE fall below what fp32 latents resolve."""
+    given = Recipe.model_validate({"sample": {"eta": 5e-6}})
+    layout = Layout(given, SIGMAS, rank=0, world=1, device=CPU)
+    assert 0 < layout.faint_T.sum() < 8
+    assert layout.schedule(0).table[:, 2][layout.schedule(0).trainable_T].min() >= 2**-20
 
 
 def windowed(**window) -> Recipe:
