@@ -5,6 +5,7 @@
     traffic.py         seconds spent on other ranks
     masters.py         the fp32 values the optimiser steps, this rank's share of them
     sharded.py         stage 3: parameters whole for a while, or layer by layer
+    stored.py          DeepSpeed's files, read as data
     training.py        the engine: accumulate, step, save, load
 
 What DeepSpeed 0.19.8 does, found by comparing parameters with a plain PyTorch loop (two ranks and

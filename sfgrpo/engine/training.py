@@ -18,6 +18,7 @@ from sfgrpo.config import Recipe
 from sfgrpo.engine import configuration, sharded
 from sfgrpo.engine.masters import Masters
 from sfgrpo.engine.processes import barrier, largest
+from sfgrpo.engine.stored import Files
 
 
 def frozen(network: nn.Module, recipe: Recipe) -> nn.Module:
@@ -85,6 +86,7 @@ class Engine:
             config=configuration.training(recipe, network, micro_batches),
             dist_init_required=False,
         )
+        self.network.checkpoint_engine = Files(self.network._config)
         precise.restore()
         self.masters = Masters(self.network.optimizer, self.trainable)
 
@@ -148,7 +150,7 @@ class Engine:
         )
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote.
+        """Read what `save` wrote; pickle.UnpicklingError if it holds more than data.
 
         DeepSpeed takes the path for a pattern: `runs/s[1]` would load what `runs/s1` holds.
         """

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from pickle import UnpicklingError
 
 from safetensors.torch import load_file, save_file
 
@@ -74,7 +75,10 @@ class Progress:
         ):  # fmt: skip
             raise checkpoints.CheckpointError(f"'{folder}' cannot be continued: {why}")
         self.state = replace(state, world=now.world, recipe=now.recipe, prompts=now.prompts)
-        self.trained.load(folder)
+        try:
+            self.trained.load(folder)
+        except UnpicklingError as error:
+            raise checkpoints.CheckpointError(f"it cannot be continued: {error}") from error
         if self.ema:
             self.ema.load(load_file(folder / "ema.safetensors"))
         return found

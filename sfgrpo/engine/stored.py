@@ -1,0 +1,36 @@
+"""DeepSpeed's files of a checkpoint, read as data.
+
+DeepSpeed reads them as pickles that may call anything. What it writes needs three classes of its
+own beside tensors, numbers and text; nothing else is made when a file is read.
+"""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import torch
+from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
+
+WRITTEN = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+"""What DeepSpeed 0.19.8 writes, at all stages together; none does anything when it is made."""
+
+
+class Files(TorchCheckpointEngine):
+    """How an engine of DeepSpeed writes and reads the files of a checkpoint."""
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """What a file holds; UnpicklingError, naming the file, if it holds more than data."""
+        with torch.serialization.safe_globals(WRITTEN):
+            try:
+                return torch.load(path, map_location=map_location, weights_only=True)
+            except pickle.UnpicklingError as error:
+                found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+                raise pickle.UnpicklingError(
+                    f"'{path}' would call {', '.join(found) or 'code'}, which DeepSpeed does not "
+                    "write into checkpoints: somebody has changed it, or another version of "
+                    "DeepSpeed wrote it"
+                ) from error
