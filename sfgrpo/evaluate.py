@@ -14,6 +14,7 @@ from torch import Tensor
 from sfgrpo import engine, sde
 from sfgrpo.backbones.base import Modality
 from sfgrpo.guard import NonFinite
+from sfgrpo.names import told
 from sfgrpo.prompts import Prompt, spread
 from sfgrpo.rewards import RewardError, evenly
 from sfgrpo.rewards.base import staying
@@ -117,12 +118,18 @@ def _verdict(
     """What a judge says of the samples, of which it gets copies as a reward does.
 
     Raises:
-        RewardError: it returns what is no number, or a name that is `taken`, or calls sys.exit.
+        RewardError: it raises, returns what is no number, or a name that is `taken`, or calls
+            sys.exit.
     """
     module, function = (getattr(judge, name, "?") for name in ("__module__", "__qualname__"))
     who = f"eval.judges: '{module}:{function}'"
-    with staying(who):
-        found = judge(samples_PN.clone(), [copy.deepcopy(p.metadata) for p in prompts])
+    try:
+        with staying(who):
+            found = judge(samples_PN.clone(), [copy.deepcopy(p.metadata) for p in prompts])
+    except RewardError:
+        raise
+    except Exception as error:  # a judge of one's own raises what it likes
+        raise RewardError(f"{who} failed: {told(error)}") from error
     if not isinstance(found, Mapping):
         raise RewardError(f"{who} returned {type(found).__name__}, expected named numbers")
     numbers = {}

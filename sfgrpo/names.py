@@ -43,6 +43,24 @@ def unknown_name(what: str, got: str, known: Iterable[str]) -> str:
     return f"unknown {what} '{shortened(got)}';{hint} (known: {', '.join(names)})"
 
 
+def told(error: BaseException) -> str:
+    """An error of the user's own code in one line, with the file and line of it that raised."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: {error.msg}"
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
+    # What the user's code calls is of less interest than where it does so.
+    mine = [f for f in frames if "site-packages" not in f.filename] or frames
+    place = f"{mine[-1].filename}, line {mine[-1].lineno}: " if mine else ""
+    name = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+    return place + name + " ".join(str(error).split())
+
+
+def _is_users(file: str) -> bool:
+    """Whether a frame is neither this package's nor the import system's."""
+    ours = Path(file).is_relative_to(Path(__file__).parent)
+    return not ours and not file.startswith("<frozen") and "importlib" not in file
+
+
 @dataclass(frozen=True)
 class Kind:
     """One kind of thing that a recipe names."""
@@ -129,7 +147,7 @@ class Kind:
         try:
             return importlib.import_module(module)
         except (Exception, SystemExit) as error:  # whatever a file raises when it is run
-            raise ValueError(f"{self.what} '{name}' cannot be imported: {_where(error)}") from error
+            raise ValueError(f"{self.what} '{name}' cannot be imported: {told(error)}") from error
 
     def _attribute(self, name: str, module: Any, function: str) -> Callable[..., Any]:
         found = module
@@ -180,25 +198,10 @@ class Kind:
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def _where(error: BaseException) -> str:
-    """An error of an import in one line, with the file and line of the user's that raised it."""
-    if isinstance(error, SyntaxError):
-        return f"{error.filename}, line {error.lineno}: {error.msg}"
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
-    place = f"{frames[-1].filename}, line {frames[-1].lineno}: " if frames else ""
-    name = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
-    return f"{place}{name}{error}"
-
-
 def _defined(module: Any) -> list[str]:
     """Names of the functions and classes that a module defines itself."""
     here = {key: getattr(value, "__module__", None) for key, value in vars(module).items()}
     return [key for key, origin in here.items() if origin == module.__name__ and key[0] != "_"]
-
-
-def _is_users(file: str) -> bool:
-    """Whether a frame is neither this file's nor the import system's."""
-    return file != __file__ and not file.startswith("<frozen") and "importlib" not in file
 
 
 SAMPLER = Kind("sampler", "sample.sampler_options", "sfgrpo.samplers", given=1)

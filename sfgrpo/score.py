@@ -23,8 +23,10 @@ def measure(
         `{"reward": [B], "<component>": [B], ...}`, fp32 on the images' device.
     """
     asked = [prompts[row] for row in prompt.tolist()]
-    texts, metadata = [p.text for p in asked], [p.metadata for p in asked]
-    total, parts = reward(images, texts, metadata, finite=False)
+    total, parts = reward(
+        images, [p.text for p in asked], [p.metadata for p in asked],
+        where=[p.where for p in asked], finite=False,
+    )  # fmt: skip
     return {k: v.to(images.device) for k, v in {"reward": total, **parts}.items()}
 
 

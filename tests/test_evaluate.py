@@ -71,6 +71,7 @@ def leave(images: Tensor, metadata: list[Any]) -> dict[str, float]:
         (lambda *_: {"a": torch.ones(2)}, "returned Tensor for 'a', expected one number"),
         (lambda *_: {"iteration": 1}, "returned 'iteration', a name that is taken"),
         (lambda *_: {"reward": 1}, "returned 'reward', a name that is taken"),
+        (lambda *_: {}["a"], rf"eval.judges: .* failed: {__file__}, line \d+: KeyError: 'a'"),
         (leave, r"eval.judges: '.*test_evaluate:leave' called sys.exit\(0\)"),
     ],
 )

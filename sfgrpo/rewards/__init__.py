@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfgrpo.names import REWARD, unknown_name
+from sfgrpo.names import REWARD, told, unknown_name
 from sfgrpo.prompts import Prompt
 from sfgrpo.rewards.base import Metadata, Reward, RewardError, staying
 
@@ -98,6 +98,7 @@ class Mixture:
         prompts: Sequence[str],
         metadata: Sequence[Metadata],
         *,
+        where: Sequence[str] = (),
         finite: bool = True,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Total [B] float32 and every reward's own scores [B] float32, on the CPU.
@@ -106,17 +107,24 @@ class Mixture:
         ([B, T, D] of robot actions), which rewards get as it is.
 
         A sample that is not finite itself scores nan, whatever a reward makes of it (a reward sees
-        zeros in its place).
+        zeros in its place). `where` says in which file and line each prompt stands, if that is
+        known.
 
         Raises:
             ValueError: the lengths differ, or a score is not finite (the message names the reward;
                 `finite=False` passes such values on).
-            RewardError: a reward returns another shape or what is no numbers, or calls sys.exit.
+            RewardError: a reward raises (the message names the reward, the prompt and where it
+                stands), returns another shape or what is no numbers, or calls sys.exit.
         """
         if not len(samples) == len(prompts) == len(metadata):
             raise ValueError(
                 f"{_count(samples)}, {len(prompts)} prompts and {len(metadata)} metadata"
             )
+        places = where or [""] * len(prompts)
+        asked = [
+            Prompt(text, dict(entry), place)
+            for text, entry, place in zip(prompts, metadata, places, strict=True)
+        ]
         broken = ~samples.detach().isfinite()[..., None].flatten(1).all(1)
         shown = samples.detach()
         if broken.any():
@@ -125,9 +133,9 @@ class Mixture:
         scores: dict[str, Tensor] = {}
         for name, reward in self.rewards.items():
             if samples.ndim == 5 and not getattr(reward, "takes_video", False):
-                score = self._of_frames(name, shown, prompts, metadata)
+                score = self._of_frames(name, shown, asked)
             else:
-                score = self._of(name, shown.clone(), prompts, metadata)
+                score = self._of(name, shown.clone(), asked)
             score[broken.cpu()] = torch.nan
             if finite and not torch.isfinite(score).all():
                 bad = int((~torch.isfinite(score)).nonzero()[0])
@@ -138,13 +146,16 @@ class Mixture:
             total += self.weights[name] * score
         return total, scores
 
-    def _of(
-        self, name: str, samples: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
-    ) -> Tensor:
+    def _of(self, name: str, samples: Tensor, asked: Sequence[Prompt]) -> Tensor:
         """One reward's scores [B] float32 on the CPU; `samples` are its own to overwrite."""
         count = len(samples)
-        with staying(f"reward {name!r}"):
-            found = self.rewards[name](samples, list(prompts), copy.deepcopy(list(metadata)))
+        try:
+            found = self._call(name, samples, asked)
+        except RewardError:
+            raise
+        except Exception as error:  # a reward of one's own raises what it likes
+            blamed = self._blamed(name, samples, asked, type(error))
+            raise RewardError(f"{blamed}: {told(error)}") from error
         score = _numbers(name, found, count)
         if score.shape != (count,):
             raise RewardError(
@@ -152,9 +163,33 @@ class Mixture:
             )
         return score
 
-    def _of_frames(
-        self, name: str, videos: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
-    ) -> Tensor:
+    def _call(self, name: str, samples: Tensor, asked: Sequence[Prompt]) -> Any:
+        """What a reward returns."""
+        with staying(f"reward {name!r}"):
+            return self.rewards[name](
+                samples, [p.text for p in asked], [copy.deepcopy(p.metadata) for p in asked]
+            )
+
+    def _blamed(self, name: str, samples: Tensor, asked: Sequence[Prompt], how: type) -> str:
+        """What a reward failed on: the first prompt that raises such an error without the others,
+        or all of them if none does."""
+        for row, prompt in enumerate(asked):
+            if len(asked) == 1 or self._raises(how, name, samples[row : row + 1], [prompt]):
+                place = f"{prompt.where}: " if prompt.where else ""
+                return f"{place}reward {name!r} failed on prompt {prompt.text!r}"
+        return (
+            f"reward {name!r} failed on {_count(samples)} at once and on none alone, the first of "
+            f"prompt {asked[0].text!r}"
+        )
+
+    def _raises(self, how: type, *call: Any) -> bool:
+        try:
+            self._call(*call)
+        except Exception as error:
+            return type(error) is how
+        return False
+
+    def _of_frames(self, name: str, videos: Tensor, asked: Sequence[Prompt]) -> Tensor:
         """The mean of one reward over the frames of each video, [B]."""
         if not videos.shape[1]:
             raise ValueError(f"videos without frames: {tuple(videos.shape)}")
@@ -165,8 +200,7 @@ class Mixture:
             part = where[start : start + CHUNK]
             rows, frames = [row for row, _ in part], [frame for _, frame in part]
             images = videos[rows, frames]  # a copy
-            texts, entries = [prompts[row] for row in rows], [metadata[row] for row in rows]
-            found.append(self._of(name, images, texts, entries))
+            found.append(self._of(name, images, [asked[row] for row in rows]))
         return torch.cat(found).unflatten(0, (len(videos), len(shown))).mean(1)
 
 

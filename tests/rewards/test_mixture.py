@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfgrpo import prompts, rewards
 from sfgrpo.prompts import Prompt
+from sfgrpo.score import measure
 
 
 def mixture(*functions: Callable[..., Any]) -> rewards.Mixture:
@@ -113,6 +114,42 @@ def test_what_is_no_list_of_numbers_is_named(answer: Any, message: str) -> None:
 def test_a_reward_that_exits_fails_the_run() -> None:
     with pytest.raises(rewards.RewardError, match=r"reward '0' called sys.exit\(0\)"):
         mixture(lambda *_: sys.exit(0))(torch.ones(1, 3), [""], [{}])
+
+
+def counts(images: Tensor, texts: list[str], metadata: list[Any]) -> Tensor:
+    return torch.tensor([float(entry["count"]) for entry in metadata])
+
+
+COUNTS = f"{__file__}, line {counts.__code__.co_firstlineno + 1}: KeyError: 'count'"
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4, 4), (3, 5, 3, 4, 4)])
+def test_a_reward_that_fails_names_itself_and_the_prompt(shape: tuple[int, ...]) -> None:
+    """One without a `check` does so in the middle of a run."""
+    texts, metadata, where = ["a", "b", "c"], [{"count": 1}, {}, {}], ["x, line 1", "x, line 2", ""]
+
+    def said(**options: Any) -> str:
+        with pytest.raises(rewards.RewardError) as failed:
+            mixture(mean, counts)(torch.ones(shape), texts, metadata, **options)
+        assert isinstance(failed.value.__cause__, KeyError)
+        return str(failed.value)
+
+    assert said(where=where) == f"x, line 2: reward '1' failed on prompt 'b': {COUNTS}"
+    assert said() == f"reward '1' failed on prompt 'b': {COUNTS}"
+    row, asked = torch.tensor([1]), [Prompt("a", {}), Prompt("b", {}, "x, line 2")]
+    with pytest.raises(rewards.RewardError, match=r"^x, line 2: reward '0' failed on prompt 'b'"):
+        measure(mixture(counts), torch.ones(1, 3), row, asked)
+
+
+def test_a_reward_that_fails_on_many_at_once_says_so() -> None:
+    def small(images: Tensor, texts: list[str], metadata: list[Any]) -> Tensor:
+        if len(images) > 1:
+            raise MemoryError("too many")
+        return mean(images, texts, metadata)
+
+    told = "'0' failed on 2 samples at once and on none alone, the first of prompt 'a': .*too many"
+    with pytest.raises(rewards.RewardError, match=told):
+        mixture(small)(torch.ones(2, 3), ["a", "b"], [{}, {}])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
