@@ -82,8 +82,9 @@ def examine(
     _check_ops(report)
     report.add("Processes", machine.distributed())
     if recipe is not None:
-        ranks = world or int(os.environ.get("WORLD_SIZE", "0")) or max(torch.cuda.device_count(), 1)
-        _estimate(report, recipe, ranks, device_memory)
+        launched = os.environ.get("WORLD_SIZE", "")
+        ranks = world or (int(launched) if launched.isdecimal() else 0)
+        _estimate(report, recipe, ranks or max(torch.cuda.device_count(), 1), device_memory)
     return report
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from sfgrpo import launch
+
 PACKAGES = (
     "sfgrpo", "torch", "triton", "deepspeed", "diffusers", "transformers", "peft", "accelerate",
     "xformers",
@@ -169,6 +171,9 @@ def distributed() -> tuple[Facts, list[Problem]]:
     if not present[needed]:
         what = f"this PyTorch has no {needed}, which several processes need to talk"
         problems.append(Problem(what=what, remedy="install a PyTorch wheel from pytorch.org"))
+    for what in launch.misread():
+        remedy = "unset it, or start by deepspeed or torchrun, which set it"
+        problems.append(Problem(what=what, remedy=remedy, fatal=True))
     address = os.environ.get("MASTER_ADDR")
     if address:
         try:

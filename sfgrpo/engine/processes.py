@@ -18,6 +18,7 @@ if not torch.cuda.is_available():  # said here, DeepSpeed does not warn that it 
 import deepspeed
 from deepspeed.utils import groups, logger
 
+from sfgrpo import launch
 from sfgrpo.engine.traffic import listen, timed
 
 T = TypeVar("T")
@@ -38,14 +39,18 @@ def start() -> torch.device:
     Returns the device of this process.
 
     Raises:
-        LaunchError: the environment names a rank, and not all that is needed to find the others.
+        LaunchError: the environment names a rank, and not all that is needed to find the others, or
+            holds what is no number in a place of one.
     """
     logger.setLevel("WARNING")
     warnings.filterwarnings("ignore", DEPRECATED, FutureWarning)
     # On CPU, DeepSpeed would compile a shared-memory all-reduce at first use (half a minute, and a
     # compiler): gloo carries the few megabytes of gradients of a CPU run.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    local = int(os.environ.setdefault("LOCAL_RANK", "0"))  # DeepSpeed insists on it
+    for wrong in launch.misread():  # also of a process that runs alone: libraries read them
+        raise LaunchError(wrong)
+    local = int(os.environ.get("LOCAL_RANK") or "0")
+    os.environ["LOCAL_RANK"] = str(local)  # DeepSpeed insists on it
     if torch.cuda.is_available():
         torch.cuda.set_device(local)
         device, backend = torch.device("cuda", local), "nccl"
@@ -73,9 +78,6 @@ def _place() -> tuple[int, int]:
             f"the environment sets RANK to '{os.environ['RANK']}', but not {', '.join(lacking)}: "
             "start by deepspeed or torchrun, which set all of them, or unset RANK to run alone"
         )
-    for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"):
-        if not os.environ[name].isdecimal():
-            raise LaunchError(f"the environment sets {name} to '{os.environ[name]}', not a number")
     number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     if number >= count:
         raise LaunchError(f"the environment sets RANK to {number} and WORLD_SIZE to {count}")

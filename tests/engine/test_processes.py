@@ -10,7 +10,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed.rendezvous import rendezvous
 
-from sfgrpo import train
+from sfgrpo import engine, launch, train
+from sfgrpo.doctor import machine
 from sfgrpo.engine import LaunchError, interface, processes
 
 LAUNCHED = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29651"}
@@ -27,7 +28,6 @@ def _launched(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"MASTER_ADDR": None}, "RANK to '0', but not MASTER_ADDR: start by deepspeed or torchrun"),
         ({"WORLD_SIZE": None, "MASTER_PORT": ""}, "not WORLD_SIZE, MASTER_PORT"),
         ({"RANK": ""}, "RANK to '', but not RANK"),
-        ({"MASTER_PORT": "http"}, "MASTER_PORT to 'http', not a number"),
         ({"RANK": "2"}, "RANK to 2 and WORLD_SIZE to 2"),
     ],
 )
@@ -39,6 +39,22 @@ def test_what_a_launcher_left_out_is_named(changes: dict[str, str | None], told:
             os.environ[name] = value
     with pytest.raises(LaunchError, match=told):
         processes._place()
+
+
+@pytest.mark.parametrize("launched", [True, False])
+@pytest.mark.parametrize("name", launch.NUMBERS)
+def test_what_is_no_number_is_named(name: str, launched: bool) -> None:
+    """Also where the process is alone: PyTorch and DeepSpeed read some of them all the same."""
+    for other in () if launched else LAUNCHED:
+        del os.environ[other]
+    os.environ[name] = "http"
+    told = f"the environment sets {name} to 'http', not a number"
+    with pytest.raises(LaunchError, match=f"^{told}$"):
+        engine.start()
+    found = [problem for problem in machine.distributed()[1] if problem.what == told]
+    assert [problem.fatal for problem in found] == [True]
+    os.environ[name] = ""
+    assert not launch.misread()
 
 
 def test_the_command_says_it_in_one_line(
