@@ -44,9 +44,7 @@ def start() -> torch.device:
     """
     logger.setLevel("WARNING")
     warnings.filterwarnings("ignore", DEPRECATED, FutureWarning)
-    # On CPU, DeepSpeed would compile a shared-memory all-reduce at first use (half a minute, and a
-    # compiler): gloo carries the few megabytes of gradients of a CPU run.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _forgo_shared_memory()
     for wrong in launch.misread():  # also of a process that runs alone: libraries read them
         raise LaunchError(wrong)
     local = int(os.environ.get("LOCAL_RANK") or "0")
@@ -66,6 +64,17 @@ def start() -> torch.device:
     if world() > 1:
         listen()
     return device
+
+
+def _forgo_shared_memory() -> None:
+    """Keep DeepSpeed from compiling a shared-memory all-reduce on CPU at first use (half a minute,
+    and a compiler): gloo carries the few megabytes of gradients of a CPU run.
+
+    Reading `deepspeed.ops.__compatible_ops__` for the first time probes every op of the accelerator
+    (compilers, on GPUs the toolkit, too) and prints what it cannot build. So the name is looked up
+    and, where no one has read it, set, without being read.
+    """
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
 
 
 def _place() -> tuple[int, int]:

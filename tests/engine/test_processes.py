@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 
+import deepspeed
 import pytest
 import torch.distributed as dist
+from deepspeed.accelerator import real_accelerator
+from deepspeed.accelerator.abstract_accelerator import DeepSpeedAccelerator
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 from torch._C._distributed_c10d import TCPStore
 from torch.distributed.rendezvous import rendezvous
 
@@ -101,3 +107,19 @@ def test_a_launcher_that_brings_the_store_keeps_it() -> None:
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     processes._stay_on_this_machine(0)
     assert not processes._stores
+
+
+@pytest.mark.parametrize("accelerator", [CPU_Accelerator, CUDA_Accelerator])
+def test_no_op_of_deepspeed_is_probed(
+    monkeypatch: pytest.MonkeyPatch, accelerator: type[DeepSpeedAccelerator]
+) -> None:
+    """As in a new process, under the name of either accelerator."""
+    monkeypatch.setitem(vars(deepspeed.ops), "__compatible_ops__", None)  # restored at the end
+    del vars(deepspeed.ops)["__compatible_ops__"]
+    monkeypatch.setattr(real_accelerator, "ds_accelerator", accelerator())
+    probed: list[str] = []
+    monkeypatch.setattr(deepspeed.ops, "_probe_compatible_ops", lambda: probed.append("all") or {})
+    processes._forgo_shared_memory()
+    backend = importlib.import_module("deepspeed.comm.torch")  # its package has PyTorch as `torch`
+    assert backend.build_shm_op() is None
+    assert not probed
