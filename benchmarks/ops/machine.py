@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,11 @@ def _version(package: str) -> str | None:
 
 
 def _git(*arguments: str) -> str | None:
+    """What git says; None where there is no git, or no repository."""
+    if (git := shutil.which("git")) is None:
+        return None
     done = subprocess.run(
-        ["git", *arguments],
+        [git, *arguments],
         cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
@@ -64,7 +68,7 @@ def describe() -> dict[str, Any]:
     changed = _git("status", "--porcelain", "--", ":/", ":!/benchmarks/results")
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        "commit": None if commit is None else commit + (" with changes" if changed else ""),
+        "commit": "unknown" if commit is None else commit + (" with changes" if changed else ""),
         "machine": {
             "device": device_name(),
             "cpu": _cpu(),

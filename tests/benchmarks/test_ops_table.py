@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.ops import figure, measure, predictions, ratios
+from benchmarks.ops import figure, machine, measure, predictions, ratios
 from benchmarks.ops.operands import Transition
 from benchmarks.ops.record import Record, measurements
 from benchmarks.ops.shapes import BF16, FP32, REWARDS, Precision, Shape
@@ -159,6 +159,37 @@ def test_events_are_subtracted_in_seconds(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(torch, "get_device_module", lambda device: Module)
     start = measure.Instant()
     assert measure.Instant() - start == pytest.approx(1.5e-3)
+
+
+def test_the_timed_interval_begins_behind_the_flush_and_the_spin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream: list[str] = []
+
+    class Event(FakeEvent):
+        def record(self) -> None:
+            stream.append("event")
+            super().record()
+
+    class Buffer:
+        def zero_(self) -> None:
+            stream.append("flush")
+
+    class Module:
+        pass
+
+    monkeypatch.setattr(Module, "Event", Event, raising=False)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: Module)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: stream.append(f"spin {cycles}"))
+    monkeypatch.setattr(measure, "device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(measure, "_flush_buffer", Buffer)
+    measure.seconds(lambda: stream.append("call"))
+    assert stream == ["flush", f"spin {measure.SPIN_CYCLES}", "event", "call", "event"]
+
+
+def test_a_machine_without_git_has_an_unknown_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert machine.describe()["commit"] == "unknown"
 
 
 def measured(entry: Entry) -> dict[str, Any]:
