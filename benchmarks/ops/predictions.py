@@ -1,7 +1,8 @@
 """Predicted times on GPUs, beside an empty column for measured ones.
 
 ``python -m benchmarks.ops.predictions`` writes ``benchmarks/results/gpu_predictions.md``;
-``--measured benchmarks/results/ops_<device>.json`` fills the column.  The prediction of ours is
+``--measured benchmarks/results/ops_<device>.json`` fills the column, as
+far as the table got (``.partial.json``), and says what it lacks.  The prediction of ours is
 
     time     = stages x gap + max(memory, issue, multiply)
     memory   = bytes that must be moved / copy bandwidth
@@ -20,10 +21,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from benchmarks.ops.record import RESULTS
+from benchmarks.ops.record import KEYS, RESULTS, listing, named
 from benchmarks.ops.shapes import Precision, Shape
 from benchmarks.ops.table import ENTRIES, OURS, Row
+from sfgrpo import files
 
 LANES = 128
 """Instructions a processor issues per clock: four warps of 32 threads."""
@@ -172,15 +175,24 @@ def markdown(results: dict[str, object] | None) -> str:
     )
 
 
+def missing(results: dict[str, Any]) -> list[str]:
+    """Entries of ours that an incomplete table lacks."""
+    there = {tuple(entry[key] for key in KEYS) for entry in results["entries"]}
+    wanted = [entry for entry in ENTRIES if entry.implementation == OURS]
+    return [str(entry) for entry in wanted if tuple(named(entry).values()) not in there]
+
+
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.ops.predictions", description=__doc__
     )
-    parser.add_argument("--measured", type=Path, help="JSON of a run of the table on a GPU")
+    parser.add_argument("--measured", type=Path, help="JSON of a run on a GPU, complete or not")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu_predictions.md")
     options = parser.parse_args(arguments)
     results = json.loads(options.measured.read_text()) if options.measured else None
-    options.out.write_text(markdown(results))
+    files.write(options.out, markdown(results))
+    if results and (lacking := missing(results)):
+        print(f"{options.measured} lacks {len(lacking)} entries: {listing(lacking)}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import torch
 from benchmarks.ops import machine
 from benchmarks.ops.measure import quantiles
 from benchmarks.ops.table import Entry
+from sfgrpo import files
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -52,37 +53,91 @@ def _short(value: float) -> float:
 
 @dataclass
 class Record:
-    """Collects entries; a file is written only once all of the table's are there."""
+    """Collects entries, and writes down what it has after each of them.
+
+    An incomplete table has a file of its own beside the device's, ``ops_<device>.partial.json``,
+    which the complete one replaces.
+    """
 
     expected: Sequence[Entry]
+    folder: Path = RESULTS
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
+    head: dict[str, Any] = field(default_factory=machine.describe)
+    """Of the table's beginning: later, the tree may differ from what was imported."""
+
+    @property
+    def path(self) -> Path:
+        """Of the complete table."""
+        return self.folder / f"ops_{machine.slug()}.json"
+
+    @property
+    def partial(self) -> Path:
+        return self.path.with_suffix(".partial.json")
+
+    @property
+    def missing(self) -> list[str]:
+        return [str(entry) for entry in self.expected if str(entry) not in self.found]
+
+    def resume(self) -> None:
+        """Take over what an interrupted table has; nothing if there is none.
+
+        Raises:
+            ValueError: it was measured at another commit, on another machine, or with other
+                versions.
+        """
+        if not self.partial.exists():
+            return
+        results = json.loads(self.partial.read_text())
+        for key in ("commit", "machine", "versions"):
+            if results[key] != self.head[key]:
+                raise ValueError(
+                    f"{self.partial.name} cannot be resumed: its {key} is {results[key]}, here it "
+                    f"is {self.head[key]}; without --resume a new table replaces it"
+                )
+        known = {tuple(named(entry).values()): str(entry) for entry in self.expected}
+        for line in results["entries"]:
+            where = tuple(line[key] for key in KEYS)
+            self.found[known[where]] = line
+        self.head["date"] = results["date"]
 
     def add(self, entry: Entry, measured: Mapping[str, Any]) -> None:
-        self.found[str(entry)] = {
-            "op": entry.row.name,
-            "direction": entry.row.direction,
-            "shape": entry.shape.name,
-            "dtype": entry.precision.name,
-            "implementation": entry.implementation,
-            **{k: v for k, v in measured.items() if k not in ("threads", "device")},
-        }
+        told = {k: v for k, v in measured.items() if k not in ("threads", "device")}
+        self.found[str(entry)] = named(entry) | told
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.write(self.partial, self.text())
 
-    def finish(self, folder: Path = RESULTS) -> str:
-        """Write the file of this device if the run was complete; what to tell the user."""
-        missing = [str(entry) for entry in self.expected if str(entry) not in self.found]
-        if missing:
+    def finish(self) -> str:
+        """Give a complete table its name; what to tell the user."""
+        if self.missing:
             return (
-                f"{len(self.found)} of {len(self.expected)} entries ran, "
-                "so no file of results was written"
+                f"{len(self.found)} of {len(self.expected)} entries ran, kept in "
+                f"{self.folder.name}/{self.partial.name}; --resume goes on with "
+                f"{listing(self.missing)}"
             )
-        path = folder / f"ops_{machine.slug()}.json"
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(self.text())
-        return f"wrote {len(self.found)} entries to {path.parent.name}/{path.name}"
+        files.write(self.path, self.text())
+        self.partial.unlink(missing_ok=True)
+        return f"wrote {len(self.found)} entries to {self.folder.name}/{self.path.name}"
 
     def text(self) -> str:
         """JSON with one line per entry, so that two runs can be compared by ``diff``."""
-        head = {"command": "pytest --benchmark-only", **machine.describe(), "fields": FIELDS}
+        head = {"command": "pytest --benchmark-only", **self.head, "fields": FIELDS}
         lines = ",\n".join("  " + json.dumps(entry) for entry in self.found.values())
         opening = json.dumps(head, indent=1).removesuffix("\n}")
         return f'{opening},\n "entries": [\n{lines}\n ]\n}}\n'
+
+
+KEYS = ("op", "direction", "shape", "dtype", "implementation")
+"""What names an entry in the file."""
+
+
+def named(entry: Entry) -> dict[str, Any]:
+    """An entry's name as its line of the file gives it."""
+    row = entry.row
+    values = (row.name, row.direction, entry.shape.name, entry.precision.name, entry.implementation)
+    return dict(zip(KEYS, values, strict=True))
+
+
+def listing(names: Sequence[str], shown: int = 5) -> str:
+    """The first few of them, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more

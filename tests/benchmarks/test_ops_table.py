@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.ops import figure, machine, measure, predictions, ratios
+from benchmarks.ops import machine, measure, predictions, ratios
 from benchmarks.ops.operands import Transition
-from benchmarks.ops.record import Record, measurements
-from benchmarks.ops.shapes import BF16, FP32, REWARDS, Precision, Shape
+from benchmarks.ops.shapes import BF16, FP32, Precision, Shape
 from benchmarks.ops.table import (
     BY_TITLE,
     COMPILE,
@@ -31,17 +30,11 @@ from benchmarks.ops.table import (
 )
 from benchmarks.ops.verify import check, runner
 from sfgrpo import ops
+from tests.support.entries import tiny
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 CALLS = [(row.title, name) for row in ROWS for name in row.calls if name != COMPILE]
-
-
-def tiny(title: str, implementation: str, precision: Precision = FP32) -> Entry:
-    row = BY_TITLE[title]
-    sample = (4, 5) if row.shapes is REWARDS else (2, 5, 3)
-    shape = Shape("tiny", 5, sample)
-    return Entry(row=row, shape=shape, precision=precision, implementation=implementation)
 
 
 @pytest.mark.parametrize("precision", [FP32, BF16], ids=lambda precision: precision.name)
@@ -192,44 +185,6 @@ def test_a_machine_without_git_has_an_unknown_commit(monkeypatch: pytest.MonkeyP
     assert machine.describe()["commit"] == "unknown"
 
 
-def measured(entry: Entry) -> dict[str, Any]:
-    return measurements(entry, [2e-3, 1e-3, 4e-3], copy_seconds=5e-4, peak_bytes=7)
-
-
-def test_a_complete_run_is_written_and_a_partial_one_is_not(tmp_path: Path) -> None:
-    entries = [tiny("tweedie", OURS), tiny("tweedie", PEERS)]
-    record = Record(entries)
-    record.add(entries[0], measured(entries[0]))
-    assert record.finish(tmp_path).startswith("1 of 2 entries ran")
-    assert not list(tmp_path.iterdir())
-    record.add(entries[1], measured(entries[1]))
-    record.finish(tmp_path)
-    (path,) = tmp_path.iterdir()
-    assert re.fullmatch(r"ops_[a-z0-9_]+\.json", path.name)
-    content = json.loads(path.read_text())
-    assert {"date", "commit", "machine", "versions", "fields", "entries"} <= set(content)
-    first = content["entries"][0]
-    assert (first["op"], first["implementation"], first["peak_bytes"]) == ("tweedie", OURS, 7)
-    assert (first["p20_us"], first["p50_us"], first["p80_us"]) == (1400, 2000, 3200)
-    assert first["of_copy"] == 0.25
-    assert first["gb_per_s"] == pytest.approx(5 * 30 * 12 / 2e-3 * 1e-9)
-    assert str(ROOT) not in path.read_text()
-
-
-def test_figure_and_predictions_of_a_record(tmp_path: Path) -> None:
-    record = Record(ENTRIES)
-    for entry in ENTRIES:
-        record.add(entry, measured(entry))
-    results = json.loads(record.text())
-    figure.draw(results, tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").stat().st_size > 20_000
-    with pytest.raises(ValueError, match="none of the figure's entries"):
-        figure.draw({"entries": []}, tmp_path / "empty.png")
-    page = predictions.markdown(results)
-    assert page.count("| 2000.0 |") == sum(entry.implementation == OURS for entry in ENTRIES)
-    assert "2000.0" not in predictions.markdown(None)
-
-
 def test_predictions_follow_their_formula() -> None:
     assert set(predictions.COSTS) == set(BY_TITLE)
     shape = Shape("one gigabyte", 1, (250_000_000,))
@@ -284,7 +239,7 @@ def test_operands_are_the_same_in_every_process() -> None:
 
 @pytest.mark.slow
 def test_the_command_at_the_root_runs_the_table_alone() -> None:
-    """Two entries of it; tests/ is not collected, and a partial run writes nothing."""
+    """Two entries of it; tests/ is not collected."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--benchmark-only", "-k", "philox_normal and embedded"],
         cwd=ROOT,
