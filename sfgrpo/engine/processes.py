@@ -74,7 +74,7 @@ def _forgo_shared_memory() -> None:
     (compilers, on GPUs the toolkit, too) and prints what it cannot build. So the name is looked up
     and, where no one has read it, set, without being read.
     """
-    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+    deepspeed.ops.__dict__.setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
 
 
 def _place() -> tuple[int, int]:

@@ -114,8 +114,8 @@ def test_no_op_of_deepspeed_is_probed(
     monkeypatch: pytest.MonkeyPatch, accelerator: type[DeepSpeedAccelerator]
 ) -> None:
     """As in a new process, under the name of either accelerator."""
-    monkeypatch.setitem(vars(deepspeed.ops), "__compatible_ops__", None)  # restored at the end
-    del vars(deepspeed.ops)["__compatible_ops__"]
+    monkeypatch.setitem(deepspeed.ops.__dict__, "__compatible_ops__", None)  # restored at the end
+    del deepspeed.ops.__dict__["__compatible_ops__"]
     monkeypatch.setattr(real_accelerator, "ds_accelerator", accelerator())
     probed: list[str] = []
     monkeypatch.setattr(deepspeed.ops, "_probe_compatible_ops", lambda: probed.append("all") or {})
