@@ -1,4 +1,4 @@
-"""What a recipe names: samplers, credit rules, rewards, judges and backbones.
+"""What a recipe names: samplers, solvers, credit rules, rewards, judges and backbones.
 
 A name without a colon is one of ours. "package.module:function" is anybody's: a file beside the
 recipe or an installed package. Either may have options of its own, which are the arguments of the
@@ -205,6 +205,7 @@ def _defined(module: Any) -> list[str]:
 
 
 SAMPLER = Kind("sampler", "sample.sampler_options", "sfgrpo.samplers", given=1)
+SOLVER = Kind("solver", "credit.solver_options", "sfgrpo.solvers", given=1)
 RULE = Kind("credit rule", "credit.options", "sfgrpo.credit", "advantages", given=3)
 REWARD = Kind("reward", "reward_options", "sfgrpo.rewards", "build", beside=("base",))
 JUDGE = Kind("judge", "eval.judge_options", given=2)

@@ -29,7 +29,7 @@ FLOORS = (
     ("ops", "zero"),
     ("kernels",),  # found by name when a GPU calls: ops knows no backend
     ("sde", "recording"),
-    ("credit", "drift", "loss", "scheduler"),
+    ("credit", "drift", "loss", "scheduler", "solvers"),
     ("backbones",),
     ("rollout", "generator", "rewards"),
     ("layout", "engine"),
