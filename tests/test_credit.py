@@ -77,6 +77,44 @@ def test_stride_credits_blocks(rewards: torch.Tensor, stride: int) -> None:
         torch.testing.assert_close(block, block[..., :1].expand_as(block), rtol=0, atol=1e-4)
 
 
+DDIM = torch.tensor([False, True, True, True, True, False])
+SCORED = [
+    ({}, [1, 1, 2, 3, 4, 6, 6]),  # the noise-free ends have the rewards of what they lead to
+    ({"stride": 2}, [1, 1, 3, 3, 6, 6, 6]),
+    ({"stride": 3}, [1, 1, 4, 4, 4, 6, 6]),
+    ({"stride": 6}, [1, 1, 6, 6, 6, 6, 6]),
+    ({"statistics": "all"}, [0, 1, 2, 3, 4, 5, 6]),  # every gain counts
+    ({"statistics": "all", "stride": 4}, [0, 4, 4, 4, 4, 6, 6]),
+    ({"rule": "uniform"}, [6] * 7),
+]
+
+
+@pytest.mark.parametrize(("options", "expected"), SCORED)
+def test_no_state_is_scored_that_no_gain_needs(options: dict, expected: list[int]) -> None:
+    assert credit.scored_states(DDIM, Credit(**options)).tolist() == expected
+
+
+@pytest.mark.parametrize(("options", "where"), SCORED)
+def test_what_fills_the_other_states_changes_no_advantage(
+    rewards: torch.Tensor, options: dict, where: list[int]
+) -> None:
+    """Where the ODE leads to the same estimate, the rewards of all states give these, too."""
+    rewards[..., 0], rewards[..., 5] = rewards[..., 1], rewards[..., 6]
+    known = credit.advantages(rewards, DDIM, Credit(**options))
+    filled = credit.advantages(rewards[..., where], DDIM, Credit(**options))
+    torch.testing.assert_close(filled, known, rtol=1e-4, atol=1e-4)
+
+
+def test_blocks_are_of_noisy_steps(rewards: torch.Tensor) -> None:
+    """Noisy steps 1, 2 are one block and 4 is the next, whose state at the end is the image's."""
+    mask = torch.tensor([False, True, True, False, True, False])
+    found = credit.advantages(rewards, mask, Credit(stride=2, clamp=None))
+    gains = torch.stack([rewards[..., 4] - rewards[..., 1], rewards[..., 6] - rewards[..., 4]], -1)
+    steps = gains[..., [0, 0, 1]].flatten(1).double()
+    expected = (steps - steps.mean(1, keepdim=True)) / steps.std(1, unbiased=False, keepdim=True)
+    torch.testing.assert_close(found[..., mask].flatten(1).double(), expected, rtol=1e-3, atol=1e-4)
+
+
 def test_one_block_of_all_steps_is_uniform_up_to_scale(rewards: torch.Tensor) -> None:
     """From a common start, the gain of the whole trajectory is the final reward, shifted."""
     rewards = rewards.clone()

@@ -14,6 +14,11 @@ To add one, write a module of this package that calls it `advantages`, or a file
 a recipe names "module:function". `options` are the recipe's section `credit`; what the function
 takes beside them are options of its own (`credit.options`). A rule that reads the final reward
 alone is decorated with `@rule(estimates=False)`, and no clean estimate is computed.
+
+Only states that a gain needs are estimated and scored (`scored_states`): those at the start of a
+step with noise, or of a block of `stride` such steps, and the final image. Every other state has
+the reward of the next one that is scored, which the ODE leads it to, so that noise-free steps have
+gain 0.
 """
 
 from __future__ import annotations
@@ -75,12 +80,47 @@ def statistics_mask(trainable_T: Tensor, options: Credit) -> Tensor | None:
     return trainable_T if options.statistics == "trainable" else None
 
 
+def block_states(trainable_T: Tensor, options: Credit) -> tuple[Tensor, Tensor]:
+    """The scored states between which each step's gain is taken, int64 `[T]` each.
+
+    Blocks are `options.stride` neighbours of the steps that enter the statistics; a step outside of
+    all blocks, before the first, has the state after it at both ends.
+
+    Args:
+        trainable_T: bool `[T]`, the steps with noise.
+    """
+    import torch
+
+    steps, device = len(trainable_T), trainable_T.device
+    counted_T = statistics_mask(trainable_T, options)
+    counted = torch.arange(steps, device=device) if counted_T is None else counted_T.nonzero()[:, 0]
+    starts = counted[:: options.stride] if get(options).estimates else counted[:0]
+    scored = torch.cat([starts, starts.new_tensor([steps])])
+    step = torch.arange(steps, device=device)
+    end = torch.searchsorted(scored, step, right=True)
+    return scored[(end - 1).clamp_min(0)], scored[end]
+
+
+def scored_states(trainable_T: Tensor, options: Credit) -> Tensor:
+    """int64 `[T + 1]`: which state's reward each state has, as far as the rule's gains need; itself
+    if it is scored, else the next one that is. The final image's is its own.
+
+    Args:
+        trainable_T: bool `[T]`, the steps with noise.
+
+    Raises:
+        ValueError: as `get`.
+    """
+    start_T, end_T = block_states(trainable_T, options)
+    return start_T.new_tensor([int(start_T[0]), *end_T.tolist()])
+
+
 def advantages(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit | None = None) -> Tensor:
     """Advantages of every step.
 
     Args:
         rewards_PNS: `[P, N, T + 1]`, the reward of each state's clean estimate, the final image
-            last; rules without estimates read the last entry only.
+            last; of a state that was not scored, that of the next one that was.
         trainable_T: bool `[T]`, False on noise-free steps: their advantage is 0.
         options: which rule, and how gains become advantages; default `sfgrpo.config.Credit()`.
 

@@ -10,25 +10,23 @@ from torch import Tensor
 
 from sfgrpo import ops
 from sfgrpo.config import Credit
-from sfgrpo.credit import statistics_mask
+from sfgrpo.credit import block_states, statistics_mask
 
 
 def advantages(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit) -> Tensor:
     """The gain of each step, or of its block of `options.stride` steps, `[P, N, T]`."""
+    blocks = options.stride > 1
     return ops.gain_advantages(
-        rewards_PNS if options.stride == 1 else _blocks(rewards_PNS, options.stride),
+        _of_blocks(rewards_PNS, trainable_T, options) if blocks else rewards_PNS,
         normalize=options.normalize,
         mask=statistics_mask(trainable_T, options),
         clamp=options.clamp,
     )
 
 
-def _blocks(rewards_PNS: Tensor, stride: int) -> Tensor:
+def _of_blocks(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit) -> Tensor:
     """Rewards whose per-step gains are the block gains of the given ones."""
-    steps = rewards_PNS.shape[-1] - 1
-    step = torch.arange(steps, device=rewards_PNS.device)
-    start = step // stride * stride
-    end = (start + stride).clamp_max(steps)
-    block_gains = rewards_PNS[..., end] - rewards_PNS[..., start]
+    start_T, end_T = block_states(trainable_T, options)
+    block_gains = rewards_PNS[..., end_T] - rewards_PNS[..., start_T]
     first = rewards_PNS[..., :1]
     return torch.cat([first, first + block_gains.cumsum(-1)], dim=-1)
