@@ -90,7 +90,7 @@ def evaluate(
             group_of_M=torch.arange(rows.stop - rows.start, device=plan.sample_M.device),
             sample_M=plan.sample_M[rows],
         )
-        made = sample(field, table, part, seed=seed, latent_shape=latent_shape, substeps=None)
+        made = sample(field, table, part, seed=seed, latent_shape=latent_shape, methods={})
         for few in batches(len(part.sample_M), field.backbone.decode_batch):
             decoded = field.backbone.decode(made.states.x_U[few])
             scores.append(score(decoded, part.prompt_G[few]))

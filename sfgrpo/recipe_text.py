@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -126,6 +127,24 @@ def refuse_mistaken(value: Any, annotation: Any) -> None:
         raise ValueError("expected a number below 2^63")
     if isinstance(value, bool | int | float) and kinds and kinds <= {str, Path, types.NoneType}:
         raise ValueError("expected text; put it in quotes")
+
+
+def as_euler(credit: Any) -> Any:
+    """A section `credit` with the key `estimate_substeps`, from before there were solvers, in
+    today's words; any other as it is.
+
+    Raises:
+        ValueError: it names a solver as well.
+    """
+    if not isinstance(credit, dict) or "estimate_substeps" not in credit:
+        return credit
+    rest = {key: value for key, value in credit.items() if key != "estimate_substeps"}
+    substeps = credit["estimate_substeps"]
+    now = f"'solver: euler' and 'solver_options: {{substeps: {shortened(substeps)}}}'"
+    if rest.keys() & {"solver", "solver_options"}:
+        raise ValueError(f"estimate_substeps stands for {now}: remove it, since a solver is named")
+    warnings.warn(f"credit.estimate_substeps is read as {now}: write those", stacklevel=2)
+    return {**rest, "solver": "euler", "solver_options": {"substeps": substeps}}
 
 
 def explain(error: ValidationError, recipe: type[BaseModel]) -> str:

@@ -1,18 +1,18 @@
-"""Prompts -> trajectories -> the clean estimate of every state.
+"""Prompts -> trajectories, and the first stage of the clean estimates that are asked of them.
 
 Shapes: G groups (prompts) and M trajectories of this rank, T steps, S = T + 1 states (0 is x_T,
-the pure noise; T is the final latent), U distinct states, B rows of one forward.
+the pure noise; T is the final latent), K states of a trajectory that are to be scored, U distinct
+ones of them on this rank, B rows of one forward.
 
 All trajectories of a group start from the same noise, and steps without noise keep them together:
-such states are computed, estimated and scored once per group. Every other state of every
-trajectory goes through the network in full batches whose rows stand at different noise levels.
+such states are computed, estimated and scored once per group.
 
 Randomness depends on (seed, sample id, step, element) alone, never on batch size, rank or device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sfgrpo import ops
 from sfgrpo.backbones.base import Backbone, Conditioning
+from sfgrpo.solvers import Method
 
 START = 2**32 - 1
 """The step id under which a group's starting noise is drawn; no schedule has so many steps."""
@@ -66,21 +67,24 @@ class VelocityField:
 
     def batched(self, x: Tensor, t: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor | None]:
         """The same for any number of rows, `batch_size` at a time."""
-        spare = self.spare_batches(len(x))
-        parts = [self(x[r], t[r], prompt[r]) for r in batches(len(x), self.batch_size)]
-        self.keep_pace(x, t, prompt, forwards=spare)
+        parts = list(self._in_batches(x, t, prompt))
         unconditional = [u for _, u in parts if u is not None]
         return torch.cat([v for v, _ in parts]), torch.cat(unconditional) if unconditional else None
 
-    def spare_batches(self, rows: int) -> int:
-        """How many batches fewer than the rank with most it takes for so many rows; asked before
-        the first of them, or ranks would wait for each other's answers and forwards crosswise."""
-        here = -(-rows // self.batch_size)
-        return self.pace(here) - here if self.pace else 0
+    def guided_in_batches(self, x: Tensor, t: Tensor, prompt: Tensor) -> Tensor:
+        """The guided velocity of any number of rows, `batch_size` at a time."""
+        return torch.cat([self.guided(*part) for part in self._in_batches(x, t, prompt)])
 
-    def keep_pace(self, x: Tensor, t: Tensor, prompt: Tensor, *, forwards: int) -> None:
-        """Join so many forwards of ranks that have more; what they compute is thrown away."""
-        for _ in range(forwards):
+    def _in_batches(
+        self, x: Tensor, t: Tensor, prompt: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        # Asked before the first batch, or ranks would wait for each other's answers and forwards
+        # crosswise.
+        here = -(-len(x) // self.batch_size)
+        spare = self.pace(here) - here if self.pace else 0
+        for rows in batches(len(x), self.batch_size):
+            yield self(x[rows], t[rows], prompt[rows])
+        for _ in range(spare):  # forwards of ranks that have more; what they compute is thrown away
             self(x[:1], t[:1], prompt[:1])
 
 
@@ -99,21 +103,31 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unfinished:
+    """The distinct states before one step, of which clean estimates are asked."""
+
+    step: int
+    method: Method
+    rows: slice
+    """Which of the U."""
+    shared: bool
+    """One state for each group, not for each trajectory."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class States:
-    """The distinct states of a set of trajectories."""
+    """The distinct states that are to be scored."""
 
     x_U: Tensor
-    """`[U, ...]` latents; where an ODE substep was already taken, the latent after it."""
-    t_U: Tensor
-    """`[U]` noise level at which the ODE continues; 0 for final latents."""
-    dt_U: Tensor
-    """`[U]` length of one ODE substep."""
+    """`[U, ...]` the clean estimates: of unfinished states, where `Method.first` led, until
+    `sfgrpo.estimates` has carried them on in place; the final latents stand last."""
     prompt_U: Tensor
     """int64 `[U]` row of the conditioning."""
-    where_MS: Tensor
-    """int64 `[M, T + 1]` (or `[M, 1]`, final states alone): the row of each state in the others."""
-    unfinished: int
-    """Rows before this one stand above t = 0; the final latents follow them."""
+    member_U: Tensor
+    """int64 `[U]` a trajectory that stands there."""
+    where_MK: Tensor
+    """int64 `[M, K]`: the row of each scored state in the others, the final state last."""
+    unfinished: tuple[Unfinished, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,31 +147,36 @@ def batches(rows: int, size: int) -> Iterator[slice]:
         yield slice(start, min(start + size, rows))
 
 
-class _Collector:
-    """Gathers distinct states and remembers which trajectory stands where."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-        self.where: list[Tensor] = []
-        self.count = 0
-        self.unfinished = 0
-
-    def add(self, x: Tensor, t: float, dt: float, prompt: Tensor, row_of_M: Tensor) -> None:
-        self.rows.append((x, x.new_full((len(x),), t), x.new_full((len(x),), dt), prompt))
-        self.where.append(row_of_M + self.count)
-        self.count += len(x)
-        self.unfinished += len(x) if dt > 0 else 0
-
-    def states(self) -> States:
-        x, t, dt, prompt = (torch.cat(column) for column in zip(*self.rows, strict=True))
-        return States(
-            x_U=x,
-            t_U=t,
-            dt_U=dt,
-            prompt_U=prompt,
-            where_MS=torch.stack(self.where, dim=1),
-            unfinished=self.unfinished,
-        )
+def _states(
+    plan: Plan, methods: Mapping[int, Method], *, apart: int, final: int, latent: tuple[int, ...]
+) -> States:
+    """Room for the states that are to be scored; groups share those up to the state `apart`."""
+    members = torch.arange(len(plan.sample_M), device=plan.sample_M.device)
+    first_of_G = torch.full_like(plan.group_G, len(members)).scatter_reduce(
+        0, plan.group_of_M, members, "amin"
+    )
+    unfinished, member, where, count = [], [], [], 0
+    for state in (*sorted(methods), final):
+        shared = state <= apart
+        rows = first_of_G if shared else members
+        if state != final:
+            unfinished.append(
+                Unfinished(
+                    step=state, method=methods[state], rows=slice(count, count + len(rows)),
+                    shared=shared,
+                )
+            )  # fmt: skip
+        member.append(rows)
+        where.append((plan.group_of_M if shared else members) + count)
+        count += len(rows)
+    member_U = torch.cat(member)
+    return States(
+        x_U=torch.empty(count, *latent, dtype=torch.float32, device=members.device),
+        prompt_U=plan.prompt_G[plan.group_of_M[member_U]],
+        member_U=member_U,
+        where_MK=torch.stack(where, dim=1),
+        unfinished=tuple(unfinished),
+    )
 
 
 @torch.no_grad()
@@ -168,78 +187,46 @@ def sample(
     *,
     seed: int,
     latent_shape: tuple[int, ...],
-    substeps: int | None,
+    methods: Mapping[int, Method],
 ) -> Trajectories:
     """Run the sampler of `table` for every trajectory of `plan`.
 
     Args:
         table: `[T, 4]` coefficients on the CPU (`sfgrpo.sde.coefficients`).
         latent_shape: shape of one latent.
-        substeps: T', the number of ODE substeps of a clean estimate; None keeps no intermediate
-            state for estimation, the final latents alone.
+        methods: how the clean estimate of the state before step k is taken, for each k (0 .. T-1)
+            of which there shall be one. The final latents are kept in any case.
 
     Returns:
-        Trajectories, the first substep of every estimate already taken with the sampler's own
-        velocity: the step's kernel projects by `t / T'` instead of `t` in the same pass.
+        Trajectories, the first stage of every estimate already taken with the sampler's own
+        velocity: the step's kernel projects by `Method.first` instead of `t` in the same pass.
     """
-    device, noisy = plan.sample_M.device, [n > 0 for n in table[:, 2].tolist()]
+    device, (T, _), M = plan.sample_M.device, table.shape, len(plan.sample_M)
     times = table[:, 3].tolist()
+    apart = next((k for k in range(T) if table[k, 2] > 0), T)
+    states = _states(plan, methods, apart=apart, final=T, latent=latent_shape)
+    unfinished = {part.step: part for part in states.unfinished}
     steps = table.clone()
-    steps[:, 3] /= substeps or 1
-    members = torch.arange(len(plan.sample_M), device=device)
-    first_of_G = torch.full_like(plan.group_G, len(members)).scatter_reduce(
-        0, plan.group_of_M, members, "amin"
-    )
+    for k, part in unfinished.items():
+        steps[k, 3] = part.method.first
     x = ops.philox_normal(latent_shape, seed=seed, sample_ids=plan.group_G, step_ids=START)
-    prompt, ids, row_of_M, together = plan.prompt_G, plan.group_G, plan.group_of_M, True
-    latents, logps, collector = [x[row_of_M]], [], _Collector()
+    prompt, ids, row_of_M = plan.prompt_G, plan.group_G, plan.group_of_M
+    latents_MS, logp_MT = x.new_empty(M, T + 1, *latent_shape), x.new_empty(M, T)
+    latents_MS[:, 0] = x[row_of_M]
     for k, coef in enumerate(steps.to(device)):
         v, v_uncond = field.batched(x, x.new_full((len(x),), times[k]), prompt)
-        scored, scored_row_of_M, scored_prompt = slice(None), row_of_M, prompt
-        if together and noisy[k]:  # noise parts the group here; the state before it is still shared
+        if k == apart:  # noise parts the group here; the state before it is still shared
             x, v, prompt = (tensor[plan.group_of_M] for tensor in (x, v, prompt))
             v_uncond = None if v_uncond is None else v_uncond[plan.group_of_M]
-            ids, row_of_M, together, scored = plan.sample_M, members, False, first_of_G
-        x_next, logp, estimate = ops.sde_step_x0(
+            ids, row_of_M = plan.sample_M, slice(None)
+        step = ops.sde_step_x0 if k in unfinished else ops.sde_step
+        x, logp, *estimate = step(
             x, v, coef.expand(len(x), 4), seed=seed, sample_ids=ids, step_ids=k,
             v_uncond=v_uncond, guidance=field.guidance,
         )  # fmt: skip
-        if substeps is not None:
-            dt = times[k] / substeps
-            collector.add(estimate[scored], times[k] - dt, dt, scored_prompt, scored_row_of_M)
-        x = x_next
-        latents.append(x[row_of_M])
-        logps.append(logp[row_of_M])
-    collector.add(x, 0.0, 0.0, prompt, row_of_M)
-    return Trajectories(
-        latents_MS=torch.stack(latents, 1),
-        logp_MT=torch.stack(logps, 1),
-        states=collector.states(),
-    )
-
-
-@torch.no_grad()
-def clean_estimates(
-    field: VelocityField, states: States, *, substeps: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """Carry every state on to t = 0 by the remaining Euler substeps of the ODE.
-
-    States of all steps and trajectories share the batches; rows differ in noise level.
-
-    Yields:
-        `(rows, latents [B, ...])` covering the U states in order, so that decoding and scoring
-        can follow batch by batch and no more than one batch of images is held.
-    """
-    spare = field.spare_batches(states.unfinished) if substeps > 1 else 0
-    for rows in batches(len(states.x_U), field.batch_size):
-        x, t, dt, prompt = (y[rows] for y in (states.x_U, states.t_U, states.dt_U, states.prompt_U))
-        unfinished = max(0, min(states.unfinished - rows.start, len(x)))
-        if unfinished:
-            estimate, t, dt, prompt = (y[:unfinished] for y in (x, t, dt, prompt))
-            for _ in range(substeps - 1):
-                v = field.guided(*field(estimate, t, prompt))
-                estimate = ops.tweedie(estimate, v, dt)
-                t = t - dt
-            x = torch.cat([estimate, x[unfinished:]])
-        yield rows, x
-    field.keep_pace(states.x_U, states.t_U, states.prompt_U, forwards=spare * (substeps - 1))
+        latents_MS[:, k + 1], logp_MT[:, k] = x[row_of_M], logp[row_of_M]
+        if k in unfinished:
+            rows = unfinished[k].rows
+            states.x_U[rows] = estimate[0][states.member_U[rows] if k == apart else slice(None)]
+    states.x_U[-len(x) :] = x
+    return Trajectories(latents_MS=latents_MS, logp_MT=logp_MT, states=states)

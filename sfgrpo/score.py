@@ -1,15 +1,16 @@
-"""Trajectories -> the reward of every state's clean estimate."""
+"""Trajectories -> the rewards of clean estimates."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from sfgrpo.estimates import clean_estimates
 from sfgrpo.prompts import Prompt
 from sfgrpo.rewards import Mixture
-from sfgrpo.rollout import Trajectories, VelocityField, batches, clean_estimates
+from sfgrpo.rollout import Trajectories, VelocityField, batches
 
 Lap = Callable[[str], None]
 
@@ -37,35 +38,26 @@ def score(
     reward: Mixture,
     prompts: Sequence[Prompt],
     *,
-    substeps: int,
     lap: Lap,
 ) -> dict[str, Tensor]:
-    """Scores of every state of this rank's trajectories.
+    """Scores of the states of this rank's trajectories that are to be scored.
 
-    Each distinct state is estimated, decoded and scored once: estimates in full batches, samples
-    as many at once as the backbone decodes, so that few videos are held in memory.
+    Each distinct state is estimated, decoded and scored once, samples as many at once as the
+    backbone decodes, so that few videos are held in memory.
 
     Args:
-        substeps: T', the ODE substeps of a clean estimate.
         lap: called with the name of each phase as it ends.
 
     Returns:
-        `{name: [M, S]}`, the final image last; `sfgrpo.guard` sees to values that are not finite.
+        `{name: [M, K]}`, the final image last; `sfgrpo.guard` sees to values that are not finite.
     """
     states, found = trajectories.states, []
-    for rows, latents in clean_estimates(field, states, substeps=substeps):
-        lap("estimates")
-        prompt_B = states.prompt_U[rows]
-        for part in batches(len(latents), field.backbone.decode_batch):
-            samples = field.backbone.decode(latents[part])
-            lap("decode")
-            found.append(measure(reward, samples, prompt_B[part], prompts))
-            lap("rewards")
+    estimates_U = clean_estimates(field, trajectories)
+    lap("estimates")
+    for rows in batches(len(estimates_U), field.backbone.decode_batch):
+        samples = field.backbone.decode(estimates_U[rows])
+        lap("decode")
+        found.append(measure(reward, samples, states.prompt_U[rows], prompts))
+        lap("rewards")
     scores_U = {name: torch.cat([part[name] for part in found]) for name in found[0]}
-    return {name: values[states.where_MS] for name, values in scores_U.items()}
-
-
-def as_states(scores_MS: Mapping[str, Tensor], states: int) -> Tensor:
-    """The rewards as `[M, S]`; rules without estimates know the last, and get zeros before it."""
-    known = scores_MS["reward"]
-    return torch.nn.functional.pad(known, (states - known.shape[1], 0))
+    return {name: values[states.where_MK] for name, values in scores_U.items()}

@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from sfgrpo import names
-from sfgrpo.recipe_text import refuse_mistaken
+from sfgrpo.recipe_text import as_euler, refuse_mistaken
 
 
 class Section(BaseModel):
@@ -204,22 +204,29 @@ class Credit(Section):
     """What the rule takes beside this section."""
     normalize: Literal["joint", "per_step", "centered"] = "joint"
     """Over what mean and std of the gains are taken: see `sfgrpo.ops.gain_advantages`."""
-    estimate_substeps: Count = 5
-    """T', ODE substeps of a clean estimate; 1 is the plain Tweedie projection."""
+    solver: str = "by_level"
+    """How states are carried on to their clean estimates: "by_level", "euler" (the paper's),
+    "tweedie", "midpoint", "third_order" or "exact": see `sfgrpo.solvers`; or "module:function"."""
+    solver_options: dict[str, Any] = {}
+    """What the solver takes beside the noise level, such as Euler's `substeps`."""
     stride: Count = 1
-    """Gains over blocks of this many steps, credited to each step of the block."""
+    """Gains over blocks of this many noisy steps, credited to each step of the block."""
     statistics: Literal["trainable", "all"] = "trainable"
-    """Whether noise-free steps, which have no gradient, enter mean and std. Their gains are the
-    same for the whole group, so with "all" they shift the joint mean by a constant that says
-    nothing about the steps that can learn."""
+    """Whether noise-free steps, which have no gradient, enter mean and std. They shift the joint
+    mean by what says nothing about the steps that can learn, and cost estimates of their own."""
     clamp: float | None = Field(default=5.0, gt=0)
     """Limit of |advantage|."""
 
-    @field_validator("rule")
+    @field_validator("rule", "solver")
     @classmethod
-    def _known(cls, name: str) -> str:
-        names.RULE.check(name)
+    def _known(cls, name: str, info: ValidationInfo) -> str:
+        {"rule": names.RULE, "solver": names.SOLVER}[str(info.field_name)].check(name)
         return name
+
+    @model_validator(mode="before")
+    @classmethod
+    def _before_solvers(cls, given: Any) -> Any:
+        return as_euler(given)
 
 
 class Train(Section):

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from sfgrpo import credit, engine, evaluate, prompts, rewards
+from sfgrpo import credit, engine, evaluate, prompts, rewards, solvers
 from sfgrpo.backbones.base import Conditioning
 from sfgrpo.config import Recipe
 from sfgrpo.embeddings import backbone_of
@@ -33,8 +33,9 @@ from sfgrpo.run.clock import Clock
 from sfgrpo.run.progress import Progress
 from sfgrpo.run.randomness import reseed
 from sfgrpo.run.stopping import Interrupted, Signals
-from sfgrpo.score import as_states, measure, score
+from sfgrpo.score import measure, score
 from sfgrpo.sde import Schedule
+from sfgrpo.solvers import Method
 from sfgrpo.statistics import finite_groups, reward_statistics
 from sfgrpo.update import Update
 
@@ -64,7 +65,8 @@ class Trainer:
         self.judges = [
             JUDGE.bind(name, recipe.eval.judge_options.get(name)) for name in recipe.eval.judges
         ]
-        self.rule = credit.get(recipe.credit)
+        credit.get(recipe.credit)
+        solvers.methods(recipe.credit.solver, recipe.credit.solver_options, {0: 1.0})
         check_start(recipe.lora)
         self.backbone, self.embed = backbone_of(recipe, self.device, self.prompts)
         self.latent_shape = self.backbone.latent_shape(*recipe.model.size)
@@ -138,7 +140,7 @@ class Trainer:
             trajectories = self.sample(field, schedule, plan)
             clock.lap("rollout")
             signals.check()
-            rewards_PNS, parts_PN = self.score(field, trajectories, chosen, clock)
+            rewards_PNS, parts_PN = self.score(field, trajectories, schedule, chosen, clock)
         signals.check()
         advantages_PNT = self.credit(rewards_PNS, schedule)
         rows = self.rows(trajectories, advantages_PNT, schedule, plan)
@@ -185,32 +187,42 @@ class Trainer:
             pace=self.engine.pace,
         )
 
+    def methods(self, schedule: Schedule) -> dict[int, Method]:
+        """How the states that the credit rule needs are carried on to their clean estimates."""
+        levels = dict(enumerate(schedule.table[:, 3].tolist()))
+        scored = credit.scored_states(schedule.trainable_T, self.recipe.credit).tolist()
+        return solvers.methods(
+            self.recipe.credit.solver, self.recipe.credit.solver_options,
+            {state: levels[state] for state in sorted({*scored} - {len(levels)})},
+        )  # fmt: skip
+
     def sample(self, field: VelocityField, schedule: Schedule, plan: Plan) -> Trajectories:
-        """Trajectories of the plan; intermediate states are kept if the credit rule asks."""
+        """Trajectories of the plan, and where their clean estimates begin."""
         return sample(
             field, schedule.table, plan,
             seed=self.recipe.run.seed, latent_shape=self.latent_shape,
-            substeps=self.recipe.credit.estimate_substeps if self.rule.estimates else None,
+            methods=self.methods(schedule),
         )  # fmt: skip
 
     def score(
-        self, field: VelocityField, made: Trajectories, chosen: Sequence[Prompt], clock: Clock
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, field: VelocityField, made: Trajectories, schedule: Schedule,
+        chosen: Sequence[Prompt], clock: Clock,
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
         """Rewards `[P, N, S]` of the whole group, and the final scores `[P, N]` of each reward."""
         shape = (self.recipe.sample.prompts_per_iteration, self.recipe.sample.group_size)
-        scores_MS = score(
-            field, made, self.reward, chosen,
-            substeps=self.recipe.credit.estimate_substeps, lap=clock.lap,
-        )  # fmt: skip
-        numbers = self.layout.numbers()
-        parts_MS = {name: values for name, values in scores_MS.items() if name != "reward"}
+        scores_MK = score(field, made, self.reward, chosen, lap=clock.lap)
+        parts_MK = {name: values for name, values in scores_MK.items() if name != "reward"}
+        where_S = credit.scored_states(schedule.trainable_T, self.recipe.credit).to(self.device)
+        numbers, scored_K = self.layout.numbers(), where_S.unique()
 
-        def gather(values_M: Tensor) -> Tensor:
-            return engine.gather(values_M, numbers).unflatten(0, shape)
+        def gather(values_MK: Tensor) -> Tensor:
+            found = engine.gather(values_MK, numbers).unflatten(0, shape)
+            return found.new_zeros(*shape, len(where_S)).index_copy(2, scored_K, found)
 
-        rewards_PNS = gather(as_states(scores_MS, made.latents_MS.shape[1]))
-        self.guard.rewards(rewards_PNS, lambda: {k: gather(v) for k, v in parts_MS.items()})
-        return rewards_PNS, {name: gather(values[:, -1]) for name, values in parts_MS.items()}
+        known_PNS = gather(scores_MK["reward"])  # 0 where no reward was asked
+        self.guard.rewards(known_PNS, lambda: {k: gather(v) for k, v in parts_MK.items()})
+        finals = {name: engine.gather(v[:, -1], numbers) for name, v in parts_MK.items()}
+        return known_PNS[..., where_S], {k: v.unflatten(0, shape) for k, v in finals.items()}
 
     def credit(self, rewards_PNS: Tensor, schedule: Schedule) -> Tensor:
         """Advantages `[P, N, T]` of every step of the whole group; 0 in groups that are dropped."""

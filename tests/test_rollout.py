@@ -1,61 +1,24 @@
-"""Sampling and clean estimates: known answers, and independence of how the work is cut up."""
+"""Sampling: known answers, and independence of how the work is cut up."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from dataclasses import replace
 
 import pytest
 import torch
 
 from sfgrpo import ops, sde
-from sfgrpo.rollout import START, Plan, Trajectories, VelocityField, clean_estimates, sample
-from tests.support.toy import PointBackbone, PointVelocity
-
-T, GROUPS, SIZE = 6, 3, 4
-CENTRES = ["-1", "0.5", "2"]
-
-Calls = list[tuple[int, int]]
-
-
-def field(bend: float = 0.0, *, guidance: float = 1.0, batch_size: int = 64) -> VelocityField:
-    backbone = PointBackbone(bend)
-    return VelocityField(
-        backbone=backbone,
-        network=backbone.transformer,
-        conditioning=backbone.encode(CENTRES),
-        unconditional=backbone.encode([""]) if guidance != 1 else None,
-        guidance=guidance,
-        batch_size=batch_size,
-    )
-
-
-def forward_rows(velocity: VelocityField) -> list[int]:
-    """Rows of every forward so far."""
-    assert isinstance(velocity.network, PointVelocity)
-    return velocity.network.rows
-
-
-def plan(trajectories: slice = slice(0, GROUPS * SIZE), offset: int = 0) -> Plan:
-    index = torch.arange(GROUPS * SIZE)[trajectories]
-    group, member = torch.unique_consecutive(index // SIZE, return_inverse=True)
-    return Plan(
-        group_G=group + offset, prompt_G=group, group_of_M=member, sample_M=index + offset * SIZE
-    )
-
-
-def run(
-    velocity: VelocityField, kind: str = "ddim", which: Plan | None = None, **options
-) -> Trajectories:
-    table = sde.coefficients(velocity.backbone.sigmas(T, (3, 4, 4)), kind, 0.7)
-    options = {"seed": 5, "substeps": 3, "latent_shape": (3, 4, 4), **options}
-    return sample(velocity, table, which or plan(), **options)
-
-
-def finished(velocity: VelocityField, made: Trajectories, substeps: int = 3) -> torch.Tensor:
-    parts = list(clean_estimates(velocity, made.states, substeps=substeps))
-    assert [rows.start for rows, _ in parts] == [0, *(rows.stop for rows, _ in parts[:-1])]
-    return torch.cat([latents for _, latents in parts])[made.states.where_MS]
+from sfgrpo.rollout import START
+from tests.support.rollouts import (
+    CENTRES,
+    GROUPS,
+    SHAPE,
+    SIZE,
+    T,
+    field,
+    finished,
+    forward_rows,
+    plan,
+    run,
+)
 
 
 @pytest.mark.parametrize("kind", ["flow", "dance", "ddim", "cps", "renoise"])
@@ -68,20 +31,6 @@ def test_estimates_of_point_data_are_the_point(kind: str) -> None:
     # Flow- and Dance-SDE add noise even in the step to t = 0, so their final images miss the point.
     states = slice(None, -1) if kind in ("flow", "dance") else slice(None)
     torch.testing.assert_close(estimates[:, states], expected[:, states], rtol=0, atol=1e-5)
-
-
-def test_estimate_is_the_euler_ode_of_its_state() -> None:
-    velocity = field(bend=0.4)
-    made = run(velocity, substeps=5)
-    found = finished(velocity, made, substeps=5)
-    for state in range(T):
-        x, t = made.latents_MS[:, state], float(velocity.backbone.sigmas(T, (3, 4, 4))[state])
-        for j in range(5):
-            now = x.new_full((len(x),), t * (1 - j / 5))
-            v, _ = velocity(x, now, torch.arange(GROUPS).repeat_interleave(SIZE))
-            x = x - t / 5 * v
-        torch.testing.assert_close(found[:, state], x, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found[:, T], made.latents_MS[:, T], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(("kind", "together"), [("ddim", 2), ("cps", 1), ("ode", T + 1)])
@@ -101,7 +50,7 @@ def test_start_is_the_groups_own_noise() -> None:
     made = run(field(), which=plan(offset=7))
     for group in range(GROUPS):
         noise = ops.philox_normal(
-            (3, 4, 4), seed=5, sample_ids=torch.tensor([7 + group]), step_ids=START
+            SHAPE, seed=5, sample_ids=torch.tensor([7 + group]), step_ids=START
         )
         assert (made.latents_MS[group * SIZE, 0] == noise[0]).all()
 
@@ -131,7 +80,7 @@ def test_layout_over_ranks_changes_nothing(cut: int) -> None:
 def test_log_density_is_that_of_the_stored_states() -> None:
     velocity = field(bend=0.4)
     made = run(velocity)
-    table = sde.coefficients(velocity.backbone.sigmas(T, (3, 4, 4)), "ddim", 0.7)
+    table = sde.coefficients(velocity.backbone.sigmas(T, SHAPE), "ddim", 0.7)
     prompt = torch.arange(GROUPS).repeat_interleave(SIZE)
     for k in range(T):
         x, coef = made.latents_MS[:, k], table[k].expand(GROUPS * SIZE, 4)
@@ -144,7 +93,7 @@ def test_log_density_is_that_of_the_stored_states() -> None:
 def test_guidance_extrapolates_from_the_unconditional_velocity() -> None:
     """Point data: guidance w moves the point to w c, which the ODE then reaches exactly."""
     velocity = field(guidance=3.0)
-    final = run(velocity, "ode", substeps=None).states.x_U.mean((1, 2, 3))
+    final = run(velocity, "ode", states=()).states.x_U.mean((1, 2, 3))
     torch.testing.assert_close(final, 3 * torch.tensor([-1, 0.5, 2]), rtol=0, atol=1e-4)
     estimates = finished(velocity, run(velocity))
     torch.testing.assert_close(
@@ -153,33 +102,7 @@ def test_guidance_extrapolates_from_the_unconditional_velocity() -> None:
 
 
 def test_without_estimates_only_final_states_are_kept() -> None:
-    made = run(field(), substeps=None)
-    assert made.states.where_MS.shape == (GROUPS * SIZE, 1)
+    made = run(field(), states=())
+    assert made.states.where_MK.shape == (GROUPS * SIZE, 1)
     assert len(made.states.x_U) == GROUPS * SIZE
-    assert made.states.unfinished == 0
-
-
-def test_ranks_with_fewer_batches_keep_pace() -> None:
-    """Where a forward waits for all ranks, each makes as many as the one with most batches, and
-    asks before it starts; what is sampled does not change."""
-    shares = [plan(slice(0, 3)), plan(slice(3, 6))]  # one group here, parts of two there
-
-    def paced(share: Plan, slowest: Iterator[int] | None) -> tuple[torch.Tensor, Calls]:
-        """What is sampled, and at which forward how many batches were announced."""
-        velocity, calls = field(batch_size=1), []
-
-        def pace(count: int) -> int:
-            calls.append((len(forward_rows(velocity)), count))
-            return next(slowest) if slowest else count
-
-        velocity = replace(velocity, pace=pace)
-        found = finished(velocity, run(velocity, which=share))
-        return found, [*calls, (len(forward_rows(velocity)), 0)]
-
-    alone = [paced(share, None) for share in shares]
-    assert alone[0][1] != alone[1][1]
-    slowest = [max(one[1], two[1]) for one, two in zip(alone[0][1], alone[1][1], strict=True)]
-    together = [paced(share, iter(slowest)) for share in shares]
-    assert [at for at, _ in together[0][1]] == [at for at, _ in together[1][1]]
-    for (expected, _), (found, _) in zip(alone, together, strict=True):
-        assert torch.equal(found, expected)
+    assert torch.equal(finished(field(), made)[:, 0], made.latents_MS[:, T])

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sfgrpo import ops, solvers
+from sfgrpo.config import Credit
 from sfgrpo.names import SOLVER
 from sfgrpo.solvers import Method
 
@@ -163,3 +164,11 @@ def test_a_solver_that_returns_no_method_is_named(
     monkeypatch.setitem(SOLVER.registered, "own", lambda t: returned)
     with pytest.raises(ValueError, match=message):
         solvers.methods("own", {}, {0: 0.5})
+
+
+def test_a_recipe_from_before_there_were_solvers_means_euler() -> None:
+    with pytest.warns(UserWarning, match=r"estimate_substeps is read as 'solver: euler' and 'solv"):
+        found = Credit.model_validate({"rule": "stepwise", "estimate_substeps": 3})
+    assert (found.solver, found.solver_options) == ("euler", {"substeps": 3})
+    with pytest.raises(ValueError, match="remove it, since a solver is named"):
+        Credit.model_validate({"estimate_substeps": 3, "solver": "midpoint"})

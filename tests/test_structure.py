@@ -32,7 +32,7 @@ FLOORS = (
     ("credit", "drift", "loss", "scheduler", "solvers"),
     ("backbones",),
     ("rollout", "generator", "rewards"),
-    ("layout", "engine"),
+    ("layout", "engine", "estimates"),
     ("policy", "statistics"),
     ("score", "embeddings", "guard"),
     ("evaluate", "update"),

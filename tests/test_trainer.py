@@ -105,7 +105,7 @@ def test_what_was_trained_loads_into_the_stock_pipeline(
         plan = evaluate.held_out_plan(1, 1, trainer.device)
         table = sde.coefficients(trainer.backbone.sigmas(4, trainer.latent_shape), "ode")
         ours = sample(
-            field, table, plan, seed=0, latent_shape=trainer.latent_shape, substeps=None
+            field, table, plan, seed=0, latent_shape=trainer.latent_shape, methods={}
         ).states.x_U
     stock = draw(pipe, trainer)
     torch.testing.assert_close(stock, ours, rtol=1e-4, atol=1e-4)

@@ -64,7 +64,7 @@ def ours(backbone: PipelineBackbone, shape: tuple[int, ...], guidance: float) ->
     rows = torch.arange(len(PROMPTS))
     plan = Plan(group_G=rows, prompt_G=rows, group_of_M=rows, sample_M=rows)
     velocity = field(backbone, PROMPTS, guidance)
-    made = sample(velocity, table, plan, seed=SEED, latent_shape=shape, substeps=None)
+    made = sample(velocity, table, plan, seed=SEED, latent_shape=shape, methods={})
     return made.states.x_U
 
 
@@ -145,7 +145,8 @@ def recipe(name: str, folder: Path, out: Path, **changes: str) -> config.Recipe:
         "sample.prompts_per_iteration": "2",
         "sample.group_size": "3",
         "sample.batch_size": "8",
-        "credit.estimate_substeps": "2",
+        "credit.solver": "euler",
+        "credit.solver_options": "{substeps: 2}",
         "train.learning_rate": "2e-4",
         "train.updates_per_iteration": "2",
         "train.micro_batch_size": "3",

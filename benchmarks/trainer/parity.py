@@ -36,7 +36,7 @@ RECIPE = {
     "sample.group_size": "4",
     "sample.num_steps": "4",
     "sample.batch_size": "16",
-    "credit.estimate_substeps": "1",
+    "credit.solver": "tweedie",
     "train.learning_rate": str(LEARNING_RATE),
     "train.updates_per_iteration": "2",
     "train.micro_batch_size": "4",
