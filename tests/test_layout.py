@@ -78,7 +78,7 @@ def test_a_step_with_too_little_noise_is_the_odes() -> None:
 
 
 def test_noise_that_rounding_swallows_is_left_out() -> None:
-    """With so small an eta the last noisy steps of DDIM-SDE fall below what fp32 latents resolve."""
+    """With so small an eta the last noisy steps of DDIM-SDE fall below fp32 latents' rounding."""
     given = Recipe.model_validate({"sample": {"eta": 5e-6}})
     layout = Layout(given, SIGMAS, rank=0, world=1, device=CPU)
     assert 0 < layout.faint_T.sum() < 8
