@@ -46,8 +46,12 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Two processes of one thread each: small tensors and Python gain nothing from a second thread, and
+# the tests that are about threads set their number. A file stays in one process, for its fixtures
+# train and compile; the longest files start first (tests/conftest.py).
 test: lint
-	$(BIN)/python -m pytest --durations=10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15 \
+	  --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 demo: setup
 	$(BIN)/sfgrpo train embedded --run.output_dir runs/demo --fresh

@@ -12,6 +12,14 @@ from tests.support import tiny
 SLOW = ("ops/test_aot_compile.py", "ops/test_dispatch.py", "ops/test_triton_*.py")
 """Slow as a whole: ops are compiled, for every GPU and in graphs, or interpreted by the element."""
 
+LONGEST = (
+    "engine/test_zero.py", "ops/test_aot_compile.py", "backbones/test_families.py",
+    "test_recipes.py", "doctor/test_doctor.py", "run/test_stopping.py", "test_trainer.py",
+    "ops/test_dispatch.py", "benchmarks/test_ops_table.py",
+)  # fmt: skip
+"""Started first where several processes share the tests: one of them, left to the end, would run
+alone. A file that is missing here costs time, and nothing else."""
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # pytest reads this file at the root even if only benchmarks/ is wanted, and there kernels
@@ -29,10 +37,18 @@ def pytest_ignore_collect(config: pytest.Config) -> bool | None:
     return True if config.getoption("benchmark_only", False) else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
         if any(item.path.match(f"tests/{pattern}") for pattern in SLOW):
             item.add_marker(pytest.mark.slow)
+    if hasattr(config, "workerinput"):  # one of pytest-xdist's processes; each sorts alike
+        items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    """When the test's file is started: its place among the longest, or after them all."""
+    found = (i for i, name in enumerate(LONGEST) if item.path.match(f"tests/{name}"))
+    return next(found, len(LONGEST))
 
 
 @pytest.fixture(scope="session")
