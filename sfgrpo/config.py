@@ -84,6 +84,12 @@ class Recipe(Section):
                 f"credit.stride: {self.credit.stride} is more than the {self.sample.num_steps} "
                 "steps of sample.num_steps"
             )
+        window = self.sample.window
+        if window and window.continuation == "solver" and self.credit.statistics == "all":
+            raise ValueError(
+                "credit.statistics: 'all' counts the gains of steps without noise, which are not "
+                "sampled behind sample.window; use 'trainable', or window.continuation 'steps'"
+            )
         return self
 
     @model_validator(mode="after")

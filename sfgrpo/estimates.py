@@ -12,7 +12,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sfgrpo import ops
 from sfgrpo.rollout import States, Trajectories, Unfinished, VelocityField, batches
+from sfgrpo.solvers import Stages
+
+
+def _stages(part: Unfinished, x: Tensor, p: Tensor) -> Stages:
+    """What is left of a solver for the states `x` of a step, `p` where the sampler has led them."""
+    if part.behind is not None:
+        p = ops.tweedie(x, (yield x, part.behind), part.method.first)
+    return p if part.method.rest is None else (yield from part.method.rest(x, p))
 
 
 class _Run:
@@ -21,9 +30,8 @@ class _Run:
     def __init__(self, made: Trajectories, part: Unfinished, rows: slice) -> None:
         states = made.states
         self.estimate, self.prompt = states.x_U[rows], states.prompt_U[rows]
-        assert part.method.rest is not None
         x = made.latents_MS[states.member_U[rows], part.step]
-        self.stages = part.method.rest(x, self.estimate)
+        self.stages = _stages(part, x, self.estimate)
         self.latents, self.level = self.estimate, 0.0
 
     def advance(self, v: Tensor | None) -> bool:
@@ -56,7 +64,7 @@ def _together(states: States, members: int, size: int) -> Iterator[list[tuple[Un
     """
     last = []
     for part in states.unfinished:
-        if part.method.rest is None:
+        if part.method.rest is None and part.behind is None:
             continue
         if part.shared:
             last.append((part, part.rows))

@@ -108,6 +108,9 @@ class Unfinished:
 
     step: int
     method: Method
+    behind: float | None
+    """The noise level if the state lies behind the last step sampled: nobody has evaluated its
+    velocity. None for the others, which `Method.first` has been followed from."""
     rows: slice
     """Which of the U."""
     shared: bool
@@ -119,8 +122,9 @@ class States:
     """The distinct states that are to be scored."""
 
     x_U: Tensor
-    """`[U, ...]` the clean estimates: of unfinished states, where `Method.first` led, until
-    `sfgrpo.estimates` has carried them on in place; the final latents stand last."""
+    """`[U, ...]` the clean estimates: of unfinished states, where `Method.first` led (those behind
+    the last step: the states), until `sfgrpo.estimates` has carried them on in place; the last
+    state of each trajectory stands last."""
     prompt_U: Tensor
     """int64 `[U]` row of the conditioning."""
     member_U: Tensor
@@ -135,7 +139,8 @@ class Trajectories:
     """What sampling leaves behind; everything on the sampling device."""
 
     latents_MS: Tensor
-    """`[M, T + 1, ...]` the stored states: densities are taken on exactly these values."""
+    """`[M, T + 1, ...]` the stored states, of the T steps sampled: densities are taken on exactly
+    these values."""
     logp_MT: Tensor
     """fp32 `[M, T]` log-density of each step (mean over elements); 0 on noise-free steps."""
     states: States
@@ -148,22 +153,24 @@ def batches(rows: int, size: int) -> Iterator[slice]:
 
 
 def _states(
-    plan: Plan, methods: Mapping[int, Method], *, apart: int, final: int, latent: tuple[int, ...]
-) -> States:
-    """Room for the states that are to be scored; groups share those up to the state `apart`."""
+    plan: Plan, methods: Mapping[int, Method], *, apart: int, final: int, behind: float,
+    latent: tuple[int, ...],
+) -> States:  # fmt: skip
+    """Room for the states that are to be scored; groups share those up to the state `apart`. The
+    last one, `final`, stands at noise level `behind`."""
     members = torch.arange(len(plan.sample_M), device=plan.sample_M.device)
     first_of_G = torch.full_like(plan.group_G, len(members)).scatter_reduce(
         0, plan.group_of_M, members, "amin"
     )
     unfinished, member, where, count = [], [], [], 0
-    for state in (*sorted(methods), final):
+    for state in sorted({*methods, final}):
         shared = state <= apart
         rows = first_of_G if shared else members
-        if state != final:
+        if state in methods:
             unfinished.append(
                 Unfinished(
                     step=state, method=methods[state], rows=slice(count, count + len(rows)),
-                    shared=shared,
+                    shared=shared, behind=behind if state == final else None,
                 )
             )  # fmt: skip
         member.append(rows)
@@ -188,6 +195,7 @@ def sample(
     seed: int,
     latent_shape: tuple[int, ...],
     methods: Mapping[int, Method],
+    sampled: int | None = None,
 ) -> Trajectories:
     """Run the sampler of `table` for every trajectory of `plan`.
 
@@ -195,20 +203,26 @@ def sample(
         table: `[T, 4]` coefficients on the CPU (`sfgrpo.sde.coefficients`).
         latent_shape: shape of one latent.
         methods: how the clean estimate of the state before step k is taken, for each k (0 .. T-1)
-            of which there shall be one. The final latents are kept in any case.
+            of which there shall be one. The last state is kept in any case.
+        sampled: how many steps are taken; None is all. `methods` then says how the state behind
+            them is carried on, whose clean estimate is the image.
 
     Returns:
         Trajectories, the first stage of every estimate already taken with the sampler's own
         velocity: the step's kernel projects by `Method.first` instead of `t` in the same pass.
     """
-    device, (T, _), M = plan.sample_M.device, table.shape, len(plan.sample_M)
-    times = table[:, 3].tolist()
+    device, M = plan.sample_M.device, len(plan.sample_M)
+    times = [*table[:, 3].tolist(), 0.0]
+    T = len(table) if sampled is None else sampled
     apart = next((k for k in range(T) if table[k, 2] > 0), T)
-    states = _states(plan, methods, apart=apart, final=T, latent=latent_shape)
+    states = _states(
+        plan, methods, apart=apart, final=T, behind=times[T], latent=latent_shape
+    )  # fmt: skip
     unfinished = {part.step: part for part in states.unfinished}
-    steps = table.clone()
+    steps = table[:T].clone()
     for k, part in unfinished.items():
-        steps[k, 3] = part.method.first
+        if part.behind is None:
+            steps[k, 3] = part.method.first
     x = ops.philox_normal(latent_shape, seed=seed, sample_ids=plan.group_G, step_ids=START)
     prompt, ids, row_of_M = plan.prompt_G, plan.group_G, plan.group_of_M
     latents_MS, logp_MT = x.new_empty(M, T + 1, *latent_shape), x.new_empty(M, T)

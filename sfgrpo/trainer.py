@@ -191,9 +191,11 @@ class Trainer:
         """How the states that the credit rule needs are carried on to their clean estimates."""
         levels = dict(enumerate(schedule.table[:, 3].tolist()))
         scored = credit.scored_states(schedule.trainable_T, self.recipe.credit).tolist()
+        # The last entry is the image's: what the state behind the steps sampled is carried on to.
+        asked = {*scored[:-1], schedule.sampled} - {len(levels)}
         return solvers.methods(
             self.recipe.credit.solver, self.recipe.credit.solver_options,
-            {state: levels[state] for state in sorted({*scored} - {len(levels)})},
+            {state: levels[state] for state in sorted(asked)},
         )  # fmt: skip
 
     def sample(self, field: VelocityField, schedule: Schedule, plan: Plan) -> Trajectories:
@@ -201,7 +203,7 @@ class Trainer:
         return sample(
             field, schedule.table, plan,
             seed=self.recipe.run.seed, latent_shape=self.latent_shape,
-            methods=self.methods(schedule),
+            methods=self.methods(schedule), sampled=schedule.sampled,
         )  # fmt: skip
 
     def score(

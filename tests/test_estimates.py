@@ -68,6 +68,29 @@ def test_the_estimate_is_the_solvers(guidance: float, batch_size: int) -> None:
     assert torch.equal(found[:, T], made.latents_MS[:, T])
 
 
+@pytest.mark.parametrize("solver", ["tweedie", "midpoint", "by_level", "euler"])
+@pytest.mark.parametrize("batch_size", [5, 12, 64])
+def test_behind_the_last_step_the_solver_makes_the_image(solver: str, batch_size: int) -> None:
+    """The steps that are taken are those of a whole run, and the last state's image is what the
+    solver makes of it, its first velocity evaluated with the others."""
+    velocity = field(bend=0.4, batch_size=batch_size)
+    whole = run(velocity, states=())
+    made = run(velocity, states=(2, 3, 4), solver=solver, sampled=4)
+    assert torch.equal(made.latents_MS, whole.latents_MS[:, :5])
+    assert torch.equal(made.logp_MT, whole.logp_MT[:, :4])
+    before = sum(forward_rows(velocity))
+    found = finished(velocity, made)
+    extra = {"tweedie": 0, "midpoint": 1, "euler": 4}.get(solver)
+    if extra is not None:
+        rows = (3 * extra + 1) * GROUPS * SIZE
+        assert sum(forward_rows(velocity)) - before == rows
+    assert found.shape[1] == 3
+    for k, state in enumerate((2, 3, 4)):
+        (method,) = solvers.methods(solver, None, {state: levels(velocity)[state]}).values()
+        expected = alone(velocity, made, state, method)
+        torch.testing.assert_close(found[:, k], expected, rtol=1e-5, atol=1e-5)
+
+
 def test_estimate_is_the_euler_ode_of_its_state() -> None:
     velocity = field(bend=0.4)
     made = run(velocity, substeps=5)

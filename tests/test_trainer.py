@@ -141,10 +141,35 @@ def test_a_reward_that_is_not_a_number_stops_the_run(recipe, tmp_path: Path) -> 
         Trainer(given).train()
 
 
+@pytest.mark.parametrize("rule", ["stepwise", "uniform"])
+def test_a_window_that_moves_survives_a_crash(
+    recipe, tmp_path: Path, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each iteration trains the steps of its window and scores no state that no gain needs; what is
+    started again goes on with the window where it was."""
+    changes = {
+        "sample__num_steps": "6", "train__updates_per_iteration": "2", "credit__rule": rule,
+        "sample__window": "{steps: 2, schedule: progressive, interval: 1}",
+        "eval": "{every: 9, prompts: 2, images_per_prompt: 2, num_steps: 2, judges: []}",
+    }  # fmt: skip
+    Trainer(recipe(tmp_path / "whole", **changes)).train()
+    rows = records.read(tmp_path / "whole" / "metrics.jsonl")
+    for iteration, row in enumerate(rows):
+        inside = [rule == "stepwise" and iteration < k < iteration + 3 for k in range(6)]
+        assert [gain > 0 for gain in row["gain_per_step"]] == inside
+    monkeypatch.setattr(Redness, "crash_at", Redness.calls + 3)
+    with pytest.raises(Crash):
+        Trainer(recipe(tmp_path / "cut", **changes)).train()
+    Trainer(recipe(tmp_path / "cut", **changes)).train()
+    assert logs(tmp_path / "cut") == logs(tmp_path / "whole")
+
+
 @pytest.mark.slow
-def test_two_ranks_do_what_one_does(recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("window", ["null", "{steps: 2, schedule: random}"])
+def test_two_ranks_do_what_one_does(recipe, tmp_path: Path, window: str) -> None:
     """Groups of three over two ranks split a group; ZeRO 2 shards what is sharded."""
     changes = {
+        "sample__window": window,
         "sample__prompts_per_iteration": "2",
         "sample__group_size": "3",
         "train__updates_per_iteration": "2",

@@ -54,13 +54,17 @@ def run(
     *,
     states: Iterable[int] = range(T),
     solver: str = "euler",
+    sampled: int | None = None,
     **options,
 ) -> Trajectories:
     """Trajectories with clean estimates of `states` by `solver` begun."""
     table = sde.coefficients(velocity.backbone.sigmas(T, SHAPE), kind, 0.7)
     at = levels(velocity)
     methods = solvers.methods(solver, options, {k: at[k] for k in states})
-    return sample(velocity, table, which or plan(), seed=5, latent_shape=SHAPE, methods=methods)
+    return sample(
+        velocity, table, which or plan(), seed=5, latent_shape=SHAPE, methods=methods,
+        sampled=sampled,
+    )  # fmt: skip
 
 
 def finished(velocity: VelocityField, made: Trajectories) -> torch.Tensor:
