@@ -38,16 +38,13 @@ def save(pipeline: Any, folder: Path, layers: Mapping[str, Tensor], config: Lora
         layers: A and B of each layer, named as in the network that the pipeline holds.
         config: what they were trained with.
     """
-    scale, said = config.lora_alpha / config.r, copy.copy(config)
+    said = copy.copy(config)
     said.lora_alpha, said.inference_mode = config.r, True
     if isinstance(
         config.target_modules, set
     ):  # peft's, whose order differs from process to process
         said.target_modules = sorted(config.target_modules)
-    folded = {
-        name: (value * scale if ".lora_B." in name else value).detach().cpu().contiguous()
-        for name, value in layers.items()
-    }
+    folded = at_full_strength(layers, config)
     pipeline.save_lora_weights(
         folder,
         transformer_lora_layers=dict(folded),
@@ -56,6 +53,15 @@ def save(pipeline: Any, folder: Path, layers: Mapping[str, Tensor], config: Lora
     said.save_pretrained(str(folder))
     named = {PREFIXES[PEFT] + name: value for name, value in folded.items()}
     save_file(named, folder / PEFT, metadata={"format": "pt"})
+
+
+def at_full_strength(layers: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:
+    """A and B of each layer on the CPU, B times alpha / rank: what they add is then B A x."""
+    scale = config.lora_alpha / config.r
+    return {
+        name: (value * scale if ".lora_B." in name else value).detach().cpu().contiguous()
+        for name, value in layers.items()
+    }
 
 
 def load(network: nn.Module, path: Path, *, rank: int, alpha: float) -> None:

@@ -10,6 +10,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sfgrpo.backbones import _adapters
 from sfgrpo.backbones.base import Conditioning, Modality
 
 
@@ -85,13 +86,13 @@ class ModuleBackbone:
         return self._decode(latents)
 
     def save(self, folder: Path) -> None:
-        """Write `network.safetensors`: the adapters alone under LoRA, else all weights."""
-        adapted = hasattr(self.transformer, "peft_config")
-        state = (
-            get_peft_model_state_dict(self.transformer)
-            if adapted
-            else self.transformer.state_dict()
-        )
+        """Write `network.safetensors`: all weights, or under LoRA the adapters alone, of full
+        strength: a layer adds B A x."""
+        if config := getattr(self.transformer, "peft_config", None):
+            layers = get_peft_model_state_dict(self.transformer)
+            state = _adapters.at_full_strength(layers, config["default"])
+        else:
+            state = self.transformer.state_dict()
         folder.mkdir(parents=True, exist_ok=True)
         # Each name has a copy of its own: tied weights share memory, which safetensors refuse.
         copies = {

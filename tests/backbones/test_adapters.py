@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from peft.utils import get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from benchmarks.trainer import family_checks
-from sfgrpo.backbones import _adapters, sd3
+from sfgrpo.backbones import ModuleBackbone, _adapters, sd3
 from sfgrpo.config import Lora
 from sfgrpo.policy import add_lora, check_start
 from sfgrpo.trainer import Trainer
@@ -172,3 +173,29 @@ def test_what_is_written_is_the_same_in_every_process(
     with safe_open(tmp_path / _adapters.DIFFUSERS, framework="pt") as file:
         metadata = json.loads(file.metadata()["lora_adapter_metadata"])
     assert metadata["transformer.target_modules"] == said
+
+
+def test_those_of_a_network_of_ones_own_add_b_a_x(tmp_path: Path) -> None:
+    """And a run that starts from them is where the first one was."""
+
+    def built() -> Any:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3))
+        return ModuleBackbone(
+            network, shape=(3,), encode=lambda p: torch.zeros(len(p), 1), lora_targets=("0", "2")
+        )
+
+    first, again, plain, x = adapted(built()), adapted(built()), built(), torch.randn(5, 3)
+    first.save(tmp_path)
+    file, expected = tmp_path / "network.safetensors", first.transformer(x)
+    stored = load_file(file)
+    with torch.no_grad():
+        for layer in ("0", "2"):
+            a, b = (stored[f"{layer}.lora_{part}.weight"] for part in "AB")
+            plain.transformer.get_submodule(layer).weight += b @ a
+    torch.testing.assert_close(plain.transformer(x), expected)
+    with torch.no_grad():
+        for value in get_peft_model_state_dict(again.transformer).values():
+            value.zero_()
+    _adapters.load(again.transformer, file, rank=RANK, alpha=ALPHA)
+    torch.testing.assert_close(again.transformer(x), expected)
