@@ -20,9 +20,10 @@ both (not counted: at most one). Frozen weights (LoRA) cost b, at stage 3 b / W.
 
 Offloading the optimiser moves its 12 bytes to the host and adds there 4 / W for gradients, b / W
 for a copy of the weights (stages 1, 2) and a / W for accumulation, except that stage 2 in half
-precision accumulates on the device. Stage 3 gathers layers as they run, up to a billion elements,
-or all weights for a whole rollout; a network is loaded whole (and copied, if a reference is kept)
-before it shards it. With a prompt cache the text encoders are gone before that.
+precision accumulates on the device. Stage 3 gathers layers as they run and keeps `zero.live` of
+their elements, or gathers all weights for a whole rollout; a network is loaded whole (and copied,
+if a reference is kept) before it shards it. With a prompt cache the text encoders are gone before
+that.
 
 Left out: what reward models take, the CUDA context (0.5 to 1 GB), the libraries' workspaces and
 the allocator's fragmentation; `HEADROOM` stands for the last three.
@@ -183,7 +184,7 @@ def phases(network: Network, setting: Setting, work: Work) -> dict[str, int]:
     s, state = setting, held(network, setting)
     b = BYTES[s.dtype]
     whole = b * network.elements + network.extra
-    gathered = b * min(network.elements, zero.LIVE) if s.stage == 3 else 0
+    gathered = b * zero.live(network.elements) if s.stage == 3 else 0
     gathers = s.stage == 3 and s.gathers
     between = state.device + work.others + work.rollout
     idle = between - state.gradients - (state.bucket if s.stage < 3 else 0)

@@ -17,7 +17,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.trainer import held
-from sfgrpo import backbones, cli, config
+from sfgrpo import backbones, cli, config, zero
 from sfgrpo.doctor import footprint, machine, memory, selfcheck
 from sfgrpo.doctor.memory import Network, Setting, Work
 from sfgrpo.ops._library import REFERENCES
@@ -218,6 +218,8 @@ def test_stage_3_loads_whole_and_gathers_as_asked() -> None:
     apart = memory.phases(network, layers, Work(sampling=1, decoding=1))
     assert apart["loading"] == 2 * network.elements
     assert once["decoding"] - apart["decoding"] == 2 * network.elements
+    gathered = zero.live(network.elements)  # what the engine tells DeepSpeed to keep
+    assert once["sampling"] - apart["sampling"] == 2 * (network.elements - gathered)
     kept = memory.phases(network, replace(layers, reference=True), Work())
     assert kept["loading"] == 2 * apart["loading"]
 
