@@ -7,11 +7,11 @@
 namespace sfgrpo {
 struct PolicyArgs {
   Shape shape;
-  Array x, v, x_next, v_uncond, v_ref;
+  Array x, v, x_next, v_uncond, v_ref, v_old;
   const Coefficients* coef;
   double guidance;
-  double *residual_sums = nullptr, *kl_sums = nullptr;  // forward
-  const double* back = nullptr;                         // backward: (g1, g2) per row
+  double *residual_sums = nullptr, *kl_sums = nullptr, *move_sums = nullptr;  // forward
+  const double* back = nullptr;  // backward: (g1, g2) per row
   Array grad_v, grad_v_uncond;
 };
 }  // namespace sfgrpo
@@ -30,9 +30,10 @@ struct PolicyOperands {
   Optional kl_scale, weights;
   bool reuse_v;  // for backward
   bool guard;
+  Optional v_old;
   auto tie() {
     return std::tie(x, v, x_next, coef, logp_old, advantages, v_uncond, guidance, v_ref, clip_low,
-                    clip_high, kl_weight, kl_scale, weights, reuse_v, guard);
+                    clip_high, kl_weight, kl_scale, weights, reuse_v, guard, v_old);
   }
 };
 
@@ -40,19 +41,23 @@ struct PolicyBackwardOperands {
   Tensor grad_loss, x, v, x_next, coef, back;
   Optional v_uncond;
   double guidance;
-  Optional v_ref;
-  auto tie() { return std::tie(grad_loss, x, v, x_next, coef, back, v_uncond, guidance, v_ref); }
+  Optional v_ref, v_old;
+  auto tie() {
+    return std::tie(grad_loss, x, v, x_next, coef, back, v_uncond, guidance, v_ref, v_old);
+  }
 };
 
 struct PolicyRows : Transition {
-  Operand v_ref;
+  Operand v_ref, v_old;
 
   template <class Operands>
   explicit PolicyRows(const Operands& o)
-      : Transition(o), v_ref(shape.operand("v_ref", o.v_ref, f64)) {}
+      : Transition(o),
+        v_ref(shape.operand("v_ref", o.v_ref, f64)),
+        v_old(shape.operand("v_old", o.v_old, f64)) {}
   PolicyArgs args() const {
-    return {shape,          x.array,     v.array,     x_next.array,
-            v_uncond.array, v_ref.array, coef.data(), guidance};
+    return {shape,       x.array,     v.array,     x_next.array, v_uncond.array,
+            v_ref.array, v_old.array, coef.data(), guidance};
   }
 };
 
@@ -61,24 +66,31 @@ struct RowLoss {
   double loss = 0, g1 = 0, g2 = 0;
 };
 
+// What a row's blocks add up to.
+struct RowTotals {
+  double residual_square, kl_square, move;
+};
+
 // One row with n > 0; scalars in double, rounded once when stored.
-RowLoss row_loss(const Coefficients& coef, double residual_square, double kl_square,
-                 double logp_old, double advantage, double kl_scale, double weight,
-                 int64_t elements, bool f64, const PolicyOperands& o) {
+RowLoss row_loss(const Coefficients& coef, const RowTotals& totals, double logp_old,
+                 double advantage, double kl_scale, double weight, int64_t elements, bool f64,
+                 const PolicyOperands& o) {
   RowLoss row;
   const double size = static_cast<double>(std::max<int64_t>(elements, 1));
   const double variance = coef.n * coef.n;
-  if (elements > 0) row.logp = gaussian_logp(residual_square / size, coef.n);
+  if (elements > 0) row.logp = gaussian_logp(totals.residual_square / size, coef.n);
   // As stored: logp_old was rounded too, so a policy that has not moved has ratio 1 exactly.
   if (!f64) row.logp = static_cast<float>(row.logp);
   const double per_nat = o.guard ? coef.n : 1.0;
-  row.ratio = std::exp(per_nat * (row.logp - logp_old));
+  const double log_ratio = o.v_old ? coef.b * totals.move / (coef.n * size)
+                                   : per_nat * (row.logp - logp_old);
+  row.ratio = std::exp(log_ratio);
   const double unclipped = advantage * row.ratio;
   const double limited = advantage * std::clamp(row.ratio, 1 - o.clip_low, 1 + o.clip_high);
   const bool active = limited < unclipped;
   row.clipped = active;
   row.surrogate = -std::min(unclipped, limited);
-  row.kl = kl_scale * kl_square / size;
+  row.kl = kl_scale * totals.kl_square / size;
   row.loss = weight * (row.surrogate + o.kl_weight * row.kl);
   row.g1 = active ? 0.0 : -weight * unclipped * per_nat * coef.b / (variance * size);
   row.g2 = 2 * o.kl_weight * weight * kl_scale / size;
@@ -90,9 +102,10 @@ std::tuple<Tensor, Tensor, Tensor> policy_loss(const PolicyOperands& o) {
   const Shape& shape = operands.shape;
   const int64_t rows = shape.rows;
   PolicyArgs args = operands.args();
-  RowSums residuals(shape), kls(shape);
+  RowSums residuals(shape), kls(shape), moves(shape);
   args.residual_sums = residuals.partial.get();
   args.kl_sums = kls.partial.get();
+  args.move_sums = moves.partial.get();
   for_blocks(shape,
              operands.f64 ? SFGRPO_SELECT(policy_loss<double>) : SFGRPO_SELECT(policy_loss<float>),
              args);
@@ -118,8 +131,10 @@ std::tuple<Tensor, Tensor, Tensor> policy_loss(const PolicyOperands& o) {
     if (c.n > 0) {
       double scale = o.kl_scale ? scales[row] : c.b * c.b / (2 * c.n * c.n);
       if (!o.v_ref) scale = 0;
-      r = row_loss(c, residuals.total(row), o.v_ref ? kls.total(row) : 0.0, olds[row], credits[row],
-                   scale, shares[row], shape.elements, operands.f64, o);
+      const RowTotals totals{residuals.total(row), o.v_ref ? kls.total(row) : 0.0,
+                             o.v_old ? moves.total(row) : 0.0};
+      r = row_loss(c, totals, olds[row], credits[row], scale, shares[row], shape.elements,
+                   operands.f64, o);
     }
     const double values[5] = {r.logp, r.ratio, r.clipped, r.kl, r.surrogate};
     for (int column = 0; column < 5; ++column)
@@ -180,6 +195,28 @@ STABLE_TORCH_LIBRARY_IMPL(sfgrpo, CPU, library) {
 namespace sfgrpo::SFGRPO_TARGET {
 namespace {
 
+// Sum of (x_next - a x - b v_old) (v - v_old) of one block.
+template <class T>
+double move_along_noise(const Coefficients& coef, const T* x, const T* v, const T* x_next,
+                        const T* v_old, int count) {
+  using Sum = LaneSum<T>;
+  const T a = static_cast<T>(coef.a), b = static_cast<T>(coef.b);
+  Sum sum;
+  int i = 0;
+  for (; i + 16 <= count; i += 16)
+    for (int j = 0; j < Sum::kVecs; ++j) {
+      const int k = i + j * Sum::kLanes;
+      sum.add_product(j, Sum::at(x_next + k) - (a * Sum::at(x + k) + b * Sum::at(v_old + k)),
+                      Sum::at(v + k) - Sum::at(v_old + k));
+    }
+  T noise[16], move[16];
+  for (int k = 0; i + k < count; ++k) {
+    noise[k] = x_next[i + k] - (a * x[i + k] + b * v_old[i + k]);
+    move[k] = v[i + k] - v_old[i + k];
+  }
+  return sum.total(noise, move, count - i);
+}
+
 template <class T>
 void policy_loss(const PolicyArgs& args, int64_t first, int64_t last) {
   alignas(64) T x_buffer[kBlock], v_buffer[kBlock], uncond_buffer[kBlock], next_buffer[kBlock];
@@ -195,39 +232,47 @@ void policy_loss(const PolicyArgs& args, int64_t first, int64_t last) {
     if (args.v_ref.data != nullptr)
       args.kl_sums[task] =
           square_distance(v, load(args.v_ref, begin, count, uncond_buffer), count);
+    if (args.v_old.data != nullptr)
+      args.move_sums[task] =
+          move_along_noise(args.coef[block.row], x, v, x_next,
+                           load(args.v_old, begin, count, uncond_buffer), count);
   }
 }
 
-// g1 (x_next - a x - b v) + g2 (v - v_ref); may take the place of v.
+// g1 (x_next - a x - b v_scored) + g2 (v - v_ref); may take the place of v and of v_scored.
 template <class T>
-void loss_gradient(const Coefficients& coef, const T* x, const T* v, const T* x_next,
-                   const T* v_ref, int count, const double* back, T* grad) {
+void loss_gradient(const Coefficients& coef, const T* x, const T* v_scored, const T* v,
+                   const T* x_next, const T* v_ref, int count, const double* back, T* grad) {
   const T a = static_cast<T>(coef.a), b = static_cast<T>(coef.b);
   const T g1 = static_cast<T>(back[0]), g2 = static_cast<T>(back[1]);
   SFGRPO_IN_PLACE for (int i = 0; i < count; ++i)
-    grad[i] = g1 * (x_next[i] - (a * x[i] + b * v[i])) + g2 * (v[i] - v_ref[i]);
+    grad[i] = g1 * (x_next[i] - (a * x[i] + b * v_scored[i])) + g2 * (v[i] - v_ref[i]);
 }
 
 template <class T>
 void policy_loss_backward(const PolicyArgs& args, int64_t first, int64_t last) {
   alignas(64) T x_buffer[kBlock], v_buffer[kBlock], uncond_buffer[kBlock], next_buffer[kBlock];
-  alignas(64) T ref_buffer[kBlock], grad_buffer[kBlock];
+  alignas(64) T ref_buffer[kBlock], old_buffer[kBlock], grad_buffer[kBlock];
+  const bool anchored = args.v_ref.data != nullptr, moved = args.v_old.data != nullptr;
   for (int64_t task = first; task < last; ++task) {
     const Block block(args.shape, task);
     const int64_t begin = block.begin;
     const int count = block.count;
-    const T* v =
-        velocity(args.v, args.v_uncond, args.guidance, begin, count, v_buffer, uncond_buffer);
+    const T* v = anchored || !moved ? velocity(args.v, args.v_uncond, args.guidance, begin, count,
+                                               v_buffer, uncond_buffer)
+                                    : nullptr;
+    const T* v_scored = moved ? load(args.v_old, begin, count, old_buffer) : v;
     const T* x = load(args.x, begin, count, x_buffer);
     const T* x_next = load(args.x_next, begin, count, next_buffer);
     const bool guided = args.v_uncond.data != nullptr;
     T* grad = guided ? grad_buffer : target(args.grad_v, begin, grad_buffer);
     const double* back = args.back + 2 * block.row;
-    if (args.v_ref.data == nullptr) {
-      scaled_residual(args.coef[block.row], x, v, x_next, count, back[0], grad);
-    } else {
+    const Coefficients& coef = args.coef[block.row];
+    if (anchored) {
       const T* v_ref = load(args.v_ref, begin, count, ref_buffer);
-      loss_gradient(args.coef[block.row], x, v, x_next, v_ref, count, back, grad);
+      loss_gradient(coef, x, v_scored, v, x_next, v_ref, count, back, grad);
+    } else {
+      scaled_residual(coef, x, v_scored, x_next, count, back[0], grad);
     }
     if (guided) {
       store_scaled(args.grad_v, begin, count, args.guidance, grad, x_buffer);

@@ -173,18 +173,22 @@ struct LaneSum {
   Vec sums[kVecs] = {};
 
   static SFGRPO_INLINE Vec at(const T* values) { return vector_at<Vec>(values); }
-  SFGRPO_INLINE void add_square(int j, Vec value) { sums[j] += value * value; }
+  SFGRPO_INLINE void add_product(int j, Vec one, Vec other) { sums[j] += one * other; }
+  SFGRPO_INLINE void add_square(int j, Vec value) { add_product(j, value, value); }
 
-  // With the squares of up to fifteen trailing elements, one per lane.
-  SFGRPO_INLINE double total(const T* trailing, int count) const {
+  // With the products of up to fifteen trailing elements, one per lane.
+  SFGRPO_INLINE double total(const T* one, const T* other, int count) const {
     T lanes[16];
     __builtin_memcpy(lanes, sums, sizeof(lanes));
-    for (int i = 0; i < count; ++i) lanes[i] += trailing[i] * trailing[i];
+    for (int i = 0; i < count; ++i) lanes[i] += one[i] * other[i];
     double tree[16];
     for (int i = 0; i < 16; ++i) tree[i] = lanes[i];
     for (int half = 8; half > 0; half /= 2)
       for (int i = 0; i < half; ++i) tree[i] += tree[i + half];
     return tree[0];
+  }
+  SFGRPO_INLINE double total(const T* trailing, int count) const {
+    return total(trailing, trailing, count);
   }
 };
 

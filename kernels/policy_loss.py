@@ -52,6 +52,7 @@ def policy_loss_kernel(
     kl_weight,
     kl_scale_ptr,
     weights_ptr,
+    v_old_ptr,
     loss_ptr,
     stats_ptr,
     back_ptr,
@@ -67,24 +68,29 @@ def policy_loss_kernel(
     COLS: tl.constexpr,
 ):
     """`groups` of `ROWS` rows each have a share of the loss and, if a row is `SPLIT` over several
-    programs, two shares and a counter per row; the first counter is the loss's."""
+    programs, three shares and a counter per row; the first counter is the loss's."""
     rows, exists, chunk, _, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS)
     a, b, n, _ = load_coefficients(coef_ptr, coef_stride, rows, exists)
     v = load_velocity(v_ptr, v_uncond_ptr, guidance, offsets, mask)
-    mean = a[:, None] * load_float(x_ptr, offsets, mask) + b[:, None] * v
-    residual = load_float(x_next_ptr, offsets, mask) - mean
+    kept = a[:, None] * load_float(x_ptr, offsets, mask)
+    x_next = load_float(x_next_ptr, offsets, mask)
+    residual = x_next - (kept + b[:, None] * v)
     square = tl.sum(residual * residual, axis=1)
-    gap = tl.zeros([ROWS], tl.float32)
+    gap, move = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
     if v_ref_ptr is not None:
         difference = v - load_float(v_ref_ptr, offsets, mask)
         gap = tl.sum(difference * difference, axis=1)
+    if v_old_ptr is not None:
+        v_old = load_float(v_old_ptr, offsets, mask)
+        move = tl.sum((x_next - (kept + b[:, None] * v_old)) * (v - v_old), axis=1)
 
     group = tl.program_id(0) // chunks
-    row_shares_ptr = shares_ptr + groups + group.to(tl.int64) * chunks * 2
+    row_shares_ptr = shares_ptr + groups + group.to(tl.int64) * chunks * 3
     finishes = True
     if SPLIT:
         tl.store(row_shares_ptr + chunk, tl.sum(square, axis=0))
         tl.store(row_shares_ptr + chunks + chunk, tl.sum(gap, axis=0))
+        tl.store(row_shares_ptr + 2 * chunks + chunk, tl.sum(move, axis=0))
         finishes = is_last(counters_ptr + 1 + group, chunks)
     if finishes:
         if SPLIT:
@@ -93,10 +99,15 @@ def policy_loss_kernel(
                 gap = tl.zeros([ROWS], tl.float32) + sum_shares(
                     row_shares_ptr + chunks, chunks, COLS
                 )
+            if v_old_ptr is not None:
+                move = tl.zeros([ROWS], tl.float32) + sum_shares(
+                    row_shares_ptr + 2 * chunks, chunks, COLS
+                )
         losses = finish_rows(
-            square, gap, b, n, rows, exists, coef_ptr, coef_stride, logp_old_ptr, advantages_ptr,
-            v_ref_ptr is not None, clip_low, clip_high, kl_weight, kl_scale_ptr, weights_ptr,
-            stats_ptr, back_ptr, batch, row_elements, GUARD, ROWS, COLS,
+            square, gap, move, b, n, rows, exists, coef_ptr, coef_stride, logp_old_ptr,
+            advantages_ptr, v_ref_ptr is not None, v_old_ptr is not None, clip_low, clip_high,
+            kl_weight, kl_scale_ptr, weights_ptr, stats_ptr, back_ptr, batch, row_elements, GUARD,
+            ROWS, COLS,
         )  # fmt: skip
         tl.store(shares_ptr + group, tl.sum(losses, axis=0))
         if is_last(counters_ptr, groups):
@@ -115,6 +126,7 @@ def policy_loss_backward_kernel(
     v_uncond_ptr,
     guidance,
     v_ref_ptr,
+    v_old_ptr,
     grad_v_ptr,
     grad_v_uncond_ptr,
     batch,
@@ -129,8 +141,13 @@ def policy_loss_backward_kernel(
     grad_loss = tl.load(grad_loss_ptr)
     g1 = grad_loss * tl.load(back_ptr + rows * 2, mask=exists, other=0.0)
     g2 = grad_loss * tl.load(back_ptr + rows * 2 + 1, mask=exists, other=0.0)
-    v = load_velocity(v_ptr, v_uncond_ptr, guidance, offsets, mask)
-    mean = a[:, None] * load_float(x_ptr, offsets, mask) + b[:, None] * v
+    if v_old_ptr is None or v_ref_ptr is not None:
+        v = load_velocity(v_ptr, v_uncond_ptr, guidance, offsets, mask)
+    if v_old_ptr is not None:
+        scored = load_float(v_old_ptr, offsets, mask)
+    else:
+        scored = v
+    mean = a[:, None] * load_float(x_ptr, offsets, mask) + b[:, None] * scored
     grad = g1[:, None] * (load_float(x_next_ptr, offsets, mask) - mean)
     if v_ref_ptr is not None:
         grad += g2[:, None] * (v - load_float(v_ref_ptr, offsets, mask))
@@ -155,7 +172,7 @@ def policy_loss(o: PolicyOperands) -> tuple[Tensor, Tensor, Tensor]:
     split = cut.chunks > 1
     loss = o.coef.new_empty(())
     stats, back = o.coef.new_empty(batch, 5), o.coef.new_empty(batch, 2)
-    shares = o.coef.new_empty(groups + (2 * batch * cut.chunks if split else 0))
+    shares = o.coef.new_empty(groups + (3 * batch * cut.chunks if split else 0))
     with zeroed_counters(o.x, 1 + (batch if split else 0)) as counters:
         launch(
             policy_loss_kernel,
@@ -174,6 +191,7 @@ def policy_loss(o: PolicyOperands) -> tuple[Tensor, Tensor, Tensor]:
             o.kl_weight,
             o.kl_scale,
             weights,
+            o.v_old,
             *(loss, stats, back, shares, counters),
             *(groups, batch, row_elements, cut.chunks),
             GUARD=o.guard,
@@ -220,6 +238,7 @@ def _launch_backward(
         o.v_uncond,
         o.guidance,
         o.v_ref,
+        o.v_old,
         grad_v,
         grad_v_uncond,
         batch,
@@ -230,22 +249,28 @@ def _launch_backward(
     )
 
 
-def _example(row_elements: int, *, full: bool = False) -> object:
-    """With `full`, everything optional is given, the ratio is GRPO-Guard's and the gradients are
-    written in place."""
+def _example(row_elements: int, *, full: bool = False, recentred: bool = False) -> object:
+    """With `full`, everything optional but `v_old` is given, the ratio is GRPO-Guard's and the
+    gradients are written in place."""
     x, v, coef = rows_like(row_elements), rows_like(row_elements, torch.bfloat16), rows_like(4)
     row = rows_like(1).squeeze(1)
     extra = v if full else None
     per_row = (row, row) if full else (None, None)
-    rest = (extra, 1e-4, 1e-4, 0.04, *per_row, full, full)
-    loss, _, back = policy_loss(PolicyOperands(x, v, x, coef, row, row, extra, 4.5, *rest))
+    v_old = v if recentred else None
+    loss, _, back = policy_loss(
+        PolicyOperands(
+            x, v, x, coef, row, row, extra, 4.5, extra, 1e-4, 1e-4, 0.04, *per_row,
+            reuse_v=full, guard=full, v_old=v_old,
+        )
+    )  # fmt: skip
     backward = policy_loss_backward_ if full else policy_loss_backward
-    return backward(PolicyBackwardOperands(loss, x, v, x, coef, back, extra, 4.5, extra))
+    return backward(PolicyBackwardOperands(loss, x, v, x, coef, back, extra, 4.5, extra, v_old))
 
 
 EXAMPLES = {
     "16x64x64": lambda: _example(65536),
     "16x64x64 guided, reference": lambda: _example(65536, full=True),
+    "16x64x64 guided, reference, re-centred": lambda: _example(65536, full=True, recentred=True),
     "56, guided, reference": lambda: _example(56, full=True),
     "1 element": lambda: _example(1),
 }

@@ -9,13 +9,14 @@ from sfgrpo.kernels.common import device_function, gaussian_logp
 
 @device_function
 def finish_rows(
-    square, gap, b, n, rows, exists, coef_ptr, coef_stride, logp_old_ptr, advantages_ptr,
-    HAS_REFERENCE: tl.constexpr, clip_low, clip_high, kl_weight, kl_scale_ptr, weights_ptr,
-    stats_ptr, back_ptr, batch, row_elements, GUARD: tl.constexpr, ROWS: tl.constexpr,
-    COLS: tl.constexpr,
+    square, gap, move, b, n, rows, exists, coef_ptr, coef_stride, logp_old_ptr, advantages_ptr,
+    HAS_REFERENCE: tl.constexpr, HAS_OLD: tl.constexpr, clip_low, clip_high, kl_weight,
+    kl_scale_ptr, weights_ptr, stats_ptr, back_ptr, batch, row_elements, GUARD: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Store statistics and backward factors of `ROWS` rows, given their sums `square` of squared
-    residuals and `gap` of squared differences to the reference; return their weighted losses."""
+    residuals, `gap` of squared differences to the reference and `move` of the old residual times
+    the difference to the old velocity; return their weighted losses."""
     noisy = n > 0.0
     variance = tl.where(noisy, n * n, 1.0)
     elements = tl.maximum(row_elements, 1)
@@ -34,6 +35,8 @@ def finish_rows(
     if GUARD:
         log_ratio *= n
         slope *= n
+    if HAS_OLD:
+        log_ratio = b * move / tl.where(noisy, n, 1.0) / elements
     ratio = tl.where(noisy, tl.exp(log_ratio), 1.0)
     unclipped = advantage * ratio
     # A ratio that is nan must show in the loss: by default min and max return the other operand.

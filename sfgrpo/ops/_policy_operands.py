@@ -38,6 +38,8 @@ class PolicyOperands(NamedTuple):
     """Whether backward writes over ``v`` and ``v_uncond``; nothing to the loss itself."""
     guard: bool = False
     """Whether the log-ratio is scaled by n."""
+    v_old: Tensor | None = None
+    """The old policy's velocity, already guided, shape of ``x``; with ``guard`` only."""
 
 
 class PolicyBackwardOperands(NamedTuple):
@@ -54,3 +56,5 @@ class PolicyBackwardOperands(NamedTuple):
     v_uncond: Tensor | None
     guidance: float
     v_ref: Tensor | None
+    v_old: Tensor | None = None
+    """Given, its residual takes the place of v's."""

@@ -16,12 +16,15 @@ in v is affine in the inputs, with two numbers per row,
 so nothing of the latents' size is saved beyond the inputs, and the gradient may take the place of
 v.
 
-GRPO-Guard's ratio (arXiv 2510.22319) has the log-ratio scaled by n, and g1 with it:
+GRPO-Guard's ratio (arXiv 2510.22319) has the log-ratio re-centred and scaled by n.  With the mean's
+move d = b (v - v_old) and the noise eps = (x_next - a x - b v_old) / n,
 
-    ratio     = exp(n (logp - logp_old))
+    log ratio = n (logp - logp_old + mean_D d^2 / (2 n^2)) = mean_D(eps d)
 
-Its log-ratio spreads alike on every step, where the density's is 1 / n times that: one clip range
-then fits the steps of little noise as well.
+The density's log-ratio is mean_D(eps d) / n - mean_D d^2 / (2 n^2): it spreads 1 / n times as
+wide, so that one clip range cannot fit all steps, and about a mean below 0, so that the clip cuts
+unevenly.  The gradient has n times the g1 above, and v_old's residual in place of v's.  Without
+v_old only the scale is applied, to logp - logp_old.
 """
 
 from __future__ import annotations
@@ -80,7 +83,13 @@ def policy_loss_reference(o: PolicyOperands) -> tuple[Tensor, Tensor, Tensor]:
 
     logp = gaussian_logp(to_rows(o.x_next, dtype), mean, n.unsqueeze(1))
     per_nat = torch.where(noisy, n, 1.0) if o.guard else torch.ones_like(n)
-    ratio = torch.where(noisy, torch.exp(per_nat * (logp - o.logp_old)), 1.0)
+    log_ratio = per_nat * (logp - o.logp_old)
+    if o.v_old is not None:
+        old = to_rows(o.v_old, dtype)
+        noise = to_rows(o.x_next, dtype) - (a * to_rows(o.x, dtype) + b.unsqueeze(1) * old)
+        move = (noise * (velocity - old)).sum(dim=1) / elements
+        log_ratio = b * move / per_nat
+    ratio = torch.where(noisy, torch.exp(log_ratio), 1.0)
     unclipped = o.advantages * ratio
     limited = o.advantages * ratio.clamp(1.0 - o.clip_low, 1.0 + o.clip_high)
     surrogate = torch.where(noisy, -torch.minimum(unclipped, limited), 0.0)
@@ -112,7 +121,8 @@ def policy_loss_backward_reference(o: PolicyBackwardOperands) -> tuple[Tensor, T
     a, b, _, _ = columns(o.coef, dtype)
     velocity = guided(o.v, o.v_uncond, o.guidance, dtype)
     g1, g2 = (o.grad_loss * o.back).unsqueeze(2).unbind(1)
-    grad = g1 * (to_rows(o.x_next, dtype) - (a * to_rows(o.x, dtype) + b * velocity))
+    scored = velocity if o.v_old is None else to_rows(o.v_old, dtype)
+    grad = g1 * (to_rows(o.x_next, dtype) - (a * to_rows(o.x, dtype) + b * scored))
     if o.v_ref is not None:
         grad = grad + g2 * (velocity - to_rows(o.v_ref, dtype))
     if o.v_uncond is None:
@@ -156,12 +166,12 @@ vectorise("policy_loss_backward", one_by_one(_op_backward))
 
 def _setup_context(ctx: Any, o: PolicyOperands, output: tuple[Tensor, ...]) -> None:
     ctx.guidance, ctx.reuse_v = o.guidance, o.reuse_v
-    ctx.save_for_backward(o.x, o.v, o.x_next, o.coef, output[2], o.v_uncond, o.v_ref)
+    ctx.save_for_backward(o.x, o.v, o.x_next, o.coef, output[2], o.v_uncond, o.v_ref, o.v_old)
 
 
 def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> dict[str, Tensor | None]:
-    x, v, x_next, coef, back, v_uncond, v_ref = ctx.saved_tensors
-    o = PolicyBackwardOperands(grad_loss, x, v, x_next, coef, back, v_uncond, ctx.guidance, v_ref)
+    x, v, x_next, coef, back, v_uncond, *others = ctx.saved_tensors
+    o = PolicyBackwardOperands(grad_loss, x, v, x_next, coef, back, v_uncond, ctx.guidance, *others)
     # A graph being compiled learns of storages, not of places: there both may not even share one.
     if ctx.reuse_v and not _checks.traced_together(v, v_uncond):
         _op_backward_in_place(*o)
@@ -201,12 +211,14 @@ def policy_loss(
     weights: Tensor | None = None,
     density: Density = "gaussian",
     ratio: Ratio = "density",
+    v_old: Tensor | None = None,
     reuse_v: bool = False,
 ) -> PolicyLoss:
     """Policy-gradient loss of B transitions, differentiable, once, in ``v`` and ``v_uncond``.
 
     Traffic per element (fp32): 16 bytes: reads x, v, x_next, v_ref.
     Traffic per element (fp32), backward: 20 bytes: reads x, v, x_next, v_ref; writes grad_v.
+    With v_old 4 bytes more each way; without v_ref backward reads it in place of v.
 
     Args:
         x, v, x_next: ``[B, ...]``, dtypes as in ``sde_logprob``.
@@ -221,10 +233,11 @@ def policy_loss(
         weights: ``[B]``; default one over the number of rows with n > 0.
         density: of ``logp_old`` and the ratio, as in ``sde_logprob``; the KL is the Gaussian's.
         ratio: of the densities, or "guard": GRPO-Guard's, whose logarithm is scaled by n (Gaussian
-            densities only).  Left out are its loss divided by dt, which is for ``weights``, and its
-            re-centring, which needs the old mean: with d = b (v - v_old) the log-ratio is
-            mean_D(eps d) - mean_D(d^2) / (2 n), and the paper drops the second term.  That term and
-            its gradient vanish while the policy has not moved.
+            densities only).  The paper's division of the loss by dt is for ``weights``.
+        v_old: the old policy's velocity, already guided, shape of ``x``: re-centres the guard's
+            ratio, for which ``logp_old`` is then not looked at.  Without it the bias
+            -mean_D d^2 / (2 n) stays in the log-ratio.  It and its gradient are 0 while the policy
+            has not moved, and it equals the log-ratio's spread at rms d = 2 n / sqrt(D).
         reuse_v: let backward write the gradients over ``v`` and ``v_uncond`` instead of allocating
             as much again: for velocities that nobody reads afterwards.  Whatever else had saved
             them for its own backward raises PyTorch's error of a modified tensor; a parameter, and
@@ -244,7 +257,7 @@ def policy_loss(
     _checks.like("v", v, x)
     _checks.like("x_next", x_next, x)
     _checks.coefficients(coef, x)
-    for name, tensor in (("v_uncond", v_uncond), ("v_ref", v_ref)):
+    for name, tensor in (("v_uncond", v_uncond), ("v_ref", v_ref), ("v_old", v_old)):
         if tensor is not None:
             _checks.like(name, tensor, x)
     rows = {"logp_old": logp_old, "advantages": advantages}
@@ -252,10 +265,13 @@ def policy_loss(
         if tensor is not None:
             _checks.per_row(name, tensor, x)
     _checks.no_grad(
-        x=x, x_next=x_next, coef=coef, v_ref=v_ref, kl_scale=kl_scale, weights=weights, **rows
-    )
+        x=x, x_next=x_next, coef=coef, v_ref=v_ref, v_old=v_old, kl_scale=kl_scale,
+        weights=weights, **rows,
+    )  # fmt: skip
     low, high = _checks.clip_bounds(clip_range)
     guard = _is_guard(ratio, density)
+    if v_old is not None and not guard:
+        raise ValueError("v_old: got a tensor with ratio 'density', expected ratio 'guard'")
     scale = _checks.number("guidance", guidance)
     beta = _checks.number("kl_weight", kl_weight, 0.0)
     shift = None
@@ -265,7 +281,7 @@ def policy_loss(
         logp_old = logp_old - shift
     o = PolicyOperands(
         x, v, x_next, coef, logp_old, advantages, v_uncond, scale, v_ref, low, high, beta,
-        kl_scale, weights, reuse_v, guard,
+        kl_scale, weights, reuse_v, guard, v_old,
     )  # fmt: skip
     if reuse_v and torch.is_grad_enabled():
         _checks.overwritable(o._asdict(), ("v", "v_uncond"))

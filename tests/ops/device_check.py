@@ -12,7 +12,6 @@ import sys
 import traceback
 from collections.abc import Callable
 from functools import partial
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -20,7 +19,6 @@ from torch import Tensor
 from sfgrpo import ops
 from sfgrpo.ops._library import REFERENCES
 from sfgrpo.ops.gain_advantages import NORMALIZATIONS
-from sfgrpo.ops.policy_loss import Ratio
 from tests.support.ops import device_graph, zeros
 from tests.support.ops.triton_support import coefficients, double, logp_error, residual_error, rows
 
@@ -71,9 +69,11 @@ def _step(device: torch.device, row_elements: int) -> bool:
     )
 
 
-def _gradient(device: torch.device, row_elements: int, ratio: Ratio) -> bool:
+def _gradient(device: torch.device, row_elements: int, ratio: str) -> bool:
     x, v, x_next, coef = _latents(row_elements)
     v_uncond, v_ref = rows(BATCH, row_elements, seed=5), rows(BATCH, row_elements, seed=6)
+    v_old = v_uncond + 0.1 * v_ref if ratio == "guard, re-centred" else None
+    guard = ratio != "density"
     score = double(x, v, x_next, coef, v_uncond, 1.5, True, False)
     logp_old = REFERENCES["sde_logprob"](*score)[0].float()
     advantages = torch.linspace(-1, 1, BATCH)
@@ -81,7 +81,8 @@ def _gradient(device: torch.device, row_elements: int, ratio: Ratio) -> bool:
     loss = ops.policy_loss(
         x.to(device), leaves[0], x_next.to(device), coef.to(device), logp_old.to(device),
         advantages.to(device), v_uncond=leaves[1], guidance=1.5, v_ref=v_ref.to(device),
-        clip_range=0.2, kl_weight=0.04, ratio=ratio,
+        clip_range=0.2, kl_weight=0.04, ratio="guard" if guard else "density",
+        v_old=None if v_old is None else v_old.to(device),
     ).loss  # fmt: skip
     loss.backward()
     exact_leaves = [tensor.detach().double().requires_grad_() for tensor in (v, v_uncond)]
@@ -90,7 +91,7 @@ def _gradient(device: torch.device, row_elements: int, ratio: Ratio) -> bool:
     )
     exact, _, _ = REFERENCES["policy_loss"](
         x, exact_leaves[0], x_next, coef, logp_old, advantages, exact_leaves[1], 1.5, v_ref,
-        0.2, 0.2, 0.04, None, None, False, ratio == "guard",
+        0.2, 0.2, 0.04, None, None, False, guard, None if v_old is None else v_old.double(),
     )  # fmt: skip
     exact.backward()
     close = bool((loss.cpu() - exact).abs() <= 1e-4 * exact.abs() + 1e-4)
@@ -150,7 +151,7 @@ def main() -> int:
     for size in SIZES:
         checks[f"noise bits, D = {size}"] = partial(_noise, device, size)
         checks[f"step, D = {size}"] = partial(_step, device, size)
-        for ratio in get_args(Ratio):
+        for ratio in ("density", "guard", "guard, re-centred"):
             name = f"loss and gradient, ratio {ratio}, D = {size}"
             checks[name] = partial(_gradient, device, size, ratio)
         checks[f"in place, D = {size}"] = partial(_in_place, device, size)

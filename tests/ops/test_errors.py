@@ -91,6 +91,9 @@ VALUE_ERRORS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (_loss, {"clip_range": -0.1}, "clip_range: got -0.1, expected a finite number >= 0"),
     (_loss, {"kl_weight": -1.0}, "kl_weight: got -1.0, expected a finite number >= 0"),
     (_loss, {"weights": R.weights[:2]}, "weights: got shape (2,), expected (3,)"),
+    (_loss, {"v_old": V[:2], "ratio": "guard"}, "v_old: got shape (2, 4), expected (3, 4)"),
+    (_loss, {"v_old": V}, "v_old: got a tensor with ratio 'density', expected ratio 'guard'"),
+    (_loss, {"v_old": _needs_grad(V), "ratio": "guard"}, "v_old: got a tensor that requires grad"),
     (_loss, {"ratio": "n"}, "ratio: got 'n', expected 'density' or 'guard'"),
     (
         _loss,

@@ -155,6 +155,20 @@ def test_reused_velocities_hold_the_gradient() -> None:
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
 
 
+@pytest.mark.parametrize("v_ref", [None, R.v_ref])
+def test_the_old_velocity_may_be_the_one_that_is_reused(v_ref: Tensor | None) -> None:
+    def gradient(reuse: bool) -> Tensor:
+        leaf = R.v.clone().requires_grad_()
+        v = leaf * 1
+        loss = ops.policy_loss(
+            R.x, v, R.x_next, R.coef, R.logp_old, R.advantages, v_ref=v_ref, kl_weight=0.1,
+            ratio="guard", v_old=v.detach(), reuse_v=reuse,
+        ).loss  # fmt: skip
+        return torch.autograd.grad(loss, leaf)[0]
+
+    assert torch.equal(gradient(True), gradient(False))
+
+
 def test_reusing_what_another_backward_needs_is_an_error() -> None:
     leaf = R.v.clone().requires_grad_()
     loss = _loss(leaf.exp(), R.v_uncond, reuse=True)

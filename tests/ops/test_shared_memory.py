@@ -38,6 +38,7 @@ OVER: dict[str, Over] = {
     "policy_loss, v_uncond": lambda v, other: _loss(v, v_uncond=other),
     "policy_loss, x": lambda v, other: _loss(v, x=other),
     "policy_loss, v_ref": lambda v, other: _loss(v, v_ref=other),
+    "policy_loss, v_old": lambda v, other: _loss(v, v_old=other, ratio="guard"),
 }
 
 

@@ -21,6 +21,13 @@ def _loop(function: Callable[..., Tensor], *stacked: Tensor) -> Tensor:
     return torch.stack([function(*(one[i] for one in stacked)) for i in range(V)])
 
 
+def _guard(v: Tensor, x: Tensor) -> Tensor:
+    return ops.policy_loss(
+        x, v, R.x_next, R.coef, R.logp_old, R.advantages, v_ref=R.v_ref, kl_weight=0.1,
+        clip_range=1.0, ratio="guard", v_old=R.v_old,
+    ).loss  # fmt: skip
+
+
 R = rows(B, (2, 5))
 STATES = torch.stack([rows(B, (2, 5), seed=s).x for s in range(V)])
 MAPPED: dict[str, Callable[[Tensor], Tensor]] = {
@@ -38,6 +45,7 @@ MAPPED: dict[str, Callable[[Tensor], Tensor]] = {
             x, R.v, R.x_next, R.coef, R.logp_old, R.advantages, v_ref=R.v_ref, kl_weight=0.1
         ).loss
     ),
+    "policy_loss, guard": lambda x: _guard(R.v, x),
 }
 
 
@@ -63,6 +71,7 @@ GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
             x, v, R.x_next, R.coef, R.logp_old, R.advantages, v_ref=R.v_ref, kl_weight=0.1
         ).loss
     ),
+    "policy_loss, guard": lambda v, x: _guard(v, x),
 }
 
 

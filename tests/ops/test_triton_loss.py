@@ -6,6 +6,7 @@ from itertools import product
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -42,6 +43,7 @@ def _loss_arguments(
     reference: bool = True,
     per_row: bool = False,
     guard: bool = False,
+    recentred: bool = False,
 ) -> tuple[Any, ...]:
     """Rows of every kind: both signs of the advantage, ratios below, inside and above the clip."""
     x, v = (rows(BATCH, row_elements, dtype, seed=i) for i, dtype in enumerate(dtypes))
@@ -58,9 +60,10 @@ def _loss_arguments(
     kl_scale = torch.linspace(0.5, 2, BATCH) if per_row else None
     weights = torch.linspace(0.1, 0.4, BATCH) if per_row else None
     logp_old = (logp - offsets).float()
+    v_old = (v + rows(BATCH, row_elements, seed=5)).to(dtypes[1]) if recentred else None
     return (
         x, v, x_next, coef, logp_old, advantages, v_uncond, 1.5, v_ref, *CLIP, KL_WEIGHT,
-        kl_scale, weights, False, guard,
+        kl_scale, weights, False, guard, v_old,
     )  # fmt: skip
 
 
@@ -72,8 +75,11 @@ def _check_loss(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
     residual, bound = residual_error(x, v, x_next, coef, v_uncond, guidance)
     logp_bound = logp_error(residual, bound, coef[:, 2])
     # ratio and surrogate inherit the log-density's absolute error, relative to themselves.
-    guard = arguments[15]
-    relative = 2 * logp_bound * (coef[:, 2] if guard else 1.0) + 16 * EPS
+    guard, v_old = arguments[15:]
+    log_ratio_bound = logp_bound * (coef[:, 2] if guard else 1.0)
+    if v_old is not None:
+        log_ratio_bound = _re_centred_error(x, v, x_next, coef, v_uncond, guidance, v_old)
+    relative = 2 * log_ratio_bound + 16 * EPS
     size = advantages.abs() * exact[:, 1].clamp(min=1)
     # The KL: differences of velocities, squared and summed.
     gap = bound / coef[:, 1:2].abs() + (v_ref.double().abs() * EPS if v_ref is not None else 0)
@@ -95,6 +101,22 @@ def _check_loss(arguments: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
     back_bound = (relative + 16 * EPS)[:, None] * exact_back.abs()
     assert ((back - exact_back).abs() <= back_bound).all()
     return loss, stats, back
+
+
+def _re_centred_error(
+    x: Tensor, v: Tensor, x_next: Tensor, coef: Tensor, v_uncond: Tensor | None, guidance: float,
+    v_old: Tensor,
+) -> Tensor:  # fmt: skip
+    """Bound `[B]` on the fp32 error of b mean_D(noise move) / n; 0 for noise-free rows."""
+    residual, bound = residual_error(x, v, x_next, coef, v_uncond, guidance)
+    noise, noise_bound = residual_error(x, v_old, x_next, coef, None, 1.0)
+    b, n = coef[:, 1:2].double(), coef[:, 2].double()
+    move = ((noise - residual) / b).abs()
+    move_bound = bound / b.abs() + 2 * EPS * v_old.double().abs()
+    each = noise_bound * move + noise.abs() * move_bound + noise_bound * move_bound
+    depth = np.log2(x.shape[1]) + 12
+    error = b[:, 0].abs() * (each + depth * EPS * noise.abs() * move).mean(1)
+    return torch.where(n > 0, error / torch.where(n > 0, n, 1.0), 0.0)
 
 
 policy_loss_columns = ("logp", "ratio", "clipped", "kl", "surrogate")
@@ -125,17 +147,35 @@ def test_loss_with_the_guards_ratio(row_elements: int, per_row: bool) -> None:
     assert stats[:, 2].tolist() == [1, 0, 0, 0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("row_elements", [1, 3, 56, 1025, 2500])
+@pytest.mark.parametrize(("guided", "reference"), [(True, True), (False, False)])
+def test_loss_with_the_re_centred_ratio(row_elements: int, guided: bool, reference: bool) -> None:
+    arguments = _loss_arguments(
+        row_elements, guided=guided, reference=reference, guard=True, recentred=True
+    )
+    _, stats, _ = _check_loss(arguments)
+    assert (stats[:, 1] != 1).sum() == BATCH - len(NOISE_FREE)
+    other = list(arguments)
+    other[4] = arguments[4] + 1.0
+    assert torch.equal(interpret(loss_kernel, *other)[1], stats)  # whatever logp_old says
+
+
 @pytest.mark.parametrize("row_elements", [1, 56, 1025])
 @pytest.mark.parametrize(("guided", "reference"), list(product([False, True], repeat=2)))
 @pytest.mark.parametrize("dtype", [F32, BF16])
+@pytest.mark.parametrize("recentred", [False, True])
 def test_loss_backward_against_float64(
-    row_elements: int, guided: bool, reference: bool, dtype: torch.dtype
+    row_elements: int, guided: bool, reference: bool, dtype: torch.dtype, recentred: bool
 ) -> None:
-    arguments = _loss_arguments(row_elements, (F32, dtype), guided=guided, reference=reference)
+    arguments = _loss_arguments(
+        row_elements, (F32, dtype), guided=guided, reference=reference, guard=recentred,
+        recentred=recentred,
+    )  # fmt: skip
     x, v, x_next, coef, _, _, v_uncond, guidance, v_ref = arguments[:9]
+    v_old = arguments[-1]
     _, _, back = REFERENCES["policy_loss"](*double(*arguments))
     back = back.float()
-    inputs = (torch.tensor(0.7), x, v, x_next, coef, back, v_uncond, guidance, v_ref)
+    inputs = (torch.tensor(0.7), x, v, x_next, coef, back, v_uncond, guidance, v_ref, v_old)
     got = interpret(loss_backward, *inputs)
     written = [None if t is None else t.clone() for t in (v, v_uncond)]
     in_place = (*inputs[:2], written[0], *inputs[3:6], written[1], *inputs[7:])
@@ -145,6 +185,9 @@ def test_loss_backward_against_float64(
     exact = REFERENCES["policy_loss_backward"](*double(*inputs))
     _, bound = residual_error(x, v, x_next, coef, v_uncond, guidance)
     error = back[:, 0:1].abs() * bound
+    if v_old is not None:
+        _, old_bound = residual_error(x, v_old, x_next, coef, None, 1.0)
+        error = back[:, 0:1].abs() * old_bound
     if v_ref is not None:
         gap = bound / coef[:, 1:2].abs() + 2 * EPS * v_ref.double().abs()
         error = error + back[:, 1:2].abs() * gap
@@ -162,7 +205,7 @@ def test_loss_backward_against_float64(
 def test_rows_of_many_chunks_and_a_loss_of_many_rows() -> None:
     """The loops over shares, rows and groups, which sizes that suit a test never enter."""
     small = LaunchParameters(tile_elements=16)
-    arguments = _loss_arguments(300)
+    arguments = _loss_arguments(300, guard=True, recentred=True)
     latents = (*arguments[:4], *arguments[6:8])
     many = _many_rows(50)
     with mock.patch.object(common, "LAUNCH", small):

@@ -71,6 +71,21 @@ CALLS: dict[str, tuple[int, str, Callable[[], tuple[Any, ...]]]] = {
         "policy_loss_backward",
         lambda: (ROW[0], *SCORE, _backward_factors(), None, 1.0, V_REF),
     ),
+    "policy_loss, re-centred": (
+        documented(ops.policy_loss) + 4,
+        "policy_loss",
+        lambda: (*CALLS["policy_loss"][2]()[:-1], False, True, V_REF),
+    ),
+    "policy_loss backward, re-centred": (
+        documented(ops.policy_loss, ", backward") + 4,
+        "policy_loss_backward",
+        lambda: (ROW[0], *SCORE, _backward_factors(), None, 1.0, V_REF, V_REF),
+    ),
+    "policy_loss backward, re-centred, no reference": (
+        documented(ops.policy_loss, ", backward") - 4,
+        "policy_loss_backward",
+        lambda: (ROW[0], *SCORE, _backward_factors(), None, 1.0, None, V_REF),
+    ),
     "policy_loss backward in place": (
         documented(ops.policy_loss, ", backward"),
         "policy_loss_backward_",

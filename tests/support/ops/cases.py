@@ -31,6 +31,7 @@ class Rows:
     v: Tensor
     v_uncond: Tensor
     v_ref: Tensor
+    v_old: Tensor
     noise: Tensor
     x_next: Tensor
     coef: Tensor
@@ -90,6 +91,7 @@ def rows(
         step_ids=torch.randint(0, 2**32, (batch,), generator=generator),
         rewards=normal(2, max(batch, 1), 6),
         mask=torch.rand(2, max(batch, 1), 5, generator=generator) > 0.3,
+        v_old=(v.double() + 0.1 * normal(batch, *shape, dtype=F64)).to(v_dtype),
     )
 
 
@@ -99,7 +101,7 @@ def arguments(r: Rows, full: bool) -> dict[str, tuple[Any, ...]]:
     def optional(value: Any) -> Any:
         return value if full else None
 
-    names = ("v_uncond", "v_ref", "noise", "kl_scale", "weights", "mask", "step_ids")
+    names = ("v_uncond", "v_ref", "v_old", "noise", "kl_scale", "weights", "mask", "step_ids")
     values: dict[str, Any] = {
         **vars(r),
         **{name: optional(getattr(r, name)) for name in names},
