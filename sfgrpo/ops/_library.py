@@ -168,8 +168,10 @@ def differentiate(
 ) -> Callable[..., Any]:
     """Attach an autograd formula to an op defined here and return what is to be called.
 
-    That is the op, except under ``torch.func``'s transforms: these look for an autograd.Function
-    in the caller's hands and do not find one behind the dispatcher (PyTorch 2.13).
+    That is the op only while a graph is compiled, and for who calls the op itself.
+    ``torch.func``'s transforms look for an autograd.Function in the caller's hands and do not find
+    one behind the dispatcher (PyTorch 2.13).  A plain call goes to another one, since the
+    dispatcher's own reads the schema anew in every call: as long as all the rest takes together.
 
     Args:
         name: of the op.
@@ -178,32 +180,40 @@ def differentiate(
     """
     op = getattr(torch.ops.sfgrpo, name).default
     record = DEFINITIONS[name].record
+    no_gradients = dict.fromkeys(record._fields)
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         setup_context(ctx, record(*inputs), output)
 
     def gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        found = backward(ctx, *grads)
-        return tuple(found.get(field) for field in record._fields)
+        return tuple((no_gradients | backward(ctx, *grads)).values())
 
     torch.library.register_autograd(f"sfgrpo::{name}", gradients, setup_context=keep, lib=_LIBRARY)
 
-    def forward(*args: Any) -> Any:
+    def compute(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
-    members = {
-        "forward": staticmethod(forward),
-        "setup_context": staticmethod(keep),
-        "backward": staticmethod(gradients),
-        "generate_vmap_rule": True,
-    }
-    function: Any = type(f"sfgrpo_{name}", (torch.autograd.Function,), members)
+    def compute_and_keep(ctx: Any, *args: Any) -> Any:
+        output = compute(*args)
+        keep(ctx, args, output)
+        return output
+
+    def function(forward: Callable[..., Any], **members: Any) -> Any:
+        members |= {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
+        return type(f"sfgrpo_{name}", (torch.autograd.Function,), members)
+
+    plain = function(compute_and_keep)
+    transformed = function(compute, setup_context=staticmethod(keep), generate_vmap_rule=True)
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling():
             return op(*args)
-        return function.apply(*args)
+        if torch._C._are_functorch_transforms_active():
+            return transformed.apply(*args)
+        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+            return plain.apply(*args)
+        return compute(*args)
 
     return call
 

@@ -166,10 +166,15 @@ vectorise("policy_loss_backward", one_by_one(_op_backward))
 
 def _setup_context(ctx: Any, o: PolicyOperands, output: tuple[Tensor, ...]) -> None:
     ctx.guidance, ctx.reuse_v = o.guidance, o.reuse_v
+    # The statistics have no gradient: else zeros in their shape are made for every backward.
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(o.x, o.v, o.x_next, o.coef, output[2], o.v_uncond, o.v_ref, o.v_old)
 
 
-def _backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> dict[str, Tensor | None]:
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> dict[str, Tensor | None]:
+    if grad_loss is None:
+        return {}
     x, v, x_next, coef, back, v_uncond, *others = ctx.saved_tensors
     o = PolicyBackwardOperands(grad_loss, x, v, x_next, coef, back, v_uncond, ctx.guidance, *others)
     # A graph being compiled learns of storages, not of places: there both may not even share one.
@@ -288,7 +293,7 @@ def policy_loss(
         _checks.not_a_leaf("v", v)
         _checks.not_a_leaf("v_uncond", v_uncond)
     loss, stats, _ = _call(*o)
-    rows_stats = PolicyStats(*stats.detach().unbind(1))
+    rows_stats = PolicyStats(*stats.unbind(1))
     if shift is not None:
         rows_stats = rows_stats._replace(logp=rows_stats.logp + shift)
     return PolicyLoss(loss, rows_stats)

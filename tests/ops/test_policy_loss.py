@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfgrpo import ops
 from sfgrpo.ops._library import REFERENCES
@@ -235,6 +237,33 @@ def test_statistics_are_detached() -> None:
     result = ops.policy_loss(r.x, r.v.requires_grad_(), r.x_next, r.coef, r.logp_old, r.advantages)
     assert result.loss.requires_grad
     assert not any(column.requires_grad for column in result.stats)
+
+
+class _Calls(TorchDispatchMode):
+    """The names of the ops that are dispatched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("call", [ops.policy_loss, torch.ops.sfgrpo.policy_loss.default])
+def test_backward_is_one_op(call: Callable[..., tuple[Tensor, ...]]) -> None:
+    """Nothing is made for the statistics, which have no gradient."""
+    r = rows(2, (8,))
+    given = (r.x, r.v.requires_grad_(), *arguments(r, full=False)["policy_loss"][2:])
+    loss = call(*given[: 6 if call is ops.policy_loss else None])[0]
+    seed = torch.ones(())
+    with _Calls() as calls:
+        torch.autograd.grad(loss, r.v, seed)
+    made = [name for name in calls.names if name != "aten::detach"]
+    assert made == ["sfgrpo::policy_loss_backward"]
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (3, 0)])
