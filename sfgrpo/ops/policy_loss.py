@@ -30,19 +30,18 @@ v_old only the scale is applied, to logp - logp_old.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sfgrpo.ops import _checks
-from sfgrpo.ops._density import Density, gaussian_kl_scale, is_gaussian, unnormalised
+from sfgrpo.ops._density import Density, gaussian_kl_scale, unnormalised
 from sfgrpo.ops._library import define, differentiate, vectorise
+from sfgrpo.ops._policy_checks import Ratio, policy_settings
 from sfgrpo.ops._policy_operands import PolicyBackwardOperands, PolicyOperands
 from sfgrpo.ops._rows import columns, compute_dtype, gaussian_logp, guided, to_rows
 from sfgrpo.ops._vmap import one_by_one
-
-Ratio = Literal["density", "guard"]
 
 
 class PolicyStats(NamedTuple):
@@ -188,17 +187,6 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> dict[str, Tensor 
 _call = differentiate("policy_loss", _backward, _setup_context)
 
 
-def _is_guard(ratio: str, density: str) -> bool:
-    if ratio not in get_args(Ratio):
-        raise ValueError(f"ratio: got {ratio!r}, expected 'density' or 'guard'")
-    if ratio == "guard" and not is_gaussian(density):
-        raise ValueError(
-            f"ratio: got 'guard' with density {density!r}, expected 'gaussian': "
-            "the scale by n is that of the Gaussian's log-density"
-        )
-    return ratio == "guard"
-
-
 def policy_loss(
     x: Tensor,
     v: Tensor,
@@ -258,29 +246,13 @@ def policy_loss(
             requires grad, or ``reuse_v`` would overwrite what it must not.
         RuntimeError: on the CPU, a coefficient is not finite, n < 0 or t outside [0, 1].
     """
-    _checks.latents("x", x)
-    _checks.like("v", v, x)
-    _checks.like("x_next", x_next, x)
-    _checks.coefficients(coef, x)
-    for name, tensor in (("v_uncond", v_uncond), ("v_ref", v_ref), ("v_old", v_old)):
-        if tensor is not None:
-            _checks.like(name, tensor, x)
-    rows = {"logp_old": logp_old, "advantages": advantages}
-    for name, tensor in (rows | {"kl_scale": kl_scale, "weights": weights}).items():
-        if tensor is not None:
-            _checks.per_row(name, tensor, x)
-    _checks.no_grad(
-        x=x, x_next=x_next, coef=coef, v_ref=v_ref, v_old=v_old, kl_scale=kl_scale,
-        weights=weights, **rows,
+    settings = policy_settings(
+        x, v, x_next, coef, logp_old, advantages, v_uncond, guidance, v_ref, clip_range, kl_weight,
+        kl_scale, weights, density, ratio, v_old,
     )  # fmt: skip
-    low, high = _checks.clip_bounds(clip_range)
-    guard = _is_guard(ratio, density)
-    if v_old is not None and not guard:
-        raise ValueError("v_old: got a tensor with ratio 'density', expected ratio 'guard'")
-    scale = _checks.number("guidance", guidance)
-    beta = _checks.number("kl_weight", kl_weight, 0.0)
+    low, high, scale, beta, gaussian, guard = settings
     shift = None
-    if not is_gaussian(density):
+    if not gaussian:
         kl_scale = gaussian_kl_scale(coef) if kl_scale is None else kl_scale
         coef, shift = unnormalised(coef, x)
         logp_old = logp_old - shift

@@ -7,7 +7,7 @@ from typing import get_args
 import torch
 
 from sfgrpo import ops
-from sfgrpo.ops.policy_loss import Ratio
+from sfgrpo.ops._policy_checks import Ratio
 from tests.support.ops.cases import BF16, F64, rows
 
 
