@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from sfgrpo.ops._backends import load_cpp, register_triton
 from sfgrpo.ops._density import Density
+from sfgrpo.ops._policy_checks import Ratio
 from sfgrpo.ops.drop_in import sde_step_with_logprob
 from sfgrpo.ops.gain_advantages import (
     NORMALIZATIONS,
@@ -17,7 +18,7 @@ from sfgrpo.ops.gain_advantages import (
     gain_advantages_,
 )
 from sfgrpo.ops.philox import philox_normal
-from sfgrpo.ops.policy_loss import PolicyLoss, PolicyStats, Ratio, policy_loss
+from sfgrpo.ops.policy_loss import PolicyLoss, PolicyStats, policy_loss
 from sfgrpo.ops.sde_logprob import Reduction, sde_logprob
 from sfgrpo.ops.sde_step import sde_step, sde_step_, sde_step_x0, sde_step_x0_
 from sfgrpo.ops.tweedie import tweedie, tweedie_
