@@ -206,11 +206,11 @@ def _forwards(
             latents, _, _ = _rows(shape, min(rows, backbone.decode_batch))
             backbone.decode(latents)
     latent = latents[0].numel() * 4
-    # Stored states, and the states from which clean estimates continue; stacking doubles both.
+    # Stored states, and clean estimates of as many at most, both in room that is made once.
     kept = trajectories * (2 * s.num_steps + 2) * latent
     return Work(
         rollout=kept + embeddings,
-        sampling=max(found["sampling"], kept),
+        sampling=found["sampling"],
         decoding=found["decoding"],
     )
 
