@@ -1,0 +1,24 @@
+"""The sections of a recipe: every key, what it may be, and what it is for."""
+
+from sfgrpo.sections.base import Count, Folder, Section, Source
+from sfgrpo.sections.model import Lora, Model
+from sfgrpo.sections.run import Checkpoint, Eval, Run
+from sfgrpo.sections.sample import Credit, Sample, Window
+from sfgrpo.sections.train import Deepspeed, Train
+
+__all__ = [
+    "Checkpoint",
+    "Count",
+    "Credit",
+    "Deepspeed",
+    "Eval",
+    "Folder",
+    "Lora",
+    "Model",
+    "Run",
+    "Sample",
+    "Section",
+    "Source",
+    "Train",
+    "Window",
+]

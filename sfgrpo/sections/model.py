@@ -1,0 +1,83 @@
+"""The generator and what is trained of it."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from sfgrpo import names
+from sfgrpo.sections.base import Count, Folder, Section, Source
+
+
+class Model(Section):
+    backbone: str = "sd3"
+    """A file in sfgrpo/backbones: which family of pipelines `path` holds; or "module:function",
+    a backbone of your own."""
+    options: dict[str, Any] = Field(default={})
+    """Arguments of the backbone's `load` that no other key sets."""
+    path: Source = "embedded"
+    """Local folder or hub id of a diffusers pipeline; "embedded" is the model in this package."""
+    resolution: int | tuple[int, int] = 32
+    """Pixels: the side of square images, or [height, width]."""
+    num_frames: Count = 1
+    """Frames of a video; 1 for images."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of the network in sampling and training; latents and densities stay fp32."""
+    max_sequence_length: int | None = Field(default=None, ge=0, lt=2**31)
+    """Tokens of the prompt embedding (of T5, where CLIP reads it, too); null is the stock
+    pipeline's number, 0 is for Stable Diffusion 3 without T5."""
+    text_encoders: Literal["resident", "offload"] = "resident"
+    """Where the text encoders are while they do not embed: on the device, or in main memory."""
+    prompt_cache: Folder | None = None
+    """Folder of prompt embeddings, keyed by their content. All prompts of a run are embedded before
+    the network is loaded, then the text encoders leave memory; where all is there already they are
+    not loaded."""
+    attention: str = "auto"
+    """diffusers' attention backend: "native", "xformers", "flash", "_flash_3", ...; "auto" takes
+    what is installed and serves the network. One that cannot serve is an error."""
+    compile_blocks: bool = False
+    """torch.compile the network's repeated blocks; not at ZeRO stage 3."""
+    decode_batch: Count | None = None
+    """Samples decoded and scored at once; null is 64 images or one video."""
+    vae_tiling: bool = False
+    """Decode in overlapping tiles: less memory at large sizes, faint seams."""
+    vae_slicing: bool = False
+    """Decode one sample after the other."""
+
+    @field_validator("backbone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        names.BACKBONE.check(name)
+        return name
+
+    @field_validator("resolution")
+    @classmethod
+    def _positive(cls, sides: int | tuple[int, int]) -> int | tuple[int, int]:
+        if min((sides,) if isinstance(sides, int) else sides) < 8:
+            raise ValueError("sides must be at least 8 pixels")
+        return sides
+
+    @model_validator(mode="after")
+    def _serves(self) -> Model:
+        if self.prompt_cache is not None and ":" in self.backbone:
+            raise ValueError("prompt_cache: only backbones of this package have text encoders")
+        return self
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """(height, width, frames)."""
+        sides = self.resolution
+        height, width = (sides, sides) if isinstance(sides, int) else sides
+        return height, width, self.num_frames
+
+
+class Lora(Section):
+    rank: Count = 32
+    alpha: Count = 64
+    targets: tuple[str, ...] | None = None
+    """Ends of the names of the linear layers that get adapters; null is the backbone's own list."""
+    path: Folder | None = None
+    """Adapters to start from, of the same rank and layers: an exported folder, or a file of
+    diffusers or peft; null starts from none. The reference of `train.beta` is the network without
+    adapters all the same, as in Flow-GRPO."""
