@@ -5,17 +5,18 @@ Box-Muller. Logarithm, sine and cosine are polynomials of our own, written with 
 additions in a fixed order: the hardware's fast versions differ between vendors and generations.
 A kernel that calls these functions must be launched with `enable_fp_fusion=False`, since a fused
 multiply-add rounds once where the reference rounds twice (`sfgrpo.kernels.common.launch` does so).
+
+Drawing noise is bound by the number of instructions, so powers of two stand where they cost none,
+which changes no rounding, and `tl.fma` serves where the product is exact (by a power of two, or of
+few digits), so that it rounds as the two operations of the reference do.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.language.random import philox_impl
 
 from sfgrpo.kernels.common import (
     contiguous,
@@ -27,66 +28,86 @@ from sfgrpo.kernels.common import (
 )
 from sfgrpo.ops.philox import NoiseOperands
 
-# Triton types its device functions as not callable.
-philox_rounds: Any = philox_impl
+MULTIPLIER_0, MULTIPLIER_1 = tl.constexpr(0xD2511F53), tl.constexpr(0xCD9E8D57)
+KEY_0, KEY_1 = tl.constexpr(0x9E3779B9), tl.constexpr(0xBB67AE85)
+ROUNDS = tl.constexpr(10)
+ULP = tl.constexpr(2.0**-23)
 
 
 @device_function
-def uniform(word):
-    """A 32-bit word as a number in (0, 1]: the centre of its bin, so the logarithm is finite."""
-    return word.to(tl.float32) * 2.3283064365386963e-10 + 1.1641532182693481e-10
+def philox_rounds(c0, c1, c2, c3, k0, k1):
+    """Philox4x32-10 of uint32 counters and keys."""
+    for _ in tl.static_range(ROUNDS):
+        # Both halves of a product by one instruction, which Triton's own `philox_impl` has not.
+        product0 = c0.to(tl.uint64) * MULTIPLIER_0
+        product1 = c2.to(tl.uint64) * MULTIPLIER_1
+        c0 = (product1 >> 32).to(tl.uint32) ^ c1 ^ k0
+        c2 = (product0 >> 32).to(tl.uint32) ^ c3 ^ k1
+        c1 = product1.to(tl.uint32)
+        c3 = product0.to(tl.uint32)
+        k0 = k0 + KEY_0
+        k1 = k1 + KEY_1
+    return c0, c1, c2, c3
 
 
 @device_function
-def log_positive(u):
-    """ln(u) of a positive normal fp32 number: Cephes' logf, without contraction."""
+def uniform(word, SCALE: tl.constexpr):
+    """`SCALE` (a power of two) times a number in (0, 1]: the centre of a 32-bit word's bin."""
+    return tl.fma(word.to(tl.float32), SCALE * 2.0**-32, SCALE * 2.0**-33)
+
+
+@device_function
+def squared_radius(u):
+    """-2 ln u of a positive normal fp32 number: Cephes' logf, doubled."""
     bits = u.to(tl.int32, bitcast=True)
-    # 0x3f3504f3 is sqrt(1/2): the mantissa comes out in [sqrt(1/2), sqrt(2)).
-    exponent = (bits - 0x3F3504F3) >> 23
-    f = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
+    # 0x3f3504f3 is sqrt(1/2): the mantissa comes out in [sqrt(1/2), sqrt(2)). The exponent stays
+    # where it is in the word, as 2^23 times its value.
+    exponent = (bits - 0x3F3504F3) & -0x800000
     e = exponent.to(tl.float32)
+    f = (bits - exponent).to(tl.float32, bitcast=True) - 1.0
     z = f * f
-    y = 7.0376836292e-2 * f - 1.1514610310e-1
-    y = y * f + 1.1676998740e-1
-    y = y * f - 1.2420140846e-1
-    y = y * f + 1.4249322787e-1
-    y = y * f - 1.6668057665e-1
-    y = y * f + 2.0000714765e-1
-    y = y * f - 2.4999993993e-1
-    y = y * f + 3.3333331174e-1
+    y = 2 * 7.0376836292e-2 * f - 2 * 1.1514610310e-1
+    y = y * f + 2 * 1.1676998740e-1
+    y = y * f - 2 * 1.2420140846e-1
+    y = y * f + 2 * 1.4249322787e-1
+    y = y * f - 2 * 1.6668057665e-1
+    y = y * f + 2 * 2.0000714765e-1
+    y = y * f - 2 * 2.4999993993e-1
+    y = y * f + 2 * 3.3333331174e-1
     y = y * f * z
-    y = y - e * 2.12194440e-4
-    y = y - 0.5 * z
-    return (f + y) + e * 0.693359375
+    y = y + e * (2 * -2.12194440e-4 * ULP)
+    y = y - z
+    # ln 2's leading 9 bits times 6 bits: an exact product.
+    return tl.fma(e, -2 * 0.693359375 * ULP, -1.0 * tl.fma(f, 2.0, y))
 
 
 @device_function
-def cos_sin_turns(u):
-    """(cos, sin) of 2 pi u for u in [0, 1]: the nearest quarter turn is taken off exactly."""
-    quarter = tl.floor(4.0 * u + 0.5)
-    theta = (u - 0.25 * quarter) * 6.2831855
+def polar(r, u4):
+    """r cos(2 pi u) and r sin(2 pi u), given 4 u in [0, 4]: whole quarter turns come off exactly.
+
+    From quarter to quarter (cos, sin) is (c, s), (-s, c), (-c, -s), (s, -c), so the second half
+    turn is the first with -r.
+    """
+    quarter = (u4 + 0.5).to(tl.int32)
+    theta = (u4 - quarter.to(tl.float32)) * (6.2831855 / 4)
     z = theta * theta
     s = -1.9515295891e-4 * z + 8.3321608736e-3
     s = (s * z - 1.6666654611e-1) * z * theta + theta
     c = 2.443315711809948e-5 * z - 1.388731625493765e-3
-    c = (c * z + 4.166664568298827e-2) * z * z - 0.5 * z + 1.0
-    q = quarter.to(tl.int32) & 3
-    odd = (q & 1) == 1
-    cos = tl.where(odd, s, c)
-    sin = tl.where(odd, c, s)
-    # Triton would make -x of 0 - x, whose zeros are positive; a product has the sign it should.
-    cos = tl.where((q == 1) | (q == 2), cos * -1.0, cos)
-    sin = tl.where(q >= 2, sin * -1.0, sin)
-    return cos, sin
+    c = tl.fma(z, -0.5, (c * z + 4.166664568298827e-2) * z * z) + 1.0
+    second_half = (quarter.to(tl.uint32) << 30) & 0x80000000
+    r = (r.to(tl.uint32, bitcast=True) ^ second_half).to(tl.float32, bitcast=True)
+    odd = (quarter & 1) != 0
+    # Triton would make -s of 0 - s, whose zeros are positive; a product has the sign it should.
+    return r * tl.where(odd, s * -1.0, c), r * tl.where(odd, c, s)
 
 
 @device_function
 def box_muller(word0, word1):
     """Two words of 32 random bits to two independent standard normals."""
     # sqrt_rn: the plain square root is an approximation on some targets.
-    radius = tl.sqrt_rn(-2.0 * log_positive(uniform(word0)))
-    cos, sin = cos_sin_turns(uniform(word1))
-    return radius * cos, radius * sin
+    radius = tl.sqrt_rn(squared_radius(uniform(word0, 1.0)))
+    return polar(radius, uniform(word1, 4.0))
 
 
 @device_function

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+from unittest import mock
+
+import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-from sfgrpo.kernels.philox import philox_rounds
+from sfgrpo.kernels.philox import philox_rounds, polar, squared_radius, uniform
+from sfgrpo.ops import philox as reference
 from sfgrpo.ops._backends import launcher
 from sfgrpo.ops._library import REFERENCES
 from tests.support.ops import zeros
@@ -113,3 +119,35 @@ def test_noise_of_a_row_ignores_the_other_rows() -> None:
             philox_normal, 56, 3, SAMPLES[row : row + 1], 0, STEPS[row : row + 1], torch.float32
         )
         assert torch.equal(alone[0], whole[row])
+
+
+@triton.jit
+def _squares_kernel(words_ptr, out_ptr, N: tl.constexpr):
+    index = tl.program_id(0) * N + tl.arange(0, N)
+    word = tl.load(words_ptr + index).to(tl.uint32)
+    tl.store(out_ptr + index, squared_radius(uniform(word, 1.0)))
+    cos, sin = polar(tl.full([N], 1.0, tl.float32), uniform(word, 4.0))
+    tl.store(out_ptr + 2 * N + index, cos)
+    tl.store(out_ptr + 4 * N + index, sin)
+
+
+def test_fused_products_are_exact() -> None:
+    """Fusing them rounds as the reference's two operations do, at every binade of a word.
+
+    The interpreter rounds twice: here a fused multiply-add rounds once, as on a GPU.
+    """
+    step = torch.arange(64)
+    words = torch.cat([2**k + step for k in range(6, 32)] + [2**k - 1 - step for k in range(6, 33)])
+    words = torch.cat((words, words.new_zeros(4096 - len(words))))
+
+    def fma(builder: Any, x: TensorHandle, y: TensorHandle, z: TensorHandle) -> TensorHandle:
+        exact = x.data.astype(np.longdouble) * y.data + z.data
+        return TensorHandle(exact.astype(np.float32), z.dtype)
+
+    out = torch.empty(3 * 4096)
+    with mock.patch.object(InterpreterBuilder, "create_fma", fma):
+        _squares_kernel[(2,)](words, out, N=2048)
+    cos, sin = reference.cos_sin_2pi(reference.uniform(words))
+    square = -2.0 * reference.natural_log(reference.uniform(words))
+    for got, want in zip(out.split(4096), (square, cos, sin), strict=True):
+        assert torch.equal(_bits(got), _bits(want))
