@@ -10,6 +10,7 @@ contiguous cost more: they are copied first, and copied back if the op writes ov
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ import triton.language as tl
 from torch import Tensor
 
 LOG_SQRT_2PI = tl.constexpr(0.9189385332046727)
+
+VECTOR = tl.constexpr(4)
+"""Neighbours that a thread loads and stores at once: 16 bytes of fp32, 8 of bf16. Were it 16 bytes
+of either, a kernel that reads both would send one through shared memory to meet the other."""
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Record = TypeVar("Record", bound=NamedTuple)
@@ -61,6 +66,13 @@ class Tiling:
     rows: int
     cols: int
     chunks: int
+    align: int
+    """Every row starts at a multiple of so many elements: 1, 2 or 4."""
+
+    @property
+    def constants(self) -> dict[str, int]:
+        """What the kernels are compiled for."""
+        return {"ROWS": self.rows, "COLS": self.cols, "ALIGN": self.align}
 
     def programs(self, batch: int) -> tuple[int]:
         """The grid. One axis only: the second one of CUDA ends at 65,535."""
@@ -71,7 +83,8 @@ def tiling(row_elements: int) -> Tiling:
     """The tiling of rows of `row_elements` elements; empty rows still get a program."""
     padded = max(1 << (row_elements - 1).bit_length(), LAUNCH.min_cols)
     cols = min(padded, LAUNCH.tile_elements)
-    return Tiling(LAUNCH.tile_elements // cols, cols, max(ceil_div(row_elements, cols), 1))
+    chunks = max(ceil_div(row_elements, cols), 1)
+    return Tiling(LAUNCH.tile_elements // cols, cols, chunks, math.gcd(row_elements, VECTOR.value))
 
 
 def launch(kernel: Any, grid: tuple[int], *arguments: object, **constants: object) -> None:
@@ -137,20 +150,31 @@ def split_int64(number: int) -> tuple[int, int]:
 
 
 @device_function
-def tile_at(batch, row_elements, chunks, ROWS: tl.constexpr, COLS: tl.constexpr):
+def tile_at(
+    batch, row_elements, chunks, ROWS: tl.constexpr, COLS: tl.constexpr, ALIGN: tl.constexpr = 1
+):
     """Indices of this program's tile.
 
     Returns the rows `[ROWS]` (int64) and whether they exist, the chunk of the row, the first
     column, the flat offsets `[ROWS, COLS]` (int64) and which of them exist.
     """
-    program = tl.program_id(0)
-    rows = (program // chunks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    chunk = program % chunks
+    # Unsigned, as dividing signed numbers takes half as long again.
+    program = tl.program_id(0).to(tl.uint32)
+    group = program // tl.cast(chunks, tl.uint32)
+    chunk = (program - group * tl.cast(chunks, tl.uint32)).to(tl.int32)
+    rows = group.to(tl.int64) * ROWS + tl.arange(0, ROWS)
     start = chunk.to(tl.int64) * COLS
     cols = start + tl.arange(0, COLS)
     exists = rows < batch
-    offsets = rows[:, None] * row_elements + cols[None, :]
-    return rows, exists, chunk, start, offsets, exists[:, None] & (cols < row_elements)[None, :]
+    if ALIGN > 1:
+        # What Triton cannot know of a length that is no multiple of 16.
+        length = tl.multiple_of(tl.cast(row_elements, tl.int64), ALIGN)
+        offsets = tl.max_contiguous(rows[:, None] * length + cols[None, :], (1, VECTOR))
+        mask = exists[:, None] & (cols < length)[None, :]
+    else:
+        offsets = rows[:, None] * row_elements + cols[None, :]
+        mask = exists[:, None] & (cols < row_elements)[None, :]
+    return rows, exists, chunk, start, offsets, mask
 
 
 @device_function

@@ -141,7 +141,7 @@ def launch_logp(kernel: Any, x: Tensor, *arguments: object, **constants: object)
     row_elements = x.numel() // batch
     cut = tiling(row_elements)
     sizes = (batch, row_elements, cut.chunks)
-    constants |= {"ROWS": cut.rows, "COLS": cut.cols}
+    constants |= cut.constants
     if cut.chunks == 1:
         launch(kernel, cut.programs(batch), x, *arguments, logp, None, None, *sizes, **constants)
         return logp

@@ -160,8 +160,9 @@ def philox_normal_kernel(
     seed_hi,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):
-    rows, exists, _, start, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS)
+    rows, exists, _, start, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS, ALIGN)
     noise = row_noise(
         sample_ids_ptr, step, step_ids_ptr, rows, exists, start, seed_lo, seed_hi, COLS
     )
@@ -187,8 +188,7 @@ def philox_normal(o: NoiseOperands) -> Tensor:
         o.numel,
         cut.chunks,
         *split_int64(o.seed),
-        ROWS=cut.rows,
-        COLS=cut.cols,
+        **cut.constants,
     )
     return out
 

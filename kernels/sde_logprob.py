@@ -42,8 +42,9 @@ def sde_logprob_kernel(
     chunks,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):
-    rows, exists, chunk, _, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS)
+    rows, exists, chunk, _, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS, ALIGN)
     a, b, n, _ = load_coefficients(coef_ptr, coef_stride, rows, exists)
     v = load_velocity(v_ptr, v_uncond_ptr, guidance, offsets, mask)
     mean = a[:, None] * load_float(x_ptr, offsets, mask) + b[:, None] * v
@@ -78,8 +79,9 @@ def sde_logprob_backward_kernel(
     chunks,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):
-    rows, exists, _, _, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS)
+    rows, exists, _, _, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS, ALIGN)
     a, b, n, _ = load_coefficients(coef_ptr, coef_stride, rows, exists)
     noisy = n > 0.0
     variance = tl.where(noisy, n * n, 1.0)
@@ -156,8 +158,7 @@ def sde_logprob_backward(o: LogprobBackwardOperands) -> tuple[Tensor, Tensor, Te
             batch,
             row_elements,
             cut.chunks,
-            ROWS=cut.rows,
-            COLS=cut.cols,
+            **cut.constants,
         )
     dx, dv, dx_next, dv_uncond = (o.x.new_empty(0) if out is None else out for out in grads)
     return dx, dv, dx_next, dv_uncond

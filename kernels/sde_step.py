@@ -50,9 +50,12 @@ def sde_step_kernel(
     chunks,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):
     """`x_next_ptr` None: over `x`."""
-    rows, exists, chunk, start, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS)
+    rows, exists, chunk, start, offsets, mask = tile_at(
+        batch, row_elements, chunks, ROWS, COLS, ALIGN
+    )
     a, b, n, t = load_coefficients(coef_ptr, coef_stride, rows, exists)
     x = load_float(x_ptr, offsets, mask)
     v = load_velocity(v_ptr, v_uncond_ptr, guidance, offsets, mask)

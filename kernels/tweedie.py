@@ -33,9 +33,10 @@ def tweedie_kernel(
     chunks,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):
     """Every row's time is `time` unless `t_ptr` is given. `out_ptr` None: over `v`."""
-    rows, exists, _, _, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS)
+    rows, exists, _, _, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS, ALIGN)
     if t_ptr is not None:
         times = tl.load(t_ptr + rows * t_stride, mask=exists, other=0.0)
     else:
@@ -76,8 +77,7 @@ def _launch(o: TweedieOperands, out: Tensor | None) -> None:
         batch,
         row_elements,
         cut.chunks,
-        ROWS=cut.rows,
-        COLS=cut.cols,
+        **cut.constants,
     )
 
 

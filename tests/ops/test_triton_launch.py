@@ -26,6 +26,7 @@ def test_tiling_covers_rows_and_depends_on_nothing_else(row_elements: int) -> No
     assert cut.rows * cut.cols == LAUNCH.tile_elements
     assert (cut.chunks - 1) * cut.cols < row_elements <= cut.chunks * cut.cols
     assert cut.programs(5 * cut.rows + 1) == (6 * cut.chunks,)
+    assert cut.align == next(size for size in (4, 2, 1) if row_elements % size == 0)
 
 
 @triton.jit
