@@ -4,8 +4,11 @@ A kernel sees `B` rows of `D` contiguous elements. A program works on a tile of 
 the shape of the tile depends on `D` alone, so the bits of a row's result depend neither on how
 many rows stand beside it nor on the device's number of processors.
 
-Every op is one launch and never makes the host wait. Only operands whose elements are not
-contiguous cost more: they are copied first, and copied back if the op writes over them.
+Every op is one launch and never makes the host wait, with one exception: while a CUDA graph is
+being captured, an op whose rows span several programs has a fill of its counters beside its kernel
+(finish.py). Only operands whose elements are not contiguous, or which start elsewhere than at a
+multiple of 16 bytes, cost more: they are copied first, and copied back if the op writes over them.
+A kernel would read the latter one element at a time, and add in another order than it usually does.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ LOG_SQRT_2PI = tl.constexpr(0.9189385332046727)
 VECTOR = tl.constexpr(4)
 """Neighbours that a thread loads and stores at once: 16 bytes of fp32, 8 of bf16. Were it 16 bytes
 of either, a kernel that reads both would send one through shared memory to meet the other."""
+
+ALIGNMENT = 16
+"""Bytes; Triton compiles a kernel of its own for tensors that start elsewhere."""
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 Record = TypeVar("Record", bound=NamedTuple)
@@ -105,7 +111,7 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def contiguous(o: Record, *, strided: tuple[str, ...] = ("coef",)) -> Record:
-    """The operands with contiguous rows, but for those that the kernel reads by their strides.
+    """The operands with contiguous, aligned rows, but for those read by their strides.
 
     Raises:
         TypeError: for a floating dtype that the kernels do not compute in (float64).
@@ -122,6 +128,9 @@ def _contiguous(tensor: Tensor) -> Tensor:
             f"the GPU kernels take float32, bfloat16 and float16 tensors, got {tensor.dtype}: "
             "convert it, or compute on the CPU, where float64 is served"
         )
+    if tensor.dim() > 1 and tensor.data_ptr() % ALIGNMENT and tensor[:1].numel() % 2 == 0:
+        # Rows of an odd length are read one element at a time in any case.
+        return tensor.clone(memory_format=torch.contiguous_format)
     return tensor.contiguous()
 
 

@@ -1,4 +1,5 @@
-"""The last program to arrive finishes: sums over programs in a fixed order, within one launch.
+"""The last program to arrive finishes: sums over programs in a fixed order, within one launch
+(in a captured CUDA graph, a fill of the counters and one launch).
 
 Each program stores its share and then counts itself; the one that completes the count adds all
 shares in an order that their number alone decides, so that the bits are the same in every run. It
@@ -50,8 +51,8 @@ def zeroed_counters(like: Tensor, count: int) -> Iterator[Tensor]:
 
     They belong to the current stream, whose kernels follow each other, and persist: the first call
     (and one that needs more) clears them, no other does. While a CUDA graph is being captured they
-    come from the graph's own memory instead, cleared by a memset in the graph, since a replay may
-    run beside calls on the capturing stream.
+    come from the graph's own memory instead, cleared by a fill in the graph beside the op's kernel,
+    since a replay may run beside calls on the capturing stream.
     """
     with on_device_of(like):
         accelerated = like.device.type not in ("cpu", "meta")

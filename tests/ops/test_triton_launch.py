@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import inspect
 from typing import Any, get_type_hints
+from unittest import mock
 
 import pytest
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
 
 from sfgrpo.kernels.common import LAUNCH, split_int64, tile_at, tiling
 from sfgrpo.ops._backends import launcher
 from sfgrpo.ops._library import DEFINITIONS
+from tests.support.ops.triton_support import interpret
 
 
 @pytest.mark.parametrize("op", sorted(DEFINITIONS))
@@ -64,3 +68,21 @@ def test_float64_is_refused_with_a_way_out() -> None:
     x = torch.zeros(2, 3, dtype=torch.float64)
     with pytest.raises(TypeError, match=r"float64: convert it, or compute on the CPU"):
         launcher("tweedie")(x, x, None, 0.5)
+
+
+@pytest.mark.parametrize("row_elements", [56, 57])
+def test_misaligned_rows_are_copied_where_they_would_be_vectors(row_elements: int) -> None:
+    """Otherwise Triton would take another layout, and with it another order of its sums."""
+    aligned = torch.randn(2, row_elements)
+    x = torch.zeros(1 + 2 * row_elements)[1:].view(2, row_elements).copy_(aligned)
+    starts = []
+
+    def record(_: object, *args: object, **options: object) -> None:
+        latents = [a for a in args if isinstance(a, Tensor) and a.shape == x.shape]
+        starts.extend(tensor.data_ptr() % 16 for tensor in latents)
+
+    with mock.patch.object(InterpretedFunction, "run", record):
+        launcher("tweedie")(x, x, None, 0.5)
+    assert starts[:2] == ([0, 0] if row_elements == 56 else [4, 4])
+    interpret(launcher("tweedie_"), aligned, x, None, 0.5)
+    assert torch.equal(x, aligned - 0.5 * aligned)
