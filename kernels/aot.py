@@ -1,10 +1,15 @@
 """Compile every kernel ahead of time, without a GPU, and say what each one costs the chip.
 
 `python -m sfgrpo.kernels.aot [--json FILE] [target ...]` prints registers per thread, shared memory
-per program and register spills of the launches that the kernel files list as `EXAMPLES`, for each
-target (default: all of `TARGETS`), and saves the table if a file is named. The launchers themselves
-run, on tensors without storage, and their launches are recorded: what is compiled is what a GPU
-would be asked to run.
+per program, register spills, instructions per element and the predicted share of a copy's bandwidth
+of the launches that the kernel files list as `EXAMPLES`, for each target (default: all of
+`TARGETS`), and saves the table if a file is named. The launchers themselves run, on tensors without
+storage, and their launches are recorded: what is compiled is what a GPU would be asked to run.
+
+Tested with Triton 3.7.1 (PyTorch 2.13), which also interprets the kernels in the tests, and, ahead
+of time only, with Triton 3.6.0 (that of PyTorch 2.11), whose interpreter fails with NumPy 2.4 and
+later. Nothing spills with either; 3.6.0 gives gain_advantages up to 167 registers, which costs
+little: its programs, one a prompt, are too few to fill a GPU.
 """
 
 from __future__ import annotations
@@ -14,10 +19,7 @@ import importlib
 import inspect
 import json
 import pkgutil
-import re
-import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -34,12 +36,21 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
 import sfgrpo.kernels
+from sfgrpo.kernels.machine_code import (
+    CHIPS,
+    bytes_per_element,
+    of_amdgcn,
+    of_cubin,
+    per_element,
+)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
     "sm_90": GPUTarget("cuda", 90, 32),
     "sm_100": GPUTarget("cuda", 100, 32),
+    "sm_120": GPUTarget("cuda", 120, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
+    "gfx950": GPUTarget("hip", "gfx950", 64),
 }
 COMPILER_OPTIONS = ("num_warps", "enable_fp_fusion")
 
@@ -86,6 +97,10 @@ class Usage:
     """Bytes of shared memory per program."""
     spilled: int
     """Registers or bytes of registers that did not fit and live in memory."""
+    instructions: float | None
+    """Per element of the latents, all threads together; None for a kernel without latents."""
+    shares: dict[str, float]
+    """Predicted bandwidth over that of a copy, by chip; empty without latents."""
     assembly: str
     """PTX or AMD GCN text."""
 
@@ -116,28 +131,31 @@ def record(call: Callable[[], object]) -> list[Launch]:
     return launches
 
 
-def _nvidia_usage(cubin: bytes) -> tuple[int, int]:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        text = subprocess.run(
-            [knobs.nvidia.cuobjdump.path, "-res-usage", file.name],
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    return found["REG"], found["STACK"] + found["LOCAL"]
-
-
-def _amd_usage(assembly: str) -> tuple[int, int]:
-    def field(name: str) -> int:
-        match = re.search(rf"\.{name}:\s*(\d+)", assembly)
-        if match is None:
-            raise RuntimeError(f"the AMD assembly has no field .{name}")
-        return int(match[1])
-
-    return field("vgpr_count"), field("vgpr_spill_count") + field("sgpr_spill_count")
+def _usage(example: str, target: str, launch: Launch) -> Usage:
+    gpu = TARGETS[target]
+    compiled = triton.compile(launch.source(), target=gpu, options=dict(launch.options))
+    if gpu.backend == "cuda":
+        code, assembly = of_cubin(compiled.asm["cubin"]), compiled.asm["ptx"]
+    else:
+        code, assembly = of_amdgcn(compiled.asm["amdgcn"]), compiled.asm["amdgcn"]
+    instructions, shares = None, {}
+    if "row_elements" in launch.arguments:
+        threads = launch.options["num_warps"] * gpu.warp_size
+        instructions = round(per_element(code.instructions, threads, launch.arguments), 1)
+        tile = launch.arguments["ROWS"], launch.arguments["COLS"]
+        size = bytes_per_element(compiled.asm["ttir"], tile)
+        shares = {c.name: round(c.share_of_copy(instructions, size), 2) for c in CHIPS[target]}
+    return Usage(
+        example,
+        launch.kernel.fn.__name__,
+        target,
+        code.registers,
+        compiled.metadata.shared,
+        code.spilled,
+        instructions,
+        shares,
+        assembly,
+    )
 
 
 def compile_example(example: str, target: str) -> list[Usage]:
@@ -147,29 +165,7 @@ def compile_example(example: str, target: str) -> list[Usage]:
         triton.compiler.CompilationError, RuntimeError: a kernel does not compile.
     """
     distinct = {launch.key(): launch for launch in record(examples()[example])}
-    usages = []
-    for launch in distinct.values():
-        compiled = triton.compile(
-            launch.source(), target=TARGETS[target], options=dict(launch.options)
-        )
-        if TARGETS[target].backend == "cuda":
-            assembly = compiled.asm["ptx"]
-            registers, spilled = _nvidia_usage(compiled.asm["cubin"])
-        else:
-            assembly = compiled.asm["amdgcn"]
-            registers, spilled = _amd_usage(assembly)
-        usages.append(
-            Usage(
-                example,
-                launch.kernel.fn.__name__,
-                target,
-                registers,
-                compiled.metadata.shared,
-                spilled,
-                assembly,
-            )
-        )
-    return usages
+    return [_usage(example, target, launch) for launch in distinct.values()]
 
 
 def compile_all(targets: list[str], workers: int = 2) -> Iterator[Usage]:
@@ -204,13 +200,18 @@ def main(argv: list[str]) -> int:
         print(f"unknown target {unknown[0]}; known: {', '.join(TARGETS)}", file=sys.stderr)
         return 2
     width = max(len(example) for example in examples())
-    print(f"{'example':{width}}  {'kernel':28}  {'target':6}  registers  shared  spills")
+    print(
+        f"{'example':{width}}  {'kernel':28}  {'target':6}  registers  shared  spills  "
+        "an element  of a copy"
+    )
     usages = []
     for usage in compile_all(options.targets or list(TARGETS)):
         usages.append(usage)
+        shares = ", ".join(f"{chip} {share:.2f}" for chip, share in usage.shares.items())
         print(
             f"{usage.example:{width}}  {usage.kernel:28}  {usage.target:6}  "
-            f"{usage.registers:9}  {usage.shared:6}  {usage.spilled:6}",
+            f"{usage.registers:9}  {usage.shared:6}  {usage.spilled:6}  "
+            f"{usage.instructions or '-':>10}  {shares or '-'}",
             flush=True,
         )
     if options.json is not None:

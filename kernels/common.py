@@ -160,7 +160,12 @@ def split_int64(number: int) -> tuple[int, int]:
 
 @device_function
 def tile_at(
-    batch, row_elements, chunks, ROWS: tl.constexpr, COLS: tl.constexpr, ALIGN: tl.constexpr = 1
+    batch,
+    row_elements,
+    chunks,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    ALIGN: tl.constexpr = 1,  # pyright: ignore[reportArgumentType]
 ):
     """Indices of this program's tile.
 

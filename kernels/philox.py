@@ -37,7 +37,7 @@ ULP = tl.constexpr(2.0**-23)
 @device_function
 def philox_rounds(c0, c1, c2, c3, k0, k1):
     """Philox4x32-10 of uint32 counters and keys."""
-    for _ in tl.static_range(ROUNDS):
+    for _ in tl.static_range(ROUNDS):  # pyright: ignore[reportGeneralTypeIssues]
         # Both halves of a product by one instruction, which Triton's own `philox_impl` has not.
         product0 = c0.to(tl.uint64) * MULTIPLIER_0
         product1 = c2.to(tl.uint64) * MULTIPLIER_1

@@ -146,7 +146,8 @@ def test_fused_products_are_exact() -> None:
 
     out = torch.empty(3 * 4096)
     with mock.patch.object(InterpreterBuilder, "create_fma", fma):
-        _squares_kernel[(2,)](words, out, N=2048)
+        kernel: Any = _squares_kernel
+        kernel[(2,)](words, out, N=2048)
     cos, sin = reference.cos_sin_2pi(reference.uniform(words))
     square = -2.0 * reference.natural_log(reference.uniform(words))
     for got, want in zip(out.split(4096), (square, cos, sin), strict=True):
