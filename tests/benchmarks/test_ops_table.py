@@ -191,7 +191,7 @@ def test_predictions_follow_their_formula() -> None:
     chip = predictions.Chip("round", copy_bandwidth=1e12, processors=100, clock=1e9)
     step = predictions.predict(BY_TITLE["sde_step"], shape, FP32, chip)
     assert step.memory == pytest.approx(3e-3)
-    assert step.arithmetic == pytest.approx(250e6 * 103 / (128 * 100 * 1e9))
+    assert step.arithmetic == pytest.approx(250e6 * 79 / (128 * 100 * 1e9))
     assert step.total == pytest.approx(3e-3 + step.stages * predictions.GAP)
 
 
