@@ -8,9 +8,7 @@ from typing import Any
 import torch
 
 from sfgrpo import engine
-
-BETWEEN = ("evaluate", "checkpoint")
-"""Phases that do not belong to an iteration's work on its images."""
+from sfgrpo.run.records import BETWEEN
 
 
 class Clock:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # reading a run takes no PyTorch
     from sfgrpo.config import Recipe
 
 LOGS = ("metrics.jsonl", "eval.jsonl", "timing.jsonl")
+BETWEEN = ("evaluate", "checkpoint")
+"""Phases of timing.jsonl that do not belong to an iteration's work on its images."""
 SAMPLES = ("images", "samples", "videos")
 """Folders of what is kept of evaluations."""
 NUMBER = re.compile(r"\d{6,}")
@@ -78,19 +80,36 @@ def prepare(folder: Path, recipe: Recipe, *, fresh: bool) -> None:
         )
     if fresh:
         discard(folder)
-    if described.exists():
-        changed = _differences(_filled(_stored(described), recipe), yaml.safe_load(text))
-        if changed and _begun(folder):
-            raise RunError(
-                f"'{folder}' holds a run of another recipe ({', '.join(changed)}); "
-                "choose another --run.output_dir, or start over with --fresh"
-            )
-        if changed:
-            described.unlink()
+    check_recipe(folder, recipe)
+    if described.exists() and _differences(described, recipe):
+        described.unlink()
     for place in (folder, *(folder / name for name in SAMPLES)):
         files.clean(place)
     if not described.exists():
         files.write(described, text)
+
+
+def check_recipe(folder: Path, recipe: Recipe) -> None:
+    """Whether this recipe may continue in `folder`: no other one, the keys in `FREE` aside, has
+    finished an iteration there.
+
+    Raises:
+        RunError: one has, the message names the keys; or its recipe cannot be read.
+    """
+    described = folder / "recipe.yaml"
+    changed = _differences(described, recipe) if described.exists() else []
+    if changed and _begun(folder):
+        raise RunError(
+            f"'{folder}' holds a run of another recipe ({', '.join(changed)}); "
+            "choose another --run.output_dir, or start over with --fresh"
+        )
+
+
+def newest(folder: Path) -> int | None:
+    """The iteration of a run's newest complete checkpoint; None if there is none."""
+    saved = folder / "checkpoints"
+    names = [path.name for path in saved.iterdir()] if saved.is_dir() else []
+    return max((int(name) for name in names if NUMBER.fullmatch(name)), default=None)
 
 
 def discard(folder: Path) -> None:
@@ -158,9 +177,7 @@ def _stored(described: Path) -> Any:
 
 def _begun(folder: Path) -> bool:
     """Whether a run finished an iteration there."""
-    checkpoints = folder / "checkpoints"
-    saved = checkpoints.is_dir() and any(NUMBER.fullmatch(p.name) for p in checkpoints.iterdir())
-    return saved or bool(read(folder / "metrics.jsonl"))
+    return newest(folder) is not None or bool(read(folder / "metrics.jsonl"))
 
 
 def _filled(old: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -174,8 +191,9 @@ def _filled(old: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     return filled
 
 
-def _differences(old: Any, new: Any) -> list[str]:
-    """Keys that differ, as a message tells them."""
+def _differences(described: Path, recipe: Recipe) -> list[str]:
+    """Keys in which an earlier recipe differs, as a message tells them."""
+    old, new = _filled(_stored(described), recipe), recipe.model_dump(mode="json")
     return [f"{key}: {there!r} there, {here!r} here" for key, there, here in _changed(old, new)]
 
 
