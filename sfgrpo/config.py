@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from sfgrpo import names
-from sfgrpo.recipe_text import RecipeError, explain, override, read_file, refuse_mistaken
+from sfgrpo.recipe_text import RecipeError, explain, override, put, read_file, refuse_mistaken
 from sfgrpo.sections import (
     Checkpoint,
     Count,
@@ -127,17 +128,25 @@ def _file(recipe: str) -> Path:
     return Path(str(resources.files("sfgrpo.recipes") / f"{recipe}.yaml"))
 
 
-def load(recipe: str, overrides: Sequence[tuple[str, str]] = ()) -> Recipe:
+def load(
+    recipe: str,
+    overrides: Sequence[tuple[str, str]] = (),
+    *,
+    values: Mapping[str, Any] = MappingProxyType({}),
+) -> Recipe:
     """Read and validate a recipe.
 
     Args:
         recipe: name of a recipe in this package, or path of a .yaml file.
         overrides: `(dotted key, YAML value)` pairs that replace the file's.
+        values: dotted key -> value, of another file; they come before `overrides`.
 
     Raises:
         RecipeError: with one line per wrong key.
     """
     data = read_file(_file(recipe))
+    for key, value in values.items():
+        put(data, key, value)
     for key, value in overrides:
         override(data, key, value, Recipe)
     return validated(data)

@@ -20,8 +20,8 @@ class RecipeError(ValueError):
     """A recipe that cannot be run; the message names each wrong key."""
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """The sections of a recipe file.
+def read_file(path: Path, what: str = "recipe") -> dict[str, Any]:
+    """The sections of a recipe file, or of another such file that messages call `what`.
 
     Raises:
         RecipeError: names the file, and the line where there is one.
@@ -29,19 +29,19 @@ def read_file(path: Path) -> dict[str, Any]:
     try:
         data = recipe_yaml.read(path.read_text(encoding="utf-8-sig"))
     except RecipeYAMLError as error:
-        raise RecipeError(f"recipe '{path}' is not valid YAML: {error}") from None
+        raise RecipeError(f"{what} '{path}' is not valid YAML: {error}") from None
     except UnicodeDecodeError as error:
         raise RecipeError(
-            f"recipe '{path}' is not UTF-8 text: byte {error.object[error.start]:#04x} at position "
+            f"{what} '{path}' is not UTF-8 text: byte {error.object[error.start]:#04x} at position "
             f"{error.start}"
         ) from None
     except OSError as error:
-        raise RecipeError(f"recipe '{path}' cannot be read: {error.strerror}") from None
+        raise RecipeError(f"{what} '{path}' cannot be read: {error.strerror}") from None
     if data is None:
         return {}
     if not isinstance(data, dict):
         raise RecipeError(
-            f"recipe '{path}' must be a mapping of sections, got {type(data).__name__}"
+            f"{what} '{path}' must be a mapping of sections, got {type(data).__name__}"
         )
     return data
 
@@ -55,21 +55,32 @@ def override(data: dict[str, Any], key: str, value: str, recipe: type[BaseModel]
     Raises:
         RecipeError: names the key.
     """
+    kinds = _kinds(annotation_of(key.split("."), recipe))
+    try:
+        if kinds and kinds <= {str, Path, types.NoneType}:
+            put(data, key, _text(value, nullable=types.NoneType in kinds))
+        else:
+            put(data, key, recipe_yaml.read(value))
+    except RecipeYAMLError as error:
+        raise RecipeError(f"--{key}: '{shortened(value)}' is not valid YAML: {error}") from None
+    except RecipeError as error:
+        raise RecipeError(f"--{error}") from None
+
+
+def put(data: dict[str, Any], key: str, value: Any) -> None:
+    """Set `section.key` to what was read already.
+
+    Raises:
+        RecipeError: names the key.
+    """
     *sections, last = key.split(".")
     inner = data
     for section in sections:
         child = inner[section] = {} if inner.get(section) is None else inner[section]
         if not isinstance(child, dict):
-            raise RecipeError(f"--{key}: '{section}' is not a section")
+            raise RecipeError(f"{key}: '{section}' is not a section")
         inner = child
-    kinds = _kinds(annotation_of(key.split("."), recipe))
-    if kinds and kinds <= {str, Path, types.NoneType}:
-        inner[last] = _text(value, nullable=types.NoneType in kinds)
-        return
-    try:
-        inner[last] = recipe_yaml.read(value)
-    except RecipeYAMLError as error:
-        raise RecipeError(f"--{key}: '{shortened(value)}' is not valid YAML: {error}") from None
+    inner[last] = value
 
 
 def _text(value: str, *, nullable: bool) -> str | None:
@@ -147,7 +158,7 @@ def as_euler(credit: Any) -> Any:
     return {**rest, "solver": "euler", "solver_options": {"substeps": substeps}}
 
 
-def explain(error: ValidationError, recipe: type[BaseModel]) -> str:
+def explain(error: ValidationError, recipe: type[BaseModel], what: str = "recipe") -> str:
     """A line per wrong key, with the nearest valid name."""
     lines: dict[str, list[str]] = {}
     for problem in error.errors():
@@ -156,7 +167,7 @@ def explain(error: ValidationError, recipe: type[BaseModel]) -> str:
         if message not in lines[place]:
             lines[place].append(message)
     told = [f"  {place}: {'; or '.join(found)}" for place, found in lines.items() if place]
-    return "the recipe cannot be run:\n" + "\n".join(
+    return f"the {what} cannot be run:\n" + "\n".join(
         [*told, *(f"  {line}" for line in lines.get("", []))]
     )
 
