@@ -23,6 +23,7 @@ examples:
   deepspeed --module sfgrpo.train my.yaml        the same on all GPUs of a node
   sfgrpo doctor embedded                         will it run here, and in how much memory
   sfgrpo report runs/embedded                    what happened, as one HTML file
+  sfgrpo compare grid.yaml                       train variants over seeds and compare them
   sfgrpo compare runs/a runs/b --out curves.png  evaluation curves of several runs, by credit rule
 """
 
@@ -50,10 +51,13 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print it for machines")
     report = commands.add_parser("report", help="write report.html of a run")
     report.add_argument("run", type=Path, help="the run's folder")
-    compare = commands.add_parser("compare", help="plot the evaluation curves of several runs")
-    compare.add_argument("runs", type=Path, nargs="+", help="run folders")
-    compare.add_argument("--out", type=Path, default=Path("compare.png"), help="picture to write")
-    compare.add_argument("--metric", default="reward", help="a name in eval.jsonl")
+    compare = commands.add_parser(
+        "compare", help="train a grid of variants and seeds and compare them, or plot runs"
+    )
+    compare.add_argument("runs", type=Path, nargs="+", help="one GRID.yaml, or run folders")
+    compare.add_argument("--no-train", action="store_true", help="of a grid: what there is")
+    compare.add_argument("--out", type=Path, help="of folders: picture to write (compare.png)")
+    compare.add_argument("--metric", help="of folders: a name in eval.jsonl (reward)")
     pretrain = commands.add_parser(
         "pretrain", help="train the embedded model from nothing (CPU, seeded)"
     )
@@ -121,10 +125,22 @@ def _report(parsed: argparse.Namespace, _: Pairs) -> int:
 
 
 def _compare(parsed: argparse.Namespace, _: Pairs) -> int:
-    from sfgrpo.report import plots
+    grids = [p for p in parsed.runs if p.suffix in {".yaml", ".yml"} and not p.is_dir()]
+    if not grids:
+        from sfgrpo.report import plots
 
-    print(plots.compare(parsed.runs, parsed.out, metric=parsed.metric))
-    return 0
+        if parsed.no_train:
+            raise ValueError("--no-train: folders are never trained")
+        out, metric = parsed.out or Path("compare.png"), parsed.metric or "reward"
+        print(plots.compare(parsed.runs, out, metric=metric))
+        return 0
+    if parsed.runs[1:]:
+        raise ValueError(f"'{grids[0]}' is a grid; give it alone")
+    if parsed.out or parsed.metric:
+        raise ValueError("--out, --metric: a grid has the keys output_dir and metric")
+    from sfgrpo.compare import command
+
+    return command.main(grids[0], train=not parsed.no_train)
 
 
 def _pretrain(parsed: argparse.Namespace, _: Pairs) -> int:

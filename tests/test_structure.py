@@ -22,10 +22,12 @@ FOLDERS: dict[str, Path] = {n: ROOT / f for n, f in SETUPTOOLS["package-dir"].it
 
 FLOORS = (
     ("", "names", "files", "csrc"),  # "" is sfgrpo/__init__.py
-    ("extras", "samplers", "launch", "recipe_yaml", "arguments", "hashes", "run.records"),
+    ("extras", "samplers", "launch", "recipe_yaml", "arguments", "hashes"),
+    ("run.records", "run.lock"),
     ("report", "recipe_text"),  # of a run that is over: reading it needs nothing that trains
     ("sections", "prompts"),
     ("config",),
+    ("compare",),  # its runs are processes of their own: it needs nothing that trains
     ("ops", "zero"),
     ("kernels",),  # found by name when a GPU calls: ops knows no backend
     ("sde", "recording"),

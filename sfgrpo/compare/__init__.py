@@ -1,0 +1,1 @@
+"""Several runs against each other: a grid of recipes and seeds, its table, its statistics."""

@@ -1,0 +1,163 @@
+"""Figures of a comparison: medians over seeds with their bootstrap intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from sfgrpo import files
+from sfgrpo.compare.statistics import LEVEL, Estimate, median, reach
+from sfgrpo.compare.table import AXES, Measured
+from sfgrpo.names import shortened
+from sfgrpo.report.plots import COLOURS, MUTED
+
+Groups = Mapping[str, Sequence[Measured]]
+"""Variant -> its runs, in the order of the grid."""
+
+
+def draw(folder: Path, groups: Groups, *, metric: str, goal: float) -> list[Path]:
+    """Write reward.png, metrics.png and reach.png; returns their paths."""
+    names = dict.fromkeys(name for runs in groups.values() for r in runs for name in r.metrics)
+    others = [name for name in names if name != metric]
+    pictures = {metric: curves(groups, [metric], goal=goal), "reach": ways(groups, metric, goal)}
+    if others:
+        pictures["metrics"] = curves(groups, others)
+    paths = []
+    for name, figure in pictures.items():
+        path = folder / f"{name}.png"
+        with files.replacing(path) as aside:
+            figure.savefig(aside, dpi=150)
+        plt.close(figure)
+        paths.append(path)
+    return paths
+
+
+def shared_axes(groups: Groups) -> list[str]:
+    """Axes that all runs have."""
+    return [a for a in AXES if all(a in run.axes for runs in groups.values() for run in runs)]
+
+
+def curves(groups: Groups, metrics: Sequence[str], *, goal: float | None = None) -> Figure:
+    """A row of panels per metric, one against each axis. Thick lines are medians over seeds, bands
+    their intervals, thin lines the runs."""
+    axes = shared_axes(groups)
+    figure, grid = plt.subplots(
+        len(metrics), len(axes), figsize=(4.3 * len(axes) + 0.6, 2.7 * len(metrics) + 0.5),
+        squeeze=False, sharey="row",
+    )  # fmt: skip
+    for row, metric in zip(grid, metrics, strict=True):
+        for panel, axis in zip(row, axes, strict=True):
+            for runs, colour in zip(groups.values(), _colours(groups), strict=True):
+                _curve(panel, [r for r in runs if metric in r.metrics], axis, metric, colour)
+            if goal is not None:
+                panel.axhline(goal, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+            _scale(panel)
+        row[0].set_title(shortened(metric.replace("_", " ")))
+    for panel, axis in zip(grid[-1], axes, strict=True):
+        panel.set_xlabel(AXES[axis])
+    _legend(figure, groups)
+    _caption(figure, f"thick: median over seeds, band: its {LEVEL:.0%} interval, thin: runs")
+    return figure
+
+
+def _curve(panel: Axes, runs: Sequence[Measured], axis: str, metric: str, colour: str) -> None:
+    if not runs:
+        return
+    for run in runs:
+        panel.plot(run.axes[axis], run.metrics[metric], color=colour, alpha=0.25, linewidth=0.8)
+    places, estimates = medians(runs, axis, metric)
+    middle, low, high = np.array(estimates).T
+    panel.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
+    panel.plot(places, middle, "o-", color=colour, linewidth=2, markersize=3.5)
+
+
+def medians(runs: Sequence[Measured], axis: str, metric: str) -> tuple[list[float], list[Estimate]]:
+    """At every iteration that all of the runs were evaluated at: the median place on the axis, and
+    the metric's estimate."""
+    places, estimates = [], []
+    for iteration in sorted(set.intersection(*(set(run.axes["iteration"]) for run in runs))):
+        at = [int(np.flatnonzero(run.axes["iteration"] == iteration)[0]) for run in runs]
+        values = np.array([run.metrics[metric][k] for run, k in zip(runs, at, strict=True)])
+        if not np.isnan(values).any():
+            here = [run.axes[axis][k] for run, k in zip(runs, at, strict=True)]
+            places.append(float(np.median(here)))
+            estimates.append(median(values))
+    return places, estimates
+
+
+def ways(groups: Groups, metric: str, goal: float) -> Figure:
+    """How far to `goal`: points are seeds, bars intervals of the median. A run that never came
+    there is a cross at its end."""
+    axes = shared_axes(groups)
+    figure, row = plt.subplots(
+        1, len(axes), figsize=(4.3 * len(axes) + 0.6, 0.5 * len(groups) + 1.5),
+        squeeze=False, sharey=True,
+    )  # fmt: skip
+    for panel, axis in zip(row[0], axes, strict=True):
+        for line, (runs, colour) in enumerate(zip(groups.values(), _colours(groups), strict=True)):
+            _way(panel, runs, axis, metric, goal, -line, colour)
+        panel.set_xlabel(f"{AXES[axis]} to {shortened(metric.replace('_', ' '))} {goal:.3f}")
+        _scale(panel)
+        panel.grid(visible=False, axis="y")
+        panel.tick_params(axis="y", length=0)
+    row[0][0].set_yticks([-k for k in range(len(groups))], [shortened(name) for name in groups])
+    row[0][0].set_ylim(-len(groups) + 0.4, 0.6)
+    told = f"points: seeds, bar: {LEVEL:.0%} interval of their median"
+    _caption(figure, f"{told}; a cross is the end of a run that never came there")
+    return figure
+
+
+def _way(
+    panel: Axes, runs: Sequence[Measured], axis: str, metric: str, goal: float, line: int,
+    colour: str,
+) -> None:  # fmt: skip
+    needed = [
+        reach(run.axes[axis], run.metrics[metric], goal) if metric in run.metrics else np.inf
+        for run in runs
+    ]
+    for run, place in zip(runs, needed, strict=True):
+        if np.isfinite(place):
+            panel.plot(place, line, "o", color=colour, alpha=0.45, markersize=5)
+        else:
+            panel.plot(run.axes[axis][-1], line, "x", color=colour, markersize=6)
+    middle, low, high = median(np.array(needed))
+    end = max(float(run.axes[axis][-1]) for run in runs)
+    if np.isfinite(low):
+        panel.plot([low, min(high, end)], [line + 0.22] * 2, color=colour, linewidth=2.5)
+    if not np.isfinite(high):
+        panel.plot(end, line + 0.22, ">", color=colour, markersize=8)
+    if np.isfinite(middle):
+        panel.plot(middle, line + 0.22, "|", color=colour, markersize=12, markeredgewidth=2.5)
+
+
+def _scale(panel: Axes) -> None:
+    """An axis from 0, with short numbers."""
+    panel.set_xlim(left=0)
+    panel.xaxis.set_major_locator(MaxNLocator(6))
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def _caption(figure: Figure, text: str) -> None:
+    figure.suptitle(text, x=0.01, horizontalalignment="left", fontsize=9, color=MUTED)
+
+
+def _colours(groups: Groups) -> list[str]:
+    return [COLOURS[k % len(COLOURS)] for k in range(len(groups))]
+
+
+def _legend(figure: Figure, groups: Groups) -> None:
+    handles = [
+        plt.Line2D([], [], color=colour, linewidth=2, marker="o", markersize=3.5)
+        for colour in _colours(groups)
+    ]
+    labels = [
+        f"{shortened(name)} ({len(runs)} seed{'s' * (len(runs) > 1)})"
+        for name, runs in groups.items()
+    ]
+    figure.legend(handles, labels, loc="outside upper right", ncols=min(4, len(groups)))
