@@ -3,7 +3,8 @@
 # make test   everything that is checked: lint, types, all tests
 # make format formats the code and fixes what ruff can fix safely
 # make bench  the benchmark table of the ops on this device
-# make compare  stepwise against uniform credit, three seeds each: the README's picture (half an hour)
+# make compare  stepwise against uniform credit, five seeds each, with intervals (an hour; goes on after
+#               a kill): runs/compare/stepwise_vs_uniform
 # make setup  only makes .venv (the others call it; a second call does nothing)
 
 PYTHON ?= python3
@@ -61,11 +62,7 @@ bench: setup
 	env -u OMP_WAIT_POLICY $(BIN)/python -m pytest --benchmark-only
 
 compare: setup
-	for seed in 0 1 2; do for rule in stepwise uniform; do \
-	  $(BIN)/sfgrpo train embedded --credit.rule $$rule --run.seed $$seed \
-	    --run.output_dir runs/compare/$$rule-$$seed || exit 1; \
-	done; done
-	$(BIN)/sfgrpo compare runs/compare/*-? --out runs/compare/stepwise_vs_uniform.png
+	$(BIN)/sfgrpo compare benchmarks/claims/stepwise_vs_uniform.yaml
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
