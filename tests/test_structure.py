@@ -21,7 +21,7 @@ SETUPTOOLS = PROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, Path] = {n: ROOT / f for n, f in SETUPTOOLS["package-dir"].items()}
 
 FLOORS = (
-    ("", "names", "files", "csrc"),  # "" is sfgrpo/__init__.py
+    ("", "names", "files", "cores", "csrc"),  # "" is sfgrpo/__init__.py
     ("extras", "samplers", "launch", "recipe_yaml", "arguments", "hashes"),
     ("run.records", "run.lock"),
     ("report", "recipe_text"),  # of a run that is over: reading it needs nothing that trains

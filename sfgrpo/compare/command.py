@@ -10,7 +10,7 @@ from typing import Any
 
 from sfgrpo import files
 from sfgrpo.compare import grid, runs, table
-from sfgrpo.compare.statistics import LEVEL
+from sfgrpo.compare.statistics import LEVEL, least_p
 from sfgrpo.compare.summary import summarise
 from sfgrpo.compare.table import AXES
 
@@ -68,17 +68,19 @@ def results(asked: grid.Grid) -> str:
 def text(summary: Mapping[str, Any]) -> str:
     """The summary for people."""
     metric, reference = summary["metric"], summary["reference"]
-    lines = [f"median over seeds [{LEVEL:.0%} interval]; paired with '{reference}'"]
+    lines = [f"median over seeds [{LEVEL:.0%} interval]"]
     for name, found in summary["variants"].items():
-        lines.append(f"{name}: {len(found['finished'])} of {len(found['seeds'])} runs finished")
+        against = "" if name == reference else f", paired with '{reference}'"
+        there = f"{len(found['finished'])} of {len(found['seeds'])} runs finished"
+        lines.append(f"{name}: {there}{against}")
         for other in sorted(found["end"], key=lambda other: other != metric):
             end = found["end"][other]
-            told = _paired(end["difference"], "+")
+            told = _paired("difference", end["difference"], "+")
             lines.append(f"  {other} at the end: {_interval(end, 3)}{told}")
         for axis, way in found["to_reach"].items():
             lines.append(
                 f"  {AXES[axis]} to {metric} {summary['reach']:.3f}: {_interval(way, 1)}, "
-                f"{way['reached']} of {way['of']} runs{_paired(way['ratio'], 'x')}"
+                f"{way['reached']} of {way['of']} runs{_paired('ratio', way['ratio'])}"
             )
     return "\n".join(lines)
 
@@ -91,11 +93,12 @@ def _interval(found: Mapping[str, Any], digits: int, sign: str = "") -> str:
     return "{} [{}, {}]".format(*shown)
 
 
-def _paired(found: Mapping[str, Any] | None, kind: str) -> str:
-    """The difference or the ratio to the reference."""
+def _paired(what: str, found: Mapping[str, Any] | None, sign: str = "") -> str:
+    """The difference or the ratio to the reference, its p and the least that p could be."""
     if found is None:
         return ""
-    told = f"; {'x ' if kind == 'x' else ''}{_interval(found, 3, '+' if kind == '+' else '')}"
+    told = f"; {what} {_interval(found, 3, sign)}"
     if found["p"] is None:
         return told
-    return f"{told}, p = {found['p']:.3g} ({found['pairs']} pairs)"
+    pairs = found["pairs"]
+    return f"{told}, p {found['p']:.3g} ({pairs} pairs: at least {least_p(pairs):.3g})"

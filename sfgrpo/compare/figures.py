@@ -62,7 +62,11 @@ def curves(groups: Groups, metrics: Sequence[str], *, goal: float | None = None)
     for panel, axis in zip(grid[-1], axes, strict=True):
         panel.set_xlabel(AXES[axis])
     _legend(figure, groups)
-    _caption(figure, f"thick: median over seeds, band: its {LEVEL:.0%} interval, thin: runs")
+    _caption(
+        figure,
+        f"thick: median over seeds (dotted: of those that came so far), band: its {LEVEL:.0%} "
+        "interval, thin: runs",
+    )
     return figure
 
 
@@ -71,24 +75,34 @@ def _curve(panel: Axes, runs: Sequence[Measured], axis: str, metric: str, colour
         return
     for run in runs:
         panel.plot(run.axes[axis], run.metrics[metric], color=colour, alpha=0.25, linewidth=0.8)
-    places, estimates = medians(runs, axis, metric)
+    places, estimates, whole = medians(runs, axis, metric)
     middle, low, high = np.array(estimates).T
     panel.fill_between(places, low, high, color=colour, alpha=0.18, linewidth=0)
-    panel.plot(places, middle, "o-", color=colour, linewidth=2, markersize=3.5)
+    panel.plot(places[:whole], middle[:whole], "o-", color=colour, linewidth=2, markersize=3.5)
+    rest = slice(max(whole - 1, 0), None)
+    panel.plot(places[rest], middle[rest], ":", color=colour, linewidth=2)
 
 
-def medians(runs: Sequence[Measured], axis: str, metric: str) -> tuple[list[float], list[Estimate]]:
-    """At every iteration that all of the runs were evaluated at: the median place on the axis, and
-    the metric's estimate."""
-    places, estimates = [], []
-    for iteration in sorted(set.intersection(*(set(run.axes["iteration"]) for run in runs))):
-        at = [int(np.flatnonzero(run.axes["iteration"] == iteration)[0]) for run in runs]
-        values = np.array([run.metrics[metric][k] for run, k in zip(runs, at, strict=True)])
-        if not np.isnan(values).any():
-            here = [run.axes[axis][k] for run, k in zip(runs, at, strict=True)]
-            places.append(float(np.median(here)))
+def medians(
+    runs: Sequence[Measured], axis: str, metric: str
+) -> tuple[list[float], list[Estimate], int]:
+    """At every iteration that was evaluated: the median place on the axis and the metric's estimate
+    over the runs that have it; and up to where (how many) all of them do."""
+    places, estimates, counts = [], [], []
+    for iteration in sorted({k for run in runs for k in run.axes["iteration"]}):
+        there = [
+            (run.axes[axis][k], run.metrics[metric][k])
+            for run in runs
+            for k in np.flatnonzero(run.axes["iteration"] == iteration)
+            if not np.isnan(run.metrics[metric][k])
+        ]
+        if there:
+            at, values = np.array(there).T
+            places.append(float(np.median(at)))
             estimates.append(median(values))
-    return places, estimates
+            counts.append(len(there))
+    whole = next((k for k, count in enumerate(counts) if count < len(runs)), len(counts))
+    return places, estimates, whole
 
 
 def ways(groups: Groups, metric: str, goal: float) -> Figure:

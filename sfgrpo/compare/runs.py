@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from sfgrpo import files
 from sfgrpo.compare.grid import Grid, Run
+from sfgrpo.cores import cores
 from sfgrpo.names import shortened
 from sfgrpo.run import lock, records
 
@@ -67,9 +68,14 @@ def check(runs: Sequence[Run]) -> None:
     """
     for run in runs:
         try:
-            records.check_recipe(run.folder, run.recipe)
+            changed = records.differences(run.folder, run.recipe)
         except records.RunError as error:
             raise ValueError(str(error)) from None
+        if changed and records.begun(run.folder):
+            raise ValueError(
+                f"'{run.folder}' holds a run of another recipe ({', '.join(changed)}); choose "
+                "another output_dir, or remove the folder"
+            )
 
 
 def train(grid: Grid, command: Command = command) -> dict[str, str]:
@@ -109,8 +115,8 @@ class _Pool:
         self.going: dict[Run, subprocess.Popen[bytes]] = {}
         self.failed: dict[str, str] = {}
         self.at_once, self.command, self.told = at_once, command, 0
-        cores = threads(min(at_once, len(self.waiting)))
-        self.environment = {"OMP_NUM_THREADS": str(cores), **os.environ}
+        share = threads(min(at_once, len(self.waiting)))
+        self.environment = {"OMP_NUM_THREADS": str(share), **os.environ}
 
     def start(self) -> None:
         """Start what there is room for. A run that somebody else trains, such as a process that a
@@ -142,7 +148,7 @@ class _Pool:
 
 def threads(at_once: int) -> int:
     """Cores for each of so many processes."""
-    return max(1, len(os.sched_getaffinity(0)) // max(1, at_once))
+    return max(1, cores() // max(1, at_once))
 
 
 def _bar(runs: Sequence[Run]) -> tqdm:

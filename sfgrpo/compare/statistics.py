@@ -74,7 +74,7 @@ def sign_flip(differences: np.ndarray) -> float:
     """Two-sided p of paired differences [S] under the hypothesis that each is as likely as its
     opposite: the share of all 2^S sign patterns whose mean is as far from 0 (Fisher 1935).
 
-    Exact; the smallest it can be is 2^(1 - S).
+    Exact, and never below `least_p`.
     """
     sums = np.zeros(1)
     for difference in differences:
@@ -82,3 +82,8 @@ def sign_flip(differences: np.ndarray) -> float:
     # The observed sum itself must count, however its terms were rounded.
     rounding = 1e-9 * np.abs(differences).sum()
     return float(np.mean(np.abs(sums) >= abs(differences.sum()) - rounding))
+
+
+def least_p(pairs: int) -> float:
+    """The smallest p that `sign_flip` can have: all of one sign, and its opposite."""
+    return 2.0 ** (1 - pairs)

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from sfgrpo import launch
+from sfgrpo.cores import cores
 
 PACKAGES = (
     "sfgrpo", "torch", "triton", "deepspeed", "diffusers", "transformers", "peft", "accelerate",
@@ -93,11 +94,6 @@ def memory() -> int:
         if limit.is_file() and (text := limit.read_text().strip()).isdigit():
             total = min(total, int(text))
     return total
-
-
-def cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_model() -> str:

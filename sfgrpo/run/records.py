@@ -80,8 +80,12 @@ def prepare(folder: Path, recipe: Recipe, *, fresh: bool) -> None:
         )
     if fresh:
         discard(folder)
-    check_recipe(folder, recipe)
-    if described.exists() and _differences(described, recipe):
+    if changed := differences(folder, recipe):
+        if begun(folder):
+            raise RunError(
+                f"'{folder}' holds a run of another recipe ({', '.join(changed)}); "
+                "choose another --run.output_dir, or start over with --fresh"
+            )
         described.unlink()
     for place in (folder, *(folder / name for name in SAMPLES)):
         files.clean(place)
@@ -89,20 +93,18 @@ def prepare(folder: Path, recipe: Recipe, *, fresh: bool) -> None:
         files.write(described, text)
 
 
-def check_recipe(folder: Path, recipe: Recipe) -> None:
-    """Whether this recipe may continue in `folder`: no other one, the keys in `FREE` aside, has
-    finished an iteration there.
+def differences(folder: Path, recipe: Recipe) -> list[str]:
+    """In which keys this recipe is not the one of the run in `folder`, as a message tells them; the
+    keys in `FREE` aside. None where there is no run.
 
     Raises:
-        RunError: one has, the message names the keys; or its recipe cannot be read.
+        RunError: the recipe there cannot be read.
     """
     described = folder / "recipe.yaml"
-    changed = _differences(described, recipe) if described.exists() else []
-    if changed and _begun(folder):
-        raise RunError(
-            f"'{folder}' holds a run of another recipe ({', '.join(changed)}); "
-            "choose another --run.output_dir, or start over with --fresh"
-        )
+    if not described.exists():
+        return []
+    old, new = _filled(_stored(described), recipe), recipe.model_dump(mode="json")
+    return [f"{key}: {there!r} there, {here!r} here" for key, there, here in _changed(old, new)]
 
 
 def newest(folder: Path) -> int | None:
@@ -110,6 +112,11 @@ def newest(folder: Path) -> int | None:
     saved = folder / "checkpoints"
     names = [path.name for path in saved.iterdir()] if saved.is_dir() else []
     return max((int(name) for name in names if NUMBER.fullmatch(name)), default=None)
+
+
+def begun(folder: Path) -> bool:
+    """Whether a run finished an iteration there."""
+    return newest(folder) is not None or bool(read(folder / "metrics.jsonl"))
 
 
 def discard(folder: Path) -> None:
@@ -175,11 +182,6 @@ def _stored(described: Path) -> Any:
     return found
 
 
-def _begun(folder: Path) -> bool:
-    """Whether a run finished an iteration there."""
-    return newest(folder) is not None or bool(read(folder / "metrics.jsonl"))
-
-
 def _filled(old: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """An earlier recipe with the keys it lacks, which later versions added, at their defaults."""
     defaults, sections = type(recipe)(), type(recipe).model_fields
@@ -189,12 +191,6 @@ def _filled(old: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
         if hasattr(section, "model_dump") and isinstance(old.get(name), dict):
             filled[name] = {**section.model_dump(mode="json"), **old[name]}
     return filled
-
-
-def _differences(described: Path, recipe: Recipe) -> list[str]:
-    """Keys in which an earlier recipe differs, as a message tells them."""
-    old, new = _filled(_stored(described), recipe), recipe.model_dump(mode="json")
-    return [f"{key}: {there!r} there, {here!r} here" for key, there, here in _changed(old, new)]
 
 
 def _changed(old: Any, new: Any, place: str = "") -> list[tuple[str, Any, Any]]:

@@ -136,11 +136,13 @@ def test_a_folder_of_another_recipe_is_refused_before_anything_is_trained(
 ) -> None:
     grid = made_up(tmp_path, seeds=[0])
     runs.train(grid, fake)
+    capsys.readouterr()
     path = write_grid(tmp_path, seeds=[1, 0], base={"run.iterations": 6, "sample.eta": 0.5})
     assert cli.main(["compare", str(path)]) == 2
     said = capsys.readouterr().err
     assert "uniform-0' holds a run of another recipe (" in said
-    assert "sample.eta: 0.7 there, 0.5 here" in said
+    assert "sample.eta: 0.7 there, 0.5 here); choose another output_dir, or remove" in said
+    assert said.count("\n") == 1
     assert not (grid.output_dir / "uniform-1").exists()
 
 

@@ -71,8 +71,8 @@ def test_the_table_is_tidy(tmp_path: Path, capsys: pytest.CaptureFixture) -> Non
     for name in ("reward", "metrics", "reach"):
         assert Image.open(tmp_path / "runs" / f"{name}.png").size[0] > 800
     said = capsys.readouterr().out
-    assert "reward at the end: 0.800 [0.600, 1.000]; +0.200 [+0.100, +0.300], p = 0.25" in said
-    assert "iterations to reward 0.600: 3.0 [2.4, 4.0], 3 of 3 runs; x 0.750 [0.700, 1.0" in said
+    assert "0.800 [0.600, 1.000]; difference +0.200 [+0.100, +0.300], p 0.25 (3 pairs: at " in said
+    assert "iterations to reward 0.600: 3.0 [2.4, 4.0], 3 of 3 runs; ratio 0.750 [0.700," in said
 
 
 def test_a_run_that_lacks_an_axis_takes_it_from_the_figures_and_says_why(
@@ -131,11 +131,11 @@ def test_a_run_that_is_not_finished_has_no_end(tmp_path: Path) -> None:
     way = stepwise["to_reach"]["iteration"]
     assert (way["reached"], way["median"], way["high"]) == (2, 4, None)
     assert (way["ratio"]["pairs"], way["ratio"]["p"]) == (3, None)
-    places, estimates = figures.medians(
+    places, estimates, whole = figures.medians(
         [run for run in measured if run.variant == "stepwise"], "iteration", "reward"
     )
-    assert places == [0, 2]
-    assert estimates[1] == (0.4, 0.3, 0.5)
+    assert (places, whole) == ([0, 2, 4], 2)
+    assert estimates[1:] == [(0.4, 0.3, 0.5), (0.7, 0.6, 0.8)]
 
 
 def test_what_cannot_be_said_is_an_error(tmp_path: Path) -> None:
