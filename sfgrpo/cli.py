@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sfgrpo import __version__, extras, train
 from sfgrpo.arguments import apart
+from sfgrpo.compare import EXAMPLE
 from sfgrpo.run import output
 
 Pairs = list[tuple[str, str]]
@@ -52,8 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="write report.html of a run")
     report.add_argument("run", type=Path, help="the run's folder")
     compare = commands.add_parser(
-        "compare", help="train a grid of variants and seeds and compare them, or plot runs"
-    )
+        "compare", help="train a grid of variants and seeds and compare them, or plot runs",
+        epilog=f"a grid file:\n{EXAMPLE}", formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     compare.add_argument("runs", type=Path, nargs="+", help="one GRID.yaml, or run folders")
     compare.add_argument("--no-train", action="store_true", help="of a grid: what there is")
     compare.add_argument("--out", type=Path, help="of folders: picture to write (compare.png)")

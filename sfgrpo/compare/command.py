@@ -78,8 +78,9 @@ def text(summary: Mapping[str, Any]) -> str:
             told = _paired("difference", end["difference"], "+")
             lines.append(f"  {other} at the end: {_interval(end, 3)}{told}")
         for axis, way in found["to_reach"].items():
+            needed = _interval(way, 1 if axis == "iteration" else 0)
             lines.append(
-                f"  {AXES[axis]} to {metric} {summary['reach']:.3f}: {_interval(way, 1)}, "
+                f"  {AXES[axis]} to {metric} {summary['reach']:.3f}: {needed}, "
                 f"{way['reached']} of {way['of']} runs{_paired('ratio', way['ratio'])}"
             )
     return "\n".join(lines)
@@ -98,7 +99,7 @@ def _paired(what: str, found: Mapping[str, Any] | None, sign: str = "") -> str:
     if found is None:
         return ""
     told = f"; {what} {_interval(found, 3, sign)}"
-    if found["p"] is None:
-        return told
     pairs = found["pairs"]
+    if found["p"] is None or pairs < 2:
+        return told
     return f"{told}, p {found['p']:.3g} ({pairs} pairs: at least {least_p(pairs):.3g})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from sfgrpo import files
@@ -22,12 +24,13 @@ Groups = Mapping[str, Sequence[Measured]]
 
 
 def draw(folder: Path, groups: Groups, *, metric: str, goal: float) -> list[Path]:
-    """Write reward.png, metrics.png and reach.png; returns their paths."""
+    """Write curves.png (of `metric`), reach.png (the way to `goal`) and, if evaluations have any,
+    others.png (of all other numbers); returns their paths."""
     names = dict.fromkeys(name for runs in groups.values() for r in runs for name in r.metrics)
     others = [name for name in names if name != metric]
-    pictures = {metric: curves(groups, [metric], goal=goal), "reach": ways(groups, metric, goal)}
+    pictures = {"curves": curves(groups, [metric], goal=goal), "reach": ways(groups, metric, goal)}
     if others:
-        pictures["metrics"] = curves(groups, others)
+        pictures["others"] = curves(groups, others)
     paths = []
     for name, figure in pictures.items():
         path = folder / f"{name}.png"
@@ -153,12 +156,13 @@ def _way(
 def _scale(panel: Axes) -> None:
     """An axis from 0, with short numbers."""
     panel.set_xlim(left=0)
-    panel.xaxis.set_major_locator(MaxNLocator(6))
+    panel.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def _caption(figure: Figure, text: str) -> None:
-    figure.suptitle(text, x=0.01, horizontalalignment="left", fontsize=9, color=MUTED)
+    lines = textwrap.fill(text, int(14 * figure.get_figwidth()))
+    figure.supxlabel(lines, x=0.01, horizontalalignment="left", fontsize=9, color=MUTED)
 
 
 def _colours(groups: Groups) -> list[str]:
@@ -167,11 +171,13 @@ def _colours(groups: Groups) -> list[str]:
 
 def _legend(figure: Figure, groups: Groups) -> None:
     handles = [
-        plt.Line2D([], [], color=colour, linewidth=2, marker="o", markersize=3.5)
+        Line2D([], [], color=colour, linewidth=2, marker="o", markersize=3.5)
         for colour in _colours(groups)
     ]
     labels = [
         f"{shortened(name)} ({len(runs)} seed{'s' * (len(runs) > 1)})"
         for name, runs in groups.items()
     ]
-    figure.legend(handles, labels, loc="outside upper right", ncols=min(4, len(groups)))
+    widest = 0.8 + 0.09 * max(map(len, labels))  # inches, of the handle and 10 points a letter
+    columns = max(1, int(figure.get_figwidth() / widest))
+    figure.legend(handles, labels, loc="outside upper right", ncols=columns)

@@ -1,14 +1,4 @@
-"""The grid file: which recipes, with which keys changed, over which seeds.
-
-recipe: embedded                  # a name or a .yaml file, as `sfgrpo train` takes it
-seeds: [0, 1, 2, 3, 4]
-base: {run.iterations: 40, eval.every: 5}      # keys that every run changes
-variants:
-  uniform: {credit.rule: uniform}              # a variant may name a `recipe` of its own
-  stepwise: {credit.rule: stepwise}
-reference: uniform
-output_dir: runs/compare/first
-"""
+"""The grid file: which recipes, with which keys changed, over which seeds; `EXAMPLE` is one."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def train(grid: Grid, command: Command = command) -> dict[str, str]:
                 pool.start()
             time.sleep(POLL)
             pool.collect(failing=not received)
-            bar.set_postfix_str(", ".join(run.name for run in pool.going), refresh=False)
+            bar.set_postfix_str(", ".join(run.name for run in (*pool.going, *pool.others)), False)
             bar.update(sum(map(iterations, runs)) - bar.n)
         if received:
             raise Stopped(received[0])
@@ -112,18 +112,20 @@ class _Pool:
 
     def __init__(self, runs: Sequence[Run], at_once: int, command: Command) -> None:
         self.waiting = [run for run in runs if not finished(run)]
+        self.others: list[Run] = []
         self.going: dict[Run, subprocess.Popen[bytes]] = {}
         self.failed: dict[str, str] = {}
         self.at_once, self.command, self.told = at_once, command, 0
-        share = threads(min(at_once, len(self.waiting)))
+        # Of all runs, not of those that are left: seconds of one that was continued compare, too.
+        share = threads(min(at_once, len(runs)))
         self.environment = {"OMP_NUM_THREADS": str(share), **os.environ}
 
     def start(self) -> None:
         """Start what there is room for. A run that somebody else trains, such as a process that a
         killed comparison left behind, takes a place and is waited for."""
-        others = [run for run in self.waiting if lock.holder(run.folder / lock.NAME)]
-        for run in [run for run in self.waiting if run not in others]:
-            if len(self.going) + len(others) >= self.at_once:
+        self.others = [run for run in self.waiting if lock.holder(run.folder / lock.NAME)]
+        for run in [run for run in self.waiting if run not in self.others]:
+            if len(self.going) + len(self.others) >= self.at_once:
                 return
             self.waiting.remove(run)
             if not finished(run):  # one that was waited for may be

@@ -76,7 +76,10 @@ def _measured(run: Run) -> Measured:
         except KeyError as error:
             missing[axis] = f"'{path}' has no {error}"
             continue
-        axes[axis] = _cumulative(costs, iterations)
+        if costs or not iterations.any():
+            axes[axis] = _cumulative(costs, iterations)
+        else:
+            missing[axis] = f"'{path}' has no line"
     return Measured(
         run.variant, run.seed, bool(iterations[-1] >= run.iterations), axes,
         {name: np.array([row.get(name, np.nan) for row in evaluations], float) for name in names},

@@ -8,21 +8,23 @@ from typing import Any
 import pytest
 
 from sfgrpo import cli
+from sfgrpo.compare import EXAMPLE, grid
+from sfgrpo.compare.grid import Grid
 from tests.support.compare import made_up, write_grid
 
 
 def test_runs_are_variants_by_seeds(tmp_path: Path) -> None:
-    grid = made_up(
+    asked = made_up(
         tmp_path,
         variants={
             "uniform": {"credit.rule": "uniform", "eval.every": 3},
             "medium": {"recipe": "sd35_medium", "lora": None},
         },
     )
-    assert [run.name for run in grid.runs] == [
+    assert [run.name for run in asked.runs] == [
         f"{name}-{seed}" for seed in range(3) for name in ("uniform", "medium")
     ]
-    first, second = grid.runs[:2]
+    first, second = asked.runs[:2]
     assert first.folder == tmp_path / "runs" / "uniform-0"
     assert (first.recipe.credit.rule, first.recipe.eval.every, first.iterations) == (
         "uniform",
@@ -30,13 +32,18 @@ def test_runs_are_variants_by_seeds(tmp_path: Path) -> None:
         4,
     )
     assert (second.recipe.model.resolution, second.recipe.lora) == (512, None)
-    assert [run.recipe.run.seed for run in grid.runs] == [0, 0, 1, 1, 2, 2]
-    assert grid.compared == "uniform"
+    assert [run.recipe.run.seed for run in asked.runs] == [0, 0, 1, 1, 2, 2]
+    assert asked.compared == "uniform"
+
+
+def test_the_example_has_every_key(tmp_path: Path) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(EXAMPLE)
+    assert len(grid.read(path).runs) == 10
+    assert all(f"    {key}: " in EXAMPLE or f"    {key}:\n" in EXAMPLE for key in Grid.model_fields)
 
 
 def test_the_claims_of_the_benchmarks_can_be_run() -> None:
-    from sfgrpo.compare import grid
-
     folder = Path(__file__).parents[2] / "benchmarks" / "claims"
     files = sorted(folder.glob("*.yaml"))
     assert files

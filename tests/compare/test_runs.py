@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -60,6 +61,9 @@ def test_every_run_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert log(grid, "uniform-0") == "from 0 with 3 threads\n"
     assert runs.train(grid, fake) == {}
     assert log(grid, "uniform-0") == "from 0 with 3 threads\n"  # nothing was started
+    shutil.rmtree(grid.runs[0].folder)
+    assert runs.train(grid, fake) == {}
+    assert log(grid, "uniform-0") == "from 0 with 3 threads\n" * 2  # alone, but with its share
 
 
 def test_so_many_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,16 @@ def test_an_iteration_without_its_timing_counts_like_the_median_one(tmp_path: Pa
     assert run.axes["seconds"].tolist() == [0, 3, 9]
 
 
+def test_no_timing_is_no_axis_and_not_zero_seconds(tmp_path: Path) -> None:
+    grid = made_up(tmp_path, seeds=[0])
+    leave(grid.runs[0].folder, {0: 0.1, 4: 0.2})
+    leave(grid.runs[1].folder, {0: 0.1})
+    run, begun = table.measured(grid.runs)
+    assert "seconds" not in run.axes
+    assert run.missing["seconds"] == f"'{grid.runs[0].folder}/timing.jsonl' has no line"
+    assert begun.axes["seconds"].tolist() == [0]
+
+
 def test_what_comes_after_the_grids_iterations_is_left_out(tmp_path: Path) -> None:
     grid = made_up(tmp_path, seeds=[0])
     leave(grid.runs[0].folder, {0: 0.1, 4: 0.2, 6: 0.3}, seconds=[1.0] * 6)
@@ -68,7 +78,7 @@ def test_the_table_is_tidy(tmp_path: Path, capsys: pytest.CaptureFixture) -> Non
         "variant": "stepwise", "seed": "2", "iteration": "4", "seconds": "8",
         "velocity_evaluations": "88", "metric": "judge", "value": "0.0",
     }  # fmt: skip
-    for name in ("reward", "metrics", "reach"):
+    for name in ("curves", "others", "reach"):
         assert Image.open(tmp_path / "runs" / f"{name}.png").size[0] > 800
     said = capsys.readouterr().out
     assert "0.800 [0.600, 1.000]; difference +0.200 [+0.100, +0.300], p 0.25 (3 pairs: at " in said
