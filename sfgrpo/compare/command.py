@@ -75,8 +75,9 @@ def text(summary: Mapping[str, Any]) -> str:
         lines.append(f"{name}: {there}{against}")
         for other in sorted(found["end"], key=lambda other: other != metric):
             end = found["end"][other]
-            told = _paired("difference", end["difference"], "+")
-            lines.append(f"  {other} at the end: {_interval(end, 3)}{told}")
+            if end["median"] is not None:  # some run has come to its end
+                told = _paired("difference", end["difference"], "+")
+                lines.append(f"  {other} at the end: {_interval(end, 3)}{told}")
         for axis, way in found["to_reach"].items():
             needed = _interval(way, 1 if axis == "iteration" else 0)
             lines.append(

@@ -148,6 +148,25 @@ def test_a_run_that_is_not_finished_has_no_end(tmp_path: Path) -> None:
     assert estimates[1:] == [(0.4, 0.3, 0.5), (0.7, 0.6, 0.8)]
 
 
+def test_a_reference_that_is_not_finished_is_no_measure(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    grid = made_up(tmp_path, reach=0.5)
+    path = tmp_path / "grid.yaml"
+    leave_all(grid, [0.5, 0.6, 0.7], [0.6, 0.8, 1.0])
+    for run in grid.runs[::2]:  # uniform
+        leave(run.folder, {0: 0.0, 2: 0.3}, seconds=[1.0] * 2, cost=COST)
+    assert cli.main(["compare", str(path), "--no-train"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "uniform: 0 of 3 runs finished\n  iterations to reward 0.500: never [never, never]" in said
+    )
+    found = json.loads((tmp_path / "runs" / "summary.json").read_text())["variants"]["stepwise"]
+    assert found["end"]["reward"]["difference"] is None
+    assert found["to_reach"]["iteration"]["ratio"] is None
+    assert found["to_reach"]["iteration"]["reached"] == 3
+
+
 def test_what_cannot_be_said_is_an_error(tmp_path: Path) -> None:
     grid = made_up(tmp_path)
     for run in grid.runs:
