@@ -13,7 +13,7 @@ Randomness depends on (seed, sample id, step, element) alone, never on batch siz
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sfgrpo import ops
 from sfgrpo.backbones.base import Backbone, Conditioning
 from sfgrpo.solvers import Method
+from sfgrpo.tally import Tally
 
 START = 2**32 - 1
 """The step id under which a group's starting noise is drawn; no schedule has so many steps."""
@@ -46,6 +47,8 @@ class VelocityField:
     pace: Callable[[int], int] | None = None
     """From this rank's number of batches to that of the rank that has most, where a forward waits
     for all ranks; None where it does not."""
+    tally: Tally = field(default_factory=Tally)
+    """Counts the rows that go through a network; copies for another network share it."""
 
     def __call__(self, x: Tensor, t: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor | None]:
         """Conditional and unconditional velocity at `x [B, ...]`, `t [B]`, prompts `[B]`.
@@ -54,6 +57,8 @@ class VelocityField:
         and where the backbone has combined them by a formula of its own.
         """
         rows = self.conditioning.rows(prompt)
+        branches = 1 if self.unconditional is None else 2
+        self.tally.rows(branches * len(x), gradient=torch.is_grad_enabled())
         if self.unconditional is None:
             return self.backbone.velocity(self.network, x, t, rows), None
         both = Conditioning.cat([rows, self.unconditional.rows(torch.zeros_like(prompt))])

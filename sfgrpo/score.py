@@ -56,8 +56,10 @@ def score(
     lap("estimates")
     for rows in batches(len(estimates_U), field.backbone.decode_batch):
         samples = field.backbone.decode(estimates_U[rows])
+        field.tally.decoded += len(samples)
         lap("decode")
         found.append(measure(reward, samples, states.prompt_U[rows], prompts))
+        field.tally.scored += len(samples)
         lap("rewards")
     scores_U = {name: torch.cat([part[name] for part in found]) for name in found[0]}
     return {name: values[states.where_MK] for name, values in scores_U.items()}

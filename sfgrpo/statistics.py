@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import astuple, fields
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from sfgrpo import engine, ops
 from sfgrpo.credit import gains
 from sfgrpo.drift import Drift
 from sfgrpo.loss import Rows
+from sfgrpo.tally import Tally
 
 
 def finite_groups(rewards_PNS: Tensor) -> Tensor:
@@ -38,6 +40,12 @@ def reward_statistics(rewards_PNS: Tensor, parts_PN: Mapping[str, Tensor]) -> di
         "gain_per_step": gains(rewards_PNS).double().abs().mean((0, 1)).tolist(),
         "dropped_groups": int((~kept_P).sum()),
     }
+
+
+def total_cost(tally: Tally, device: torch.device) -> dict[str, int]:
+    """What an iteration cost on all ranks together (a collective)."""
+    counts = _all_ranks(torch.tensor([astuple(tally)], device=device)).sum(0).tolist()
+    return dict(zip((f.name for f in fields(tally)), counts, strict=True))
 
 
 class RowStatistics:

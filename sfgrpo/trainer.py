@@ -36,7 +36,7 @@ from sfgrpo.run.stopping import Interrupted, Signals
 from sfgrpo.score import measure, score
 from sfgrpo.sde import Schedule
 from sfgrpo.solvers import Method
-from sfgrpo.statistics import finite_groups, reward_statistics
+from sfgrpo.statistics import finite_groups, reward_statistics, total_cost
 from sfgrpo.update import Update
 
 
@@ -147,6 +147,7 @@ class Trainer:
         clock.lap("credit")
         metrics = reward_statistics(rewards_PNS, parts_PN)
         metrics |= self.update(field, rows, self.iteration)
+        metrics["cost"] = total_cost(field.tally, self.device)
         clock.lap("train")
         return metrics
 

@@ -63,6 +63,7 @@ def test_a_group_can_be_dropped(recipe: Make, tmp_path: Path) -> None:
         trainer.train()
     (row,) = records.read(tmp_path / "metrics.jsonl")
     assert row["dropped_groups"] == 1
+    assert row.pop("cost").keys() == {"velocity", "gradient", "decoded", "scored"}
     assert all(torch.tensor(value).isfinite().all() for value in row.values())
     assert [row["dropped_images"] for row in records.read(tmp_path / "eval.jsonl")] == [2, 2]
     rewards = torch.rand(3, 4, 5)

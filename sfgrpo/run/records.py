@@ -1,7 +1,7 @@
 """What a run leaves behind on disk, and how it comes back after a crash.
 
-metrics.jsonl   one line per iteration: numbers that depend on the recipe alone, so a resumed
-                run writes the same bytes as one that was never stopped
+metrics.jsonl   one line per iteration: numbers that depend on the recipe and the number of ranks
+                alone, so a resumed run writes the same bytes as one that was never stopped
 eval.jsonl      one line per evaluation
 timing.jsonl    seconds and share of each phase of an iteration (these do differ between runs)
 recipe.yaml     the validated recipe

@@ -97,7 +97,7 @@ def test_two_ranks_draw_the_same_trajectories(outcomes: dict[int, Outcomes], cas
     for ours, theirs in zip(one.advantages, two.advantages, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
     for mine, other in zip(one.metrics, two.metrics, strict=True):
-        for name in mine:
+        for name in mine.keys() - {"cost"}:  # a group that is split begins on both ranks
             if "drift" not in name:  # rounding itself
                 assert other[name] == pytest.approx(mine[name], rel=1e-3, abs=1e-5), name
 
