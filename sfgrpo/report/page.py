@@ -116,6 +116,10 @@ def write(folder: Path) -> str:
         _figure(plots.reward_per_state(metrics), "How early the reward is decided."),
         _figure(plots.timing(read(folder / "timing.jsonl")), "Where the time goes."),
     ]
+    counted = [row for row in metrics if "cost" in row]  # runs of earlier versions did not count
+    if counted:
+        caption = "What an iteration takes, on all ranks; under guidance a velocity is two rows."
+        curves.append(_figure(plots.cost(counted), caption))
     body = [
         f"<h1>{html.escape(folder.name)}</h1>",
         f'<p class="lead">{metrics[-1]["iteration"]} iterations of GRPO on a flow-matching model. '

@@ -163,6 +163,28 @@ def timing(timings: Log) -> Figure:
     return figure
 
 
+COSTS = {
+    "velocity": "velocities", "gradient": "velocities\nwith gradient",
+    "decoded": "decoded", "scored": "scored",
+}  # fmt: skip
+"""How the kinds of `cost` in metrics.jsonl are called in pictures."""
+
+
+def cost(metrics: Log) -> Figure:
+    """Mean counts of what an iteration takes, by kind."""
+    figure, axes = _axes(height=2.6)
+    counted = [row["cost"] for row in metrics]
+    means = [float(np.mean([row[kind] for row in counted])) for kind in COSTS]
+    bars = axes.barh(range(len(COSTS)), means, color=COLOURS[: len(COSTS)])
+    axes.bar_label(bars, [f"{mean:,.0f}" for mean in means], padding=4)
+    axes.set_yticks(range(len(COSTS)), list(COSTS.values()))
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set(title="An iteration in network rows and samples")
+    axes.grid(visible=False, axis="y")
+    return figure
+
+
 def before_after(run: Path, first: int, last: int, *, rows: int = 10) -> Figure:
     """Images of two evaluations of a run side by side: same prompts, same noise.
 

@@ -21,6 +21,7 @@ def make_run(folder: Path, rule: str, rewards: list[float]) -> Path:
         {
             "iteration": k + 1, "reward": r, "kl": 0.1 * k, "clip_fraction": 0.0, "grad_norm": 1.0,
             "logp_drift_max": 1e-6, "reward_per_state": [0.1, r], "gain_per_step": [r],
+            "cost": {"velocity": 2340 + k, "gradient": 864, "decoded": 872, "scored": 872},
         }
         for k, r in enumerate(rewards[1:])
     ]  # fmt: skip
@@ -48,10 +49,28 @@ def test_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
     assert re.search(r"reward +0.250 +0.875", shown)
     assert re.search(r"judge +0.750 +0.125", shown)
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 7
+    assert page.count("data:image/png;base64,") == 8
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing is loaded from elsewhere
     assert "&lt;b&gt;" in page
     assert "<b>0.875</b>" in page
+
+
+def test_the_cost_of_an_iteration_is_a_mean_of_each_kind() -> None:
+    log = [{"cost": {"velocity": v, "gradient": 864, "decoded": 872, "scored": 9}} for v in (1, 3)]
+    (axes,) = plots.cost(log).axes
+    assert [label.get_text() for label in axes.texts] == ["2", "864", "872", "9"]
+
+
+def test_a_run_that_counted_nothing_is_reported(tmp_path: Path) -> None:
+    """Its logs are of a version without costs."""
+    run = make_run(tmp_path / "run", "stepwise", [0.25, 0.5])
+    log = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    for row in rows:
+        del row["cost"]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report.write(run)
+    assert (run / "report.html").read_text().count("data:image/png;base64,") == 7
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
