@@ -35,7 +35,7 @@ FLOORS = (
     ("backbones",),
     ("rollout", "generator", "rewards"),
     ("layout", "engine", "estimates"),
-    ("policy", "statistics"),
+    ("cost", "policy", "statistics"),
     ("score", "embeddings", "guard"),
     ("evaluate", "update"),
     ("run",),

@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -84,6 +84,8 @@ class Outcome:
     exported: dict[str, Tensor]
     """The same in the folder that the stock pipeline loads, under its names."""
     metrics: list[dict[str, Any]]
+    costs: list[dict[str, int]]
+    """What each iteration was expected to cost."""
     latents: list[Tensor]
     """`[P N, T + 1, ...]` of each iteration."""
     advantages: list[Tensor]
@@ -141,7 +143,7 @@ def _count_gathered() -> Counter[str]:
 
 
 def _run(folder: Path, name: str, case: Case, gathered: Counter[str]) -> Outcome:
-    from sfgrpo import config, engine, trainer
+    from sfgrpo import config, cost, engine, trainer
     from sfgrpo.run import records
     from tests.support.plain import PlainEngine
 
@@ -167,7 +169,8 @@ def _run(folder: Path, name: str, case: Case, gathered: Counter[str]) -> Outcome
             return advantages[-1]
 
     gathered["sampling"] = 0
-    models, out = folder / "pipeline", folder / f"ranks{dist.get_world_size()}" / name
+    world = dist.get_world_size()
+    models, out = folder / "pipeline", folder / f"ranks{world}" / name
     keys = {
         **RECIPE,
         "model.path": str(models),
@@ -184,6 +187,7 @@ def _run(folder: Path, name: str, case: Case, gathered: Counter[str]) -> Outcome
             made = Recorded(config.load("embedded", list(keys.items())))
             made.train()
     parameters = made.engine.masters.whole()
+    sigmas = made.backbone.sigmas(made.recipe.sample.num_steps, made.latent_shape)
     checkpoint = out / "checkpoints" / "000002"
     return Outcome(
         parameters=parameters,
@@ -192,6 +196,7 @@ def _run(folder: Path, name: str, case: Case, gathered: Counter[str]) -> Outcome
             n: v for f in checkpoint.glob("model/**/*.safetensors") for n, v in _read(f).items()
         },
         metrics=records.read(out / "metrics.jsonl"),
+        costs=[asdict(cost.expected(made.recipe, sigmas, world=world)) for _ in latents],
         latents=latents,
         advantages=advantages,
         gathered=gathered["sampling"],

@@ -96,6 +96,8 @@ def test_two_ranks_draw_the_same_trajectories(outcomes: dict[int, Outcomes], cas
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     for ours, theirs in zip(one.advantages, two.advantages, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+    for outcome in (one, two):
+        assert [row["cost"] for row in outcome.metrics] == outcome.costs
     for mine, other in zip(one.metrics, two.metrics, strict=True):
         for name in mine.keys() - {"cost"}:  # a group that is split begins on both ranks
             if "drift" not in name:  # rounding itself

@@ -1,0 +1,82 @@
+"""What an iteration takes, known before it runs: the numbers that `sfgrpo.tally` counts in it.
+
+States 0 .. T of a trajectory are one latent for each group up to the first step with noise, and one
+for each trajectory behind it.
+
+Left out: forwards that only keep pace with ranks that have more batches (ZeRO stage 3, gathering
+layer by layer), of one latent each.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sfgrpo import credit, solvers
+from sfgrpo.config import Recipe
+from sfgrpo.layout import Layout
+from sfgrpo.sde import Schedule
+from sfgrpo.solvers import Method
+from sfgrpo.tally import Tally
+
+
+def expected(recipe: Recipe, sigmas: Tensor, *, world: int = 1, iteration: int = 0) -> Tally:
+    """The counts of all ranks together, of an iteration over the schedule `sigmas [T + 1]`.
+
+    Raises:
+        ValueError: numbers that do not fit together; a rule, solver or option that is unknown.
+    """
+    layout = Layout(recipe, sigmas, rank=0, world=world, device=torch.device("cpu"))
+    schedule, groups = layout.schedule(iteration), _groups(layout, world)
+    noisy = schedule.trainable_T.nonzero().flatten().tolist()
+    carried = methods(recipe, schedule)
+
+    def latents(state: int) -> int:
+        return groups if state <= noisy[0] else layout.trajectories
+
+    velocity = sum(map(latents, range(schedule.sampled)))
+    for state, method in carried.items():
+        # Nobody has evaluated the first velocity of a state behind the last step sampled.
+        velocity += latents(state) * (further_evaluations(method) + (state == schedule.sampled))
+    rows = layout.trajectories * len(noisy)
+    if recipe.train.old_logp == "training":
+        velocity += rows - world * layout.rows_per_update
+    if recipe.train.beta:
+        velocity += rows
+    branches = 1 if recipe.sample.guidance_scale == 1 else 2
+    images = sum(map(latents, {*carried, schedule.sampled}))
+    return Tally(
+        velocity=branches * velocity, gradient=branches * rows, decoded=images, scored=images
+    )
+
+
+def _groups(layout: Layout, world: int) -> int:
+    """Groups of all ranks; one that spans ranks is begun on each of them."""
+    share, size = layout.local, layout.recipe.sample.group_size
+    return sum(((rank + 1) * share - 1) // size - rank * share // size + 1 for rank in range(world))
+
+
+def methods(recipe: Recipe, schedule: Schedule) -> dict[int, Method]:
+    """How each state is carried on whose clean estimate is asked for; the state behind the steps
+    sampled is one of them unless it is the image."""
+    levels = [*schedule.table[:, 3].tolist(), 0.0]
+    scored = credit.scored_states(schedule.trainable_T, recipe.credit).tolist()
+    asked = {*scored[:-1], schedule.sampled} - {len(schedule.table)}
+    return solvers.methods(
+        recipe.credit.solver, recipe.credit.solver_options, {k: levels[k] for k in sorted(asked)}
+    )
+
+
+def further_evaluations(method: Method) -> int:
+    """How many velocities a solver asks for beside the sampler's own, found by running it on a
+    latent of one element."""
+    if method.rest is None:
+        return 0
+    x, asked, answer = torch.zeros(1, 1, 1, 1, device="cpu"), 0, None
+    stages = method.rest(x, x.clone())
+    while True:
+        try:
+            latents, _ = stages.send(answer)  # pyright: ignore[reportArgumentType]
+        except StopIteration:
+            return asked
+        asked, answer = asked + 1, torch.zeros_like(latents)
