@@ -1,10 +1,11 @@
-"""`sfgrpo doctor`: will it run here, will it fit.
+"""`sfgrpo doctor`: will it run here, will it fit, what does an iteration take.
 
 examination   the report: sections, problems, and what to do about them
 machine       environment, devices, processes, disk
 selfcheck     every op against its reference, on every device
 memory        what a rank holds at each ZeRO stage, as arithmetic
 footprint     what a network's work needs, measured without weights
+twins         what an iteration takes, beside the same recipe with uniform credit
 skeleton      a recipe's pipeline on no device
 published     configurations of models that are known by their hub id
 """

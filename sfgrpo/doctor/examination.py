@@ -2,7 +2,8 @@
 
 Without a recipe: environment, devices, backends of the ops with a self-check, processes. With one:
 what a rank will hold in memory at each ZeRO stage, found without loading a weight (`footprint`,
-`memory`), and whether that fits. Exit status 1 if something prevents training.
+`memory`), and whether that fits; what an iteration takes (`twins`). Exit status 1 if something
+prevents training.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sfgrpo.doctor import machine, memory, selfcheck
 from sfgrpo.doctor.machine import GIB, Facts, Problem
 from sfgrpo.doctor.memory import Network, Setting, Work
 from sfgrpo.doctor.text import as_text, called, size
+from sfgrpo.doctor.twins import Cost, compare
 
 VARIANTS = (
     (0, False, False), (1, False, False), (2, False, False), (3, False, False),
@@ -58,6 +60,8 @@ class Report:
     ops: dict[str, list[selfcheck.Checked]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     memory: list[Row] = field(default_factory=list)
+    cost: Cost | None = None
+    """Of a recipe that is known to run."""
 
     def add(self, title: str, found: tuple[Facts, list[Problem]]) -> None:
         self.sections[title] = found[0]
@@ -172,10 +176,10 @@ def _smallest_gpu() -> int | None:
 
 
 def _estimate(report: Report, recipe: Recipe, world: int, device_memory: int | None) -> None:
-    """Add the memory, disk space and problems of a recipe."""
+    """Add the memory, disk space, cost and problems of a recipe."""
     from sfgrpo import prompts
     from sfgrpo.doctor import footprint
-    from sfgrpo.doctor.skeleton import NoPipeline
+    from sfgrpo.doctor.skeleton import NoPipeline, skeleton
     from sfgrpo.policy import check_start
 
     try:
@@ -184,6 +188,10 @@ def _estimate(report: Report, recipe: Recipe, world: int, device_memory: int | N
         )
         check_start(recipe.lora)
         network, (plain, checkpointed) = footprint.measure(recipe, world)
+        backbone = skeleton(recipe)
+        shape = backbone.latent_shape(*recipe.model.size)
+        sigmas = backbone.sigmas(recipe.sample.num_steps, shape)
+        report.cost = compare(recipe, sigmas, world, footprint.flops(recipe, backbone))
     except NoPipeline as error:
         remedy = "start a short run (--run.iterations 1) and watch its memory"
         report.problems.append(Problem(what=str(error), remedy=remedy))
@@ -249,6 +257,7 @@ def as_json(report: Report) -> str:
     tree = {name.lower(): facts for name, facts in report.sections.items()}
     ops = {name: [asdict(item) for item in found] for name, found in report.ops.items()}
     found = {"ops": ops, "memory": [asdict(row) for row in report.memory]}
+    found["cost"] = report.cost.as_tree() if report.cost else None
     problems = [asdict(problem) for problem in report.problems]
     return json.dumps({**tree, **found, "problems": problems, "healthy": report.healthy}, indent=2)
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from sfgrpo.backbones._pipeline import ENCODE_BATCH, PipelineBackbone
 from sfgrpo.config import Recipe
@@ -36,7 +37,7 @@ from sfgrpo.layout import Layout
 from sfgrpo.loss import Rows, policy_loss
 from sfgrpo.rollout import VelocityField
 
-__all__ = ["Ledger", "counts", "fake", "measure", "skeleton"]
+__all__ = ["Ledger", "counts", "fake", "flops", "measure", "skeleton"]
 
 
 class Ledger(TorchDispatchMode):
@@ -157,6 +158,23 @@ def measure(
         embedding=embedding + (0 if resident else text), embeds_alone=cached,
     )  # fmt: skip
     return network, [replace(work, backward=peak) for peak in peaks]
+
+
+def flops(recipe: Recipe, backbone: PipelineBackbone) -> tuple[int, int]:
+    """Floating-point operations of one network row without gradient, and of decoding one sample:
+    of matrix products, convolutions and attention, two for each product and its sum.
+
+    With attention as PyTorch's own fallback computes it, whose operations are counted.
+    """
+    with torch.device("meta"), torch.no_grad():
+        latent, t, prompt = _rows(backbone.latent_shape(*recipe.model.size), 1)
+        # Without guidance: under it a velocity is two rows.
+        field = replace(_field(recipe, backbone, 1), unconditional=None)
+        with FlopCounterMode(display=False) as network:
+            field(latent, t, prompt)
+        with FlopCounterMode(display=False) as decoder:
+            backbone.decode(latent)
+    return network.get_total_flops(), decoder.get_total_flops()
 
 
 def _field(recipe: Recipe, backbone: PipelineBackbone, prompts: int) -> VelocityField:

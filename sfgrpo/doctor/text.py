@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sfgrpo.doctor.machine import GIB
@@ -9,6 +10,7 @@ from sfgrpo.doctor.memory import Setting
 
 if TYPE_CHECKING:
     from sfgrpo.doctor.examination import Report
+    from sfgrpo.doctor.twins import Cost
 
 
 def size(count: int) -> str:
@@ -39,6 +41,8 @@ def as_text(report: Report, *, colour: bool) -> str:
             lines += ["", paint(1, "Ops"), *_op_lines(report)]
         if title == "Recipe" and report.memory:
             lines += ["", paint(1, "Memory of one rank"), *_memory_lines(report)]
+        if title == "Recipe" and report.cost:
+            lines += ["", paint(1, "An iteration on all ranks"), *_cost_lines(report.cost)]
         lines.append("")
     for problem in report.problems:
         mark = paint(31, "PROBLEM") if problem.fatal else paint(33, "note")
@@ -74,6 +78,27 @@ def _memory_lines(report: Report) -> list[str]:
                 "fits" if row.fits_checkpointed else "no",
             )
         )  # fmt: skip
+    return _aligned(table)
+
+
+def _cost_lines(cost: Cost) -> list[str]:
+    head = ("", "velocities", "with gradient", "decoded", "scored", "cost in network rows")
+    table: list[tuple[str, ...]] = [head]
+    for name, counts in (("  this recipe", cost.recipe), ("  uniform credit", cost.uniform)):
+        kinds = ("velocity", "gradient", "decoded", "scored")
+        numbers = (*(counts[kind] for kind in kinds), round(cost.rows(counts)))
+        table.append((name, *(f"{number:,}" for number in numbers)))
+    told = (
+        f"  {cost.ratio:.2f} times the cost of uniform credit, where a row with gradient counts "
+        f"{cost.gradient} and a sample decoded {cost.decode:.2f}",
+        f"  (by {cost.row_flops:.2g} and {cost.decode_flops:.2g} floating-point operations; a "
+        "velocity under guidance is two rows; rewards are not in it)",
+    )
+    return [*_aligned(table), *told]
+
+
+def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
+    """The columns of a table below each other, numbers to the right."""
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     return [
         "  ".join(

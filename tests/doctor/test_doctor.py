@@ -259,6 +259,7 @@ def test_the_command(
     text = capsys.readouterr().out
     for part in ("deepspeed", "C++        12 ops", "> ZeRO 0", "ZeRO 3", "Nothing prevents"):
         assert part in text
+    assert "times the cost of uniform credit" in text
     assert "\x1b" not in text
     assert "hf_a_secret" not in text
     assert cli.main(["doctor", str(path), "--json", "--model.dtype", "bf16"]) == 0
@@ -266,6 +267,9 @@ def test_the_command(
     assert tree["healthy"]
     assert [row["setting"]["stage"] for row in tree["memory"]] == [1, 2, 3, 1, 2, 3, 3, 3]
     assert [row["chosen"] for row in tree["memory"]].index(True) == 0
+    cost, in_rows = tree["cost"], tree["cost"]["in_rows"]
+    assert cost["recipe"].keys() == {"velocity", "gradient", "decoded", "scored"}
+    assert cost["ratio"] == pytest.approx(in_rows["recipe"] / in_rows["uniform"], 1e-3)
     monkeypatch.setattr(machine, "memory", lambda: 2**20)
     assert cli.main(["doctor", str(path), "--world", "4"]) == 1
     text = capsys.readouterr().out
