@@ -2,8 +2,8 @@
 
 Without a recipe: environment, devices, backends of the ops with a self-check, processes. With one:
 what a rank will hold in memory at each ZeRO stage, found without loading a weight (`footprint`,
-`memory`), and whether that fits; what an iteration takes (`twins`). Exit status 1 if something
-prevents training.
+`memory`), and whether that fits; what an iteration takes (`twins`), and settings that are known to
+disappoint (`advice`). Exit status 1 if something prevents training.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ def _smallest_gpu() -> int | None:
 def _estimate(report: Report, recipe: Recipe, world: int, device_memory: int | None) -> None:
     """Add the memory, disk space, cost and problems of a recipe."""
     from sfgrpo import prompts
-    from sfgrpo.doctor import footprint
+    from sfgrpo.doctor import advice, footprint
     from sfgrpo.doctor.skeleton import NoPipeline, skeleton
     from sfgrpo.policy import check_start
 
@@ -192,6 +192,7 @@ def _estimate(report: Report, recipe: Recipe, world: int, device_memory: int | N
         shape = backbone.latent_shape(*recipe.model.size)
         sigmas = backbone.sigmas(recipe.sample.num_steps, shape)
         report.cost = compare(recipe, sigmas, world, footprint.flops(recipe, backbone))
+        report.problems += advice.notes(recipe, sigmas)
     except NoPipeline as error:
         remedy = "start a short run (--run.iterations 1) and watch its memory"
         report.problems.append(Problem(what=str(error), remedy=remedy))

@@ -1,4 +1,4 @@
-"""What the doctor says of an iteration's cost."""
+"""What the doctor says of an iteration's cost, and of settings that are known to disappoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sfgrpo import config
-from sfgrpo.doctor import footprint, skeleton, twins
+from sfgrpo.doctor import advice, footprint, skeleton, twins
 from sfgrpo.generator import load
 
 SIGMAS = torch.linspace(1, 0, 11)
@@ -80,3 +80,33 @@ def test_operations_are_those_of_the_real_network(guidance: str) -> None:
         with FlopCounterMode(display=False) as decoder:
             backbone.decode(x)
     assert (row, decode) == (network.get_total_flops(), decoder.get_total_flops())
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        ({"credit__solver": "tweedie"}, ["T' = 1"]),
+        ({"credit__solver": "euler", "credit__solver_options": "{substeps: 1}"}, ["T' = 1"]),
+        ({"credit__solver": "euler"}, []),
+        ({"credit__solver": "tweedie", "credit__rule": "uniform"}, []),
+        ({"credit__solver": "tweedie", "sample__window": "{steps: 2, range: [7, 9]}"}, []),
+        ({"sample__window": "{steps: 1}"}, ["share one gain"]),
+        ({"sample__window": "{steps: 1}", "credit__rule": "uniform"}, []),
+        ({"credit__stride": "10"}, ["share one gain"]),
+        ({"sample__eta": "0.02"}, ["steps draw hardly any noise"]),
+        ({"sample__eta": "0.02", "sample__window": "{steps: 1, range: [1, 2]}"}, ["one gain"]),
+        ({"sample__eta": "0.02", "sample__min_noise": "0.02"}, ["has no noisy step"]),
+        ({"train__old_logp": "sampling"}, []),
+        ({"train__old_logp": "sampling", "model__dtype": "bf16"}, ["train.old_logp sampling"]),
+    ],
+    ids=str,
+)
+def test_settings_that_disappoint(changes: dict[str, str], said: list[str]) -> None:
+    given = recipe(train__updates_per_iteration="1", **changes)
+    try:
+        told = [note.what for note in advice.notes(given, SIGMAS)]
+    except ValueError as error:  # a recipe that cannot run
+        told = [str(error)]
+    assert len(told) == len(said), told
+    assert all(part in what for part, what in zip(said, told, strict=True))
