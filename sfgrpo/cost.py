@@ -12,10 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sfgrpo import credit, solvers
 from sfgrpo.config import Recipe
 from sfgrpo.layout import Layout
-from sfgrpo.sde import Schedule
 from sfgrpo.solvers import Method
 from sfgrpo.tally import Tally
 
@@ -29,7 +27,7 @@ def expected(recipe: Recipe, sigmas: Tensor, *, world: int = 1, iteration: int =
     layout = Layout(recipe, sigmas, rank=0, world=world, device=torch.device("cpu"))
     schedule, groups = layout.schedule(iteration), _groups(layout, world)
     noisy = schedule.trainable_T.nonzero().flatten().tolist()
-    carried = methods(recipe, schedule)
+    carried = layout.methods(schedule)
 
     def latents(state: int) -> int:
         return groups if state <= noisy[0] else layout.trajectories
@@ -54,17 +52,6 @@ def _groups(layout: Layout, world: int) -> int:
     """Groups of all ranks; one that spans ranks is begun on each of them."""
     share, size = layout.local, layout.recipe.sample.group_size
     return sum(((rank + 1) * share - 1) // size - rank * share // size + 1 for rank in range(world))
-
-
-def methods(recipe: Recipe, schedule: Schedule) -> dict[int, Method]:
-    """How each state is carried on whose clean estimate is asked for; the state behind the steps
-    sampled is one of them unless it is the image."""
-    levels = [*schedule.table[:, 3].tolist(), 0.0]
-    scored = credit.scored_states(schedule.trainable_T, recipe.credit).tolist()
-    asked = {*scored[:-1], schedule.sampled} - {len(schedule.table)}
-    return solvers.methods(
-        recipe.credit.solver, recipe.credit.solver_options, {k: levels[k] for k in sorted(asked)}
-    )
 
 
 def further_evaluations(method: Method) -> int:

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfgrpo import sde
+from sfgrpo import credit, sde, solvers
 from sfgrpo.config import Recipe
 from sfgrpo.rollout import Plan
+from sfgrpo.solvers import Method
 
 RESOLVED = 2**-20
 """The least noise that fp32 latents resolve, of size 1 to 4: below, the next state is its own
@@ -114,6 +115,16 @@ class Layout:
             table=table, kl_scale_T=sde.kl_scale(table, self._sigmas, train.kl),
             weight_T=weight_T * noisy_T, sampled=place[-1] + 1 if ends else len(table),
         )  # fmt: skip
+
+    def methods(self, schedule: sde.Schedule) -> dict[int, Method]:
+        """How each state is carried on whose clean estimate is asked for; the state behind the
+        steps sampled is one of them unless it is the image."""
+        options, levels = self.recipe.credit, dict(enumerate(schedule.table[:, 3].tolist()))
+        scored = credit.scored_states(schedule.trainable_T, options).tolist()
+        asked = {*scored[:-1], schedule.sampled} - {len(levels)}
+        return solvers.methods(
+            options.solver, options.solver_options, {k: levels[k] for k in sorted(asked)}
+        )
 
     def plan(self, iteration: int) -> Plan:
         """This rank's trajectories of an iteration, numbered for the noise."""

@@ -35,7 +35,6 @@ from sfgrpo.run.randomness import reseed
 from sfgrpo.run.stopping import Interrupted, Signals
 from sfgrpo.score import measure, score
 from sfgrpo.sde import Schedule
-from sfgrpo.solvers import Method
 from sfgrpo.statistics import finite_groups, reward_statistics, total_cost
 from sfgrpo.update import Update
 
@@ -188,23 +187,12 @@ class Trainer:
             pace=self.engine.pace,
         )
 
-    def methods(self, schedule: Schedule) -> dict[int, Method]:
-        """How the states that the credit rule needs are carried on to their clean estimates."""
-        levels = dict(enumerate(schedule.table[:, 3].tolist()))
-        scored = credit.scored_states(schedule.trainable_T, self.recipe.credit).tolist()
-        # The last entry is the image's: what the state behind the steps sampled is carried on to.
-        asked = {*scored[:-1], schedule.sampled} - {len(levels)}
-        return solvers.methods(
-            self.recipe.credit.solver, self.recipe.credit.solver_options,
-            {state: levels[state] for state in sorted(asked)},
-        )  # fmt: skip
-
     def sample(self, field: VelocityField, schedule: Schedule, plan: Plan) -> Trajectories:
         """Trajectories of the plan, and where their clean estimates begin."""
         return sample(
             field, schedule.table, plan,
             seed=self.recipe.run.seed, latent_shape=self.latent_shape,
-            methods=self.methods(schedule), sampled=schedule.sampled,
+            methods=self.layout.methods(schedule), sampled=schedule.sampled,
         )  # fmt: skip
 
     def score(

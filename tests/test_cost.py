@@ -39,6 +39,11 @@ CASES = {
     "random window": {
         "sample__window": "{steps: 2, continuation: steps}", "sample__num_steps": "6",
     },
+    "solver behind a window": {"sample__window": "{steps: 2}", "sample__num_steps": "6"},
+    "uniform, moving": {
+        "sample__window": "{steps: 2, schedule: progressive, interval: 1, range: [3, 6]}",
+        "sample__num_steps": "8", "credit__rule": "uniform",
+    },
 }  # fmt: skip
 
 

@@ -20,19 +20,19 @@ FAINT = 0.02
 
 def notes(recipe: Recipe, sigmas: Tensor) -> list[Problem]:
     """What is to be said of a recipe over the schedule `sigmas [T + 1]`."""
-    schedule = _schedule(recipe, sigmas)
-    found = (_one_step(recipe, schedule), _one_gain(recipe, schedule), _faint(recipe, sigmas))
+    layout = _layout(recipe, sigmas)
+    schedule = layout.schedule(0)
+    found = (_one_step(layout, schedule), _one_gain(layout, schedule), _faint(recipe, sigmas))
     return [note for note in (*found, _sampled_density(recipe)) if note]
 
 
-def _schedule(recipe: Recipe, sigmas: Tensor) -> Schedule:
-    layout = Layout(recipe, sigmas, rank=0, world=1, device=torch.device("cpu"))
-    return layout.schedule(0)
+def _layout(recipe: Recipe, sigmas: Tensor) -> Layout:
+    return Layout(recipe, sigmas, rank=0, world=1, device=torch.device("cpu"))
 
 
-def _estimated(recipe: Recipe, schedule: Schedule) -> dict[int, int]:
+def _estimated(layout: Layout, schedule: Schedule) -> dict[int, int]:
     """State -> velocities that its solver asks for, of those that are not the image."""
-    methods = cost.methods(recipe, schedule)
+    methods = layout.methods(schedule)
     return {
         state: cost.further_evaluations(method)
         for state, method in methods.items()
@@ -40,8 +40,8 @@ def _estimated(recipe: Recipe, schedule: Schedule) -> dict[int, int]:
     }
 
 
-def _one_step(recipe: Recipe, schedule: Schedule) -> Problem | None:
-    estimated = _estimated(recipe, schedule)
+def _one_step(layout: Layout, schedule: Schedule) -> Problem | None:
+    estimated = _estimated(layout, schedule)
     level = max((float(schedule.table[state, 3]) for state in estimated), default=0.0)
     if any(estimated.values()) or level <= BENT:
         return None
@@ -52,8 +52,8 @@ def _one_step(recipe: Recipe, schedule: Schedule) -> Problem | None:
     )
 
 
-def _one_gain(recipe: Recipe, schedule: Schedule) -> Problem | None:
-    if recipe.credit.rule != "stepwise" or len(_estimated(recipe, schedule)) != 1:
+def _one_gain(layout: Layout, schedule: Schedule) -> Problem | None:
+    if layout.recipe.credit.rule != "stepwise" or len(_estimated(layout, schedule)) != 1:
         return None
     return Problem(
         what="all noisy steps of an iteration share one gain, from a state that is the whole "
@@ -68,7 +68,8 @@ def _faint(recipe: Recipe, sigmas: Tensor) -> Problem | None:
     window = recipe.sample.window
     first, last = (window and window.range) or (0, recipe.sample.num_steps)
     sample = recipe.sample.model_copy(update={"window": None})
-    noise_T = _schedule(recipe.model_copy(update={"sample": sample}), sigmas).table[:, 2].tolist()
+    whole = _layout(recipe.model_copy(update={"sample": sample}), sigmas)
+    noise_T = whole.schedule(0).table[:, 2].tolist()
     faint = [k for k in range(first, last) if 0 < noise_T[k] < FAINT]
     if len(faint) < 2:
         return None
