@@ -10,7 +10,7 @@ of the reward along a trajectory informative.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +61,9 @@ class OcrReward:
         self._class = {char: index for index, char in enumerate(characters, start=CTC_BLANK + 1)}
         self._batch = batch
 
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Class probabilities [B, T, K] of images [B, 3, H, W], one row per 8 columns of pixels."""
+    def probabilities(self, images: Tensor) -> Iterator[Tensor]:
+        """Class probabilities [B, T, K] of images [B, 3, H, W], one row per 8 columns of pixels; a
+        batch at a time, since K is 18,710."""
         _, _, height, width = images.shape
         columns = max(1, round(HEIGHT * width / height))
         resized = F.interpolate(
@@ -74,20 +75,23 @@ class OcrReward:
         )
         # The recogniser was trained on OpenCV images: blue first, in [-1, 1].
         pixels = (resized.flip(1) * 2 - 1).numpy()
-        parts = [
-            np.asarray(self._session.run(None, {self._input: pixels[i : i + self._batch]})[0])
-            for i in range(0, len(pixels), self._batch)
-        ]
-        return torch.from_numpy(np.concatenate(parts))
+        for i in range(0, len(pixels), self._batch):
+            (found,) = self._session.run(None, {self._input: pixels[i : i + self._batch]})
+            yield torch.from_numpy(np.asarray(found))
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
     ) -> Tensor:
-        targets = [self._target(entry) for entry in metadata]
-        if not targets:
+        if not metadata:
             return images.new_empty(0, dtype=torch.float32)
-        peak = self.probabilities(images).amax(dim=1)
-        return peak.gather(1, peak.new_tensor(targets, dtype=torch.int64)[:, None])[:, 0]
+        targets = torch.tensor([self._target(entry) for entry in metadata], device="cpu")
+        parts = self.probabilities(images)
+        return torch.cat(
+            [
+                part.take_along_dim(target[:, None, None], 2).amax((1, 2))
+                for part, target in zip(parts, targets.split(self._batch), strict=True)
+            ]
+        )
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
         """KeyError or ValueError for metadata whose "text" is no character of the recogniser's."""
