@@ -165,7 +165,7 @@ def tile_at(
     chunks,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
-    ALIGN: tl.constexpr = 1,  # pyright: ignore[reportArgumentType]
+    ALIGN: tl.constexpr,
 ):
     """Indices of this program's tile.
 

@@ -66,10 +66,11 @@ def policy_loss_kernel(
     SPLIT: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):
     """`groups` of `ROWS` rows each have a share of the loss and, if a row is `SPLIT` over several
     programs, three shares and a counter per row; the first counter is the loss's."""
-    rows, exists, chunk, _, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS)
+    rows, exists, chunk, _, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS, ALIGN)
     a, b, n, _ = load_coefficients(coef_ptr, coef_stride, rows, exists)
     v = load_velocity(v_ptr, v_uncond_ptr, guidance, offsets, mask)
     kept = a[:, None] * load_float(x_ptr, offsets, mask)
@@ -84,7 +85,7 @@ def policy_loss_kernel(
         v_old = load_float(v_old_ptr, offsets, mask)
         move = tl.sum((x_next - (kept + b[:, None] * v_old)) * (v - v_old), axis=1)
 
-    group = tl.program_id(0) // chunks
+    group = (tl.program_id(0).to(tl.uint32) // tl.cast(chunks, tl.uint32)).to(tl.int32)
     row_shares_ptr = shares_ptr + groups + group.to(tl.int64) * chunks * 3
     finishes = True
     if SPLIT:
@@ -134,9 +135,10 @@ def policy_loss_backward_kernel(
     chunks,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
+    ALIGN: tl.constexpr,
 ):
     """Gradients in `v` and `v_uncond`; over them where the pointer of the gradient is None."""
-    rows, exists, _, _, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS)
+    rows, exists, _, _, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS, ALIGN)
     a, b, _, _ = load_coefficients(coef_ptr, coef_stride, rows, exists)
     grad_loss = tl.load(grad_loss_ptr)
     g1 = grad_loss * tl.load(back_ptr + rows * 2, mask=exists, other=0.0)
@@ -196,8 +198,7 @@ def policy_loss(o: PolicyOperands) -> tuple[Tensor, Tensor, Tensor]:
             *(groups, batch, row_elements, cut.chunks),
             GUARD=o.guard,
             SPLIT=split,
-            ROWS=cut.rows,
-            COLS=cut.cols,
+            **cut.constants,
         )
     return loss, stats, back
 
@@ -244,8 +245,7 @@ def _launch_backward(
         batch,
         row_elements,
         cut.chunks,
-        ROWS=cut.rows,
-        COLS=cut.cols,
+        **cut.constants,
     )
 
 

@@ -37,7 +37,7 @@ def test_tiling_covers_rows_and_depends_on_nothing_else(row_elements: int) -> No
 def _offsets_kernel(
     out_ptr, mask_ptr, batch, row_elements, chunks, ROWS: tl.constexpr, COLS: tl.constexpr
 ):
-    _, _, _, _, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS)
+    _, _, _, _, offsets, mask = tile_at(batch, row_elements, chunks, ROWS, COLS, 1)
     local = (tl.arange(0, ROWS) * COLS)[:, None] + tl.arange(0, COLS)[None, :]
     base = tl.program_id(0) * ROWS * COLS
     tl.store(out_ptr + base + local, offsets)
