@@ -42,7 +42,8 @@ def finish_rows(
     # A ratio that is nan must show in the loss: by default min and max return the other operand.
     limited = tl.maximum(ratio, 1.0 - clip_low, propagate_nan=tl.PropagateNan.ALL)
     limited = advantage * tl.minimum(limited, 1.0 + clip_high, propagate_nan=tl.PropagateNan.ALL)
-    surrogate = -tl.minimum(unclipped, limited, propagate_nan=tl.PropagateNan.ALL)
+    # Products, as -x is 0 - x to Triton, which for +0 is not the -0 of the reference.
+    surrogate = -1.0 * tl.minimum(unclipped, limited, propagate_nan=tl.PropagateNan.ALL)
     surrogate = tl.where(noisy, surrogate, 0.0)
     clipped = noisy & (limited < unclipped)
 
@@ -56,7 +57,7 @@ def finish_rows(
         kl = kl_scale * gap / elements
         g2 = 2.0 * kl_weight * weight * kl_scale / elements
     # `noisy` once more, lest an advantage of nan on a row that takes no part reaches the gradient.
-    g1 = tl.where(noisy, -weight * unclipped * slope, 0.0)
+    g1 = tl.where(noisy, -1.0 * weight * unclipped * slope, 0.0)
     g1 = tl.where(clipped, 0.0, g1)
 
     tl.store(stats_ptr + rows * 5, logp, mask=exists)

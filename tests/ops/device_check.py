@@ -39,7 +39,9 @@ def _zeros(device: torch.device) -> bool:
     got = ops.philox_normal(
         (zeros.ELEMENTS,), seed=0, sample_ids=zeros.SAMPLES.to(device), step_ids=0
     )
-    return not zeros.wrong_zeros(got)
+    x, v, x_next, coef = (tensor.to(device) for tensor in _latents(56))
+    stats = ops.policy_loss(x, v, x_next, coef, coef[:, 0], 0 * coef[:, 0]).stats
+    return not zeros.wrong_zeros(got) and torch.equal(stats.surrogate.signbit(), coef[:, 2] > 0)
 
 
 def _latents(row_elements: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -146,7 +148,7 @@ def main() -> int:
     print(f"device {device}, torch {torch.__version__}")
     checks: dict[str, Callable[[], bool | None]] = {
         "advantages": partial(_credit, device),
-        "signs of zeros in the noise": partial(_zeros, device),
+        "signs of zeros": partial(_zeros, device),
     }
     for size in SIZES:
         checks[f"noise bits, D = {size}"] = partial(_noise, device, size)

@@ -273,6 +273,19 @@ def test_only_noise_free_rows() -> None:
     assert torch.equal(back, torch.zeros(BATCH, 2))
 
 
+def test_zeros_have_the_references_sign() -> None:
+    """Triton makes -x of 0 - x, which is +0 where x is +0."""
+    arguments = list(_loss_arguments(56, per_row=True))
+    arguments[5] = torch.tensor([1.0, 1.5, 2.0, 0.0, -0.0, 0.0, -0.0])
+    arguments[13] = torch.tensor([0.0, -0.0, 0.1, 0.1, 0.1, 0.0, 0.1])
+    for got, want in zip(
+        interpret(loss_kernel, *arguments)[1:], REFERENCES["policy_loss"](*arguments)[1:],
+        strict=True,
+    ):  # fmt: skip
+        assert torch.equal(got == 0, want == 0)
+        assert torch.equal(got.signbit(), want.signbit())
+
+
 def test_nan_reaches_the_loss() -> None:
     arguments = list(_loss_arguments(56))
     arguments[4] = arguments[4].clone()
