@@ -22,4 +22,4 @@ def test_device_check() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     good = done.stdout.count("ok ")
-    assert good == 26 + len(device_graph.CHECKS) - done.stdout.count("skipped ")
+    assert good == 38 + len(device_graph.CHECKS) - done.stdout.count("skipped ")
