@@ -22,7 +22,9 @@ struct PolicyArgs {
 namespace sfgrpo {
 
 struct PolicyOperands {
-  Tensor x, v, x_next, coef, logp_old, advantages;
+  Tensor x, v, x_next, coef;
+  Optional logp_old;
+  Tensor advantages;
   Optional v_uncond;
   double guidance;
   Optional v_ref;
@@ -71,8 +73,9 @@ struct RowTotals {
   double residual_square, kl_square, move;
 };
 
-// One row with n > 0; scalars in double, rounded once when stored.
-RowLoss row_loss(const Coefficients& coef, const RowTotals& totals, double logp_old,
+// One row with n > 0; scalars in double, rounded once when stored. Without logp_old it is the row's
+// own, of which a nan is to reach the loss.
+RowLoss row_loss(const Coefficients& coef, const RowTotals& totals, const double* logp_old,
                  double advantage, double kl_scale, double weight, int64_t elements, bool f64,
                  const PolicyOperands& o) {
   RowLoss row;
@@ -83,7 +86,7 @@ RowLoss row_loss(const Coefficients& coef, const RowTotals& totals, double logp_
   if (!f64) row.logp = static_cast<float>(row.logp);
   const double per_nat = o.guard ? coef.n : 1.0;
   const double log_ratio = o.v_old ? coef.b * totals.move / (coef.n * size)
-                                   : per_nat * (row.logp - logp_old);
+                                   : per_nat * (row.logp - (logp_old ? *logp_old : row.logp));
   row.ratio = std::exp(log_ratio);
   const double unclipped = advantage * row.ratio;
   const double limited = advantage * std::clamp(row.ratio, 1 - o.clip_low, 1 + o.clip_high);
@@ -110,7 +113,8 @@ std::tuple<Tensor, Tensor, Tensor> policy_loss(const PolicyOperands& o) {
              operands.f64 ? SFGRPO_SELECT(policy_loss<double>) : SFGRPO_SELECT(policy_loss<float>),
              args);
 
-  const std::vector<double> olds = numbers("logp_old", o.logp_old, rows);
+  const std::vector<double> olds =
+      o.logp_old ? numbers("logp_old", *o.logp_old, rows) : std::vector<double>();
   const std::vector<double> credits = numbers("advantages", o.advantages, rows);
   const std::vector<double> scales =
       o.kl_scale ? numbers("kl_scale", *o.kl_scale, rows) : std::vector<double>();
@@ -133,8 +137,8 @@ std::tuple<Tensor, Tensor, Tensor> policy_loss(const PolicyOperands& o) {
       if (!o.v_ref) scale = 0;
       const RowTotals totals{residuals.total(row), o.v_ref ? kls.total(row) : 0.0,
                              o.v_old ? moves.total(row) : 0.0};
-      r = row_loss(c, totals, olds[row], credits[row], scale, shares[row], shape.elements,
-                   operands.f64, o);
+      r = row_loss(c, totals, o.logp_old ? &olds[row] : nullptr, credits[row], scale, shares[row],
+                   shape.elements, operands.f64, o);
     }
     const double values[5] = {r.logp, r.ratio, r.clipped, r.kl, r.surrogate};
     for (int column = 0; column < 5; ++column)

@@ -20,7 +20,6 @@ def finish_rows(
     noisy = n > 0.0
     variance = tl.where(noisy, n * n, 1.0)
     elements = tl.maximum(row_elements, 1)
-    logp_old = tl.load(logp_old_ptr + rows, mask=exists, other=0.0)
     advantage = tl.load(advantages_ptr + rows, mask=exists, other=0.0)
     if weights_ptr is not None:
         weight = tl.load(weights_ptr + rows, mask=exists, other=0.0)
@@ -30,6 +29,9 @@ def finish_rows(
     weight = tl.where(noisy, weight, 0.0)
 
     logp = gaussian_logp(square, n, row_elements, 1.0)
+    logp_old = logp
+    if logp_old_ptr is not None:
+        logp_old = tl.load(logp_old_ptr + rows, mask=exists, other=0.0)
     log_ratio = logp - logp_old
     slope = b / variance / elements
     if GUARD:

@@ -31,7 +31,7 @@ def policy_settings(
     v: Tensor,
     x_next: Tensor,
     coef: Tensor,
-    logp_old: Tensor,
+    logp_old: Tensor | None,
     advantages: Tensor,
     v_uncond: Tensor | None,
     guidance: float,
@@ -52,14 +52,14 @@ def policy_settings(
     for name, tensor in (("v_uncond", v_uncond), ("v_ref", v_ref), ("v_old", v_old)):
         if tensor is not None:
             _checks.like(name, tensor, x)
-    rows = {"logp_old": logp_old, "advantages": advantages}
-    for name, tensor in (rows | {"kl_scale": kl_scale, "weights": weights}).items():
+    _checks.per_row("advantages", advantages, x)
+    rows = {"logp_old": logp_old, "kl_scale": kl_scale, "weights": weights}
+    for name, tensor in rows.items():
         if tensor is not None:
             _checks.per_row(name, tensor, x)
     _checks.no_grad(
-        x=x, x_next=x_next, coef=coef, v_ref=v_ref, v_old=v_old, kl_scale=kl_scale,
-        weights=weights, **rows,
-    )  # fmt: skip
+        x=x, x_next=x_next, coef=coef, advantages=advantages, v_ref=v_ref, v_old=v_old, **rows
+    )
     low, high = _checks.clip_bounds(clip_range)
     guard = _is_guard(ratio, density)
     if v_old is not None and not guard:

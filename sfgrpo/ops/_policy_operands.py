@@ -18,8 +18,8 @@ class PolicyOperands(NamedTuple):
     """The stored state, shape of ``x``."""
     coef: Tensor
     """``[B, 4]``: (a, b, n, t) of the rows."""
-    logp_old: Tensor
-    """``[B]``."""
+    logp_old: Tensor | None
+    """``[B]``; None is the log-density of ``v`` itself, of which the ratio takes no gradient."""
     advantages: Tensor
     """``[B]``."""
     v_uncond: Tensor | None

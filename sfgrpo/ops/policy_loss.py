@@ -82,7 +82,8 @@ def policy_loss_reference(o: PolicyOperands) -> tuple[Tensor, Tensor, Tensor]:
 
     logp = gaussian_logp(to_rows(o.x_next, dtype), mean, n.unsqueeze(1))
     per_nat = torch.where(noisy, n, 1.0) if o.guard else torch.ones_like(n)
-    log_ratio = per_nat * (logp - o.logp_old)
+    logp_old = logp.detach() if o.logp_old is None else o.logp_old
+    log_ratio = per_nat * (logp - logp_old)
     if o.v_old is not None:
         old = to_rows(o.v_old, dtype)
         noise = to_rows(o.x_next, dtype) - (a * to_rows(o.x, dtype) + b.unsqueeze(1) * old)
@@ -192,7 +193,7 @@ def policy_loss(
     v: Tensor,
     x_next: Tensor,
     coef: Tensor,
-    logp_old: Tensor,
+    logp_old: Tensor | None,
     advantages: Tensor,
     *,
     v_uncond: Tensor | None = None,
@@ -216,7 +217,9 @@ def policy_loss(
     Args:
         x, v, x_next: ``[B, ...]``, dtypes as in ``sde_logprob``.
         coef: ``[B, 4]`` float32 (float64 beside float64), columns (a, b, n, t).
-        logp_old: ``[B]``, log-density when sampled (reduction "mean", the same density).
+        logp_old: ``[B]``, log-density when sampled (reduction "mean", the same density).  None
+            is that of these very velocities, as a constant: the ratio is 1 exactly, never clipped,
+            and the gradient is the policy gradient, -weight A dlogp/dv (n times that if "guard").
         advantages: ``[B]``.
         v_uncond, guidance: classifier-free guidance as in ``sde_step``.
         v_ref: the reference model's velocity, already guided, shape of ``x``.
@@ -228,9 +231,9 @@ def policy_loss(
         ratio: of the densities, or "guard": GRPO-Guard's, whose logarithm is scaled by n (Gaussian
             densities only).  The paper's division of the loss by dt is for ``weights``.
         v_old: the old policy's velocity, already guided, shape of ``x``: re-centres the guard's
-            ratio, for which ``logp_old`` is then not looked at.  Without it the bias
-            -mean_D d^2 / (2 n) stays in the log-ratio.  It and its gradient are 0 while the policy
-            has not moved, and it equals the log-ratio's spread at rms d = 2 n / sqrt(D).
+            ratio, for which ``logp_old`` is then not looked at and may be None.  Without it the
+            bias -mean_D d^2 / (2 n) stays in the log-ratio.  It and its gradient are 0 while the
+            policy has not moved, and it equals the log-ratio's spread at rms d = 2 n / sqrt(D).
         reuse_v: let backward write the gradients over ``v`` and ``v_uncond`` instead of allocating
             as much again: for velocities that nobody reads afterwards.  Whatever else had saved
             them for its own backward raises PyTorch's error of a modified tensor; a parameter, and
@@ -255,7 +258,7 @@ def policy_loss(
     if not gaussian:
         kl_scale = gaussian_kl_scale(coef) if kl_scale is None else kl_scale
         coef, shift = unnormalised(coef, x)
-        logp_old = logp_old - shift
+        logp_old = None if logp_old is None else logp_old - shift
     o = PolicyOperands(
         x, v, x_next, coef, logp_old, advantages, v_uncond, scale, v_ref, low, high, beta,
         kl_scale, weights, reuse_v, guard, v_old,

@@ -65,6 +65,7 @@ TYPE_ERRORS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (_score, {"x": DOUBLE.x, "v": DOUBLE.v, "x_next": DOUBLE.x_next}, "coef: got dtype"),
     (_loss, {"logp_old": R.logp_old.double()}, "logp_old: got dtype torch.float64, expected"),
     (_loss, {"advantages": 1.0}, "advantages: got float, expected a tensor"),
+    (_loss, {"advantages": None}, "advantages: got NoneType, expected a tensor"),
     (_loss, {"clip_range": None}, "clip_range: got NoneType, expected a number"),
     (_normal, {"dtype": torch.int32}, "dtype: got torch.int32, expected float32"),
     (_credit, {"rewards": R.rewards.to(BF16)}, "rewards: got dtype torch.bfloat16, expected"),

@@ -28,6 +28,10 @@ def _guard(v: Tensor, x: Tensor) -> Tensor:
     ).loss  # fmt: skip
 
 
+def _own(v: Tensor, x: Tensor) -> Tensor:
+    return ops.policy_loss(x, v, R.x_next, R.coef, None, R.advantages).loss
+
+
 R = rows(B, (2, 5))
 STATES = torch.stack([rows(B, (2, 5), seed=s).x for s in range(V)])
 MAPPED: dict[str, Callable[[Tensor], Tensor]] = {
@@ -46,6 +50,7 @@ MAPPED: dict[str, Callable[[Tensor], Tensor]] = {
         ).loss
     ),
     "policy_loss, guard": lambda x: _guard(R.v, x),
+    "policy_loss, own density": lambda x: _own(R.v, x),
 }
 
 
@@ -72,6 +77,7 @@ GRADIENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
         ).loss
     ),
     "policy_loss, guard": lambda v, x: _guard(v, x),
+    "policy_loss, own density": lambda v, x: _own(v, x),
 }
 
 
