@@ -84,8 +84,6 @@ def policy_loss(
     the mean over all of them. `logp_old` is the ratio's old log-density; None is that of these very
     velocities, so that the ratio is 1.
     """
-    if logp_old is None:
-        logp_old = log_density(rows, v.detach(), _detached(v_uncond), guidance=guidance)
     loss, stats = ops.policy_loss(
         rows.x,
         v,
@@ -109,7 +107,3 @@ def policy_loss(
 def log_density(rows: Rows, v: Tensor, v_uncond: Tensor | None, *, guidance: float) -> Tensor:
     """fp32 `[R]`: the log-density of the rows' transitions under these velocities."""
     return ops.sde_logprob(rows.x, v, rows.x_next, rows.coef, v_uncond=v_uncond, guidance=guidance)
-
-
-def _detached(v: Tensor | None) -> Tensor | None:
-    return None if v is None else v.detach()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from sfgrpo import ops, sde
 from sfgrpo.loss import Rows, TrajectoryRows, policy_loss
@@ -79,6 +80,17 @@ def test_on_policy_gradient_is_the_weighted_policy_gradient_plus_kl() -> None:
     torch.testing.assert_close(stats.kl, kl.detach(), rtol=1e-5, atol=0)
     assert stats.ratio.tolist() == [1] * len(rows.x)
     assert not stats.clipped.any()
+
+
+def test_the_own_log_density_takes_no_pass_of_its_own() -> None:
+    rows = trajectories().take(*noisy_pairs())
+    v, v_ref = velocities(rows)
+    with profile(activities=[ProfilerActivity.CPU]) as run:
+        policy_loss(
+            rows, v, None, v_ref, logp_old=None, guidance=1.0, clip_range=CLIP, beta=BETA, scale=1.0
+        )
+    ours = [event.name for event in run.events() or () if event.name.startswith("sfgrpo::")]
+    assert ours == ["sfgrpo::policy_loss"]
 
 
 @pytest.mark.parametrize("size", [1, 7, 39])
