@@ -73,7 +73,8 @@ def recipe(tmp_path: Path, **changes: str) -> config.Recipe:
         "model": "{backbone: 'tests.test_own_network:load', path: none}",
         "prompts": str(goals), "reward": "{'tests.test_own_network:Reaches': 1}",
         "run": f"{{output_dir: {tmp_path / 'run'}, iterations: 15}}",
-        "sample.num_steps": "4", "sample.prompts_per_iteration": "3", "sample.group_size": "16",
+        "sample.num_steps": "4", "sample.window": "null",
+        "sample.prompts_per_iteration": "3", "sample.group_size": "16",
         "train": "{learning_rate: 3e-3, clip_range: 0.05, beta: 0, updates_per_iteration: 2}",
         "eval": "{every: 15, prompts: 3, images_per_prompt: 32, num_steps: 4,"
                 " judges: ['tests.test_own_network:spread']}",

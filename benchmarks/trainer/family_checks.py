@@ -140,6 +140,7 @@ def recipe(name: str, folder: Path, out: Path, **changes: str) -> config.Recipe:
         "run": f"{{output_dir: {out}, iterations: 1, seed: 1}}",
         "lora": "{rank: 4, alpha: 8}",
         "sample.num_steps": "4",
+        "sample.window": "null",
         "sample.guidance_scale": "3.0" if family.guided else "1.0",
         "sample.embedded_guidance": json.dumps(family.embedded_guidance),
         "sample.prompts_per_iteration": "2",

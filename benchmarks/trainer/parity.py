@@ -35,6 +35,7 @@ RECIPE = {
     "sample.prompts_per_iteration": "3",
     "sample.group_size": "4",
     "sample.num_steps": "4",
+    "sample.window": "null",
     "sample.batch_size": "16",
     "credit.solver": "tweedie",
     "train.learning_rate": str(LEARNING_RATE),

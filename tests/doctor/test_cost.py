@@ -25,7 +25,7 @@ def test_a_recipe_beside_its_uniform_twin() -> None:
     """Euler T' = 5 of eight noisy steps, the first from a state of the group's; 8 groups of 12."""
     given = recipe(
         credit__solver="euler", credit__solver_options="{substeps: 5}",
-        train__updates_per_iteration="1",
+        train__updates_per_iteration="1", sample__window="null",
     )  # fmt: skip
     found = twins.compare(given, SIGMAS, 1, (100, 250))
     rows = 96 * 8

@@ -11,6 +11,7 @@ SMALL = {
     "sample.prompts_per_iteration": "2",
     "sample.group_size": "4",
     "sample.num_steps": "4",
+    "sample.window": "null",
     "sample.batch_size": "8",
     "model.decode_batch": "5",
     "credit.solver": "euler",
