@@ -39,7 +39,7 @@ FLOORS = (
     ("score", "embeddings", "guard"),
     ("evaluate", "update"),
     ("run",),
-    ("trainer", "doctor"),
+    ("trainer", "doctor", "probe"),
     ("train", "embedded"),
     ("recipes", "cli"),
 )

@@ -1,0 +1,231 @@
+"""What is measured: trajectories sampled once, and the rewards of their states by any solver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from sfgrpo import cost, credit, engine, evaluate, prompts, rewards, solvers
+from sfgrpo.config import Recipe
+from sfgrpo.embeddings import backbone_of
+from sfgrpo.layout import Layout
+from sfgrpo.policy import Policy, check_start
+from sfgrpo.prompts import Prompt, Split
+from sfgrpo.rewards import Mixture
+from sfgrpo.rollout import Trajectories, VelocityField, sample
+from sfgrpo.run.clock import Clock
+from sfgrpo.run.randomness import reseed
+from sfgrpo.score import score
+from sfgrpo.solvers import Method
+from sfgrpo.tally import Tally
+
+Seen = Callable[[int], object]
+"""Hears of work that is done: velocities of so many rows, or so many images scored."""
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A solver with its options."""
+
+    name: str
+    options: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return " ".join([self.name, *(f"{name} {value}" for name, value in self.options.items())])
+
+
+@dataclass
+class Heard(Tally):
+    """Counts, and tells of each forward."""
+
+    seen: Seen = lambda count: None
+
+    def rows(self, count: int, *, gradient: bool) -> None:
+        super().rows(count, gradient=gradient)
+        self.seen(count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A recipe's policy before training, and what scores it."""
+
+    recipe: Recipe
+    """With the probe's number of prompts, noise in all steps, and all rows in one update."""
+    prompts: list[Prompt]
+    field: VelocityField
+    reward: Mixture
+    latent_shape: tuple[int, ...]
+    seen: Seen
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        """Prompts P and trajectories of each N."""
+        return self.recipe.sample.prompts_per_iteration, self.recipe.sample.group_size
+
+    def layout(self, recipe: Recipe) -> Layout:
+        """Of this process alone."""
+        sigmas = self.field.backbone.sigmas(recipe.sample.num_steps, self.latent_shape)
+        return Layout(recipe, sigmas, rank=0, world=1, device=self.field.backbone.device)
+
+
+def altered(recipe: Recipe, **sections: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values in its sections."""
+    changed = {
+        name: getattr(recipe, name).model_copy(update=dict(values))
+        for name, values in sections.items()
+    }
+    return recipe.model_copy(update=changed)
+
+
+def probed(recipe: Recipe, count: int) -> Recipe:
+    """The recipe with so many prompts, noise in all steps, and nothing that only training needs."""
+    return altered(
+        recipe,
+        sample={"prompts_per_iteration": count, "window": None},
+        train={"updates_per_iteration": 1, "beta": 0.0},  # beta 0: no second copy of the weights
+    )
+
+
+def prepare(recipe: Recipe, count: int, seen: Seen) -> Setup:
+    """Load what the recipe names, for `count` of its training prompts, spread evenly.
+
+    Raises:
+        ValueError: as `sfgrpo.trainer.Trainer`; the process is one of several ranks.
+        OSError: a model or a file that is not there.
+    """
+    device = engine.start()
+    if engine.world() > 1:
+        raise ValueError(f"it runs in one process, and this is one of {engine.world()} ranks")
+    found = prompts.split(
+        recipe.prompts, prompts_from=recipe.eval.prompts_from, held_out=recipe.eval.held_out
+    )
+    chosen = evaluate.chosen(found.train, count)
+    recipe = probed(recipe, len(chosen))
+    reward = rewards.load(recipe.reward, recipe.reward_options, frames=recipe.reward_frames)
+    reward.check(chosen)
+    credit.get(recipe.credit)
+    solvers.methods(recipe.credit.solver, recipe.credit.solver_options, {0: 1.0})
+    check_start(recipe.lora)
+    backbone, embed = backbone_of(recipe, device, Split(train=chosen, evaluation=[]))
+    reseed(recipe.run.seed, 0, 0)
+    guidance = recipe.sample.guidance_scale
+    return Setup(
+        recipe=recipe, prompts=chosen, reward=reward, seen=seen,
+        latent_shape=backbone.latent_shape(*recipe.model.size),
+        field=VelocityField(
+            backbone=backbone,
+            # Adapters that training would start from are part of the policy.
+            network=Policy(backbone.transformer, recipe, backbone.lora_targets).network,
+            conditioning=embed([prompt.text for prompt in chosen]),
+            unconditional=embed([recipe.sample.negative_prompt]) if guidance != 1 else None,
+            guidance=guidance,
+            batch_size=recipe.sample.batch_size,
+            tally=Heard(seen=seen),
+        ),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """The rewards by one solver, and what they cost."""
+
+    rewards_PNS: Tensor
+    """Of every state; of one that is not scored, that of the next one that is."""
+    evaluations: float
+    """Network rows for the estimates of one trajectory; under guidance a velocity takes two."""
+    images: float
+    """Images decoded and scored of one trajectory."""
+    seconds: float
+    """Of the estimates of all trajectories."""
+
+
+class Trial:
+    """Trajectories of one schedule, and the rewards of their states by one solver after another."""
+
+    def __init__(self, setup: Setup, recipe: Recipe) -> None:
+        """`recipe` says where the noise is, and which states its credit rule needs."""
+        self.setup, self.recipe = setup, recipe
+        self.options, self.layout = recipe.credit, setup.layout(recipe)
+        self.schedule = self.layout.schedule(0)
+        self.levels = self.schedule.table[:, 3].tolist()
+        P, N = setup.groups
+        first = int(self.schedule.trainable_T.nonzero()[0])
+        latents = [P if k <= first else P * N for k in range(self.schedule.sampled)]
+        self.rows = sum(latents) * (1 if recipe.sample.guidance_scale == 1 else 2)
+        """Network rows that sampling takes."""
+
+    @property
+    def sampling(self) -> float:
+        """Network rows that sampling one trajectory takes."""
+        return self.rows / self.layout.trajectories
+
+    def by(self, solver: Solver) -> Recipe:
+        """The recipe with another solver, and nothing that only training evaluates."""
+        return altered(
+            self.recipe,
+            credit={"solver": solver.name, "solver_options": dict(solver.options)},
+            train={"old_logp": "sampling"},
+        )
+
+    def work(self, chosen: Sequence[Solver]) -> int:
+        """What `Setup.seen` will hear of in all: sampling once, then estimates and scores by each.
+
+        Raises:
+            ValueError: a solver that cannot be at one of the levels.
+        """
+        sigmas = self.setup.field.backbone.sigmas(len(self.levels), self.setup.latent_shape)
+        each = [cost.expected(self.by(solver), sigmas) for solver in chosen]
+        return self.rows + sum(one.velocity - self.rows + one.scored for one in each)
+
+    def sample(self) -> Trajectories:
+        """The trajectories, every state that is needed led on by its own velocity to t = 0."""
+        setup = self.setup
+        return sample(
+            setup.field, self.schedule.table, self.layout.plan(0),
+            seed=self.recipe.run.seed, latent_shape=setup.latent_shape,
+            methods=self._methods(Solver("tweedie", {})), sampled=self.schedule.sampled,
+        )  # fmt: skip
+
+    def rewards(self, made: Trajectories, solver: Solver) -> Scored:
+        """The rewards of what `sample` made, by a solver; `made` stays as it is."""
+        setup, clock = self.setup, Clock()
+        before = replace(setup.field.tally)
+        begun = _begun(made, self._methods(solver), self.levels)
+        clock.lap("begin")
+        scores_MK = score(setup.field, begun, setup.reward, setup.prompts, lap=clock.lap)
+        tally, all_of_them = setup.field.tally, self.layout.trajectories
+        setup.seen(tally.scored - before.scored)
+        return Scored(
+            rewards_PNS=self._of_all_states(scores_MK["reward"].cpu()),
+            evaluations=(tally.velocity - before.velocity) / all_of_them,
+            images=(tally.scored - before.scored) / all_of_them,
+            seconds=clock.seconds["begin"] + clock.seconds["estimates"],
+        )
+
+    def _methods(self, solver: Solver) -> dict[int, Method]:
+        return self.setup.layout(self.by(solver)).methods(self.schedule)
+
+    def _of_all_states(self, rewards_MK: Tensor) -> Tensor:
+        """`[P, N, T + 1]` from the rewards of the states that are scored."""
+        where_S = credit.scored_states(self.schedule.trainable_T, self.options)
+        known_PNS = rewards_MK.new_zeros(*self.setup.groups, len(where_S))
+        scored = rewards_MK.unflatten(0, self.setup.groups)
+        return known_PNS.index_copy(2, where_S.unique(), scored)[..., where_S]
+
+
+def _begun(
+    made: Trajectories, methods: Mapping[int, Method], levels: Sequence[float]
+) -> Trajectories:
+    """Trajectories whose states were led to t = 0, led over each method's first length instead."""
+    states = made.states
+    x_U, parts = states.x_U.clone(), []
+    for part in states.unfinished:
+        method = methods[part.step]
+        if part.behind is None:  # x - t v and x - first v lie on one line through x
+            x = made.latents_MS[states.member_U[part.rows], part.step]
+            x_U[part.rows] = x.lerp(states.x_U[part.rows], method.first / levels[part.step])
+        parts.append(replace(part, method=method))
+    return replace(made, states=replace(states, x_U=x_U, unfinished=tuple(parts)))
