@@ -1,18 +1,21 @@
-"""The probe of a generator with known velocities."""
+"""The probe of a generator with known velocities, and of a small pipeline from the command line."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from sfgrpo import cli
 from sfgrpo.config import Recipe
 from sfgrpo.guard import NonFinite
-from sfgrpo.probe import findings, signal
+from sfgrpo.probe import experiment, findings, signal, text
 from sfgrpo.probe.experiment import Heard, Setup, Solver, Trial, altered, probed
 from sfgrpo.prompts import Prompt
 from sfgrpo.rewards import Mixture
@@ -195,6 +198,7 @@ def test_a_window_that_changes_no_reward_spoils_nothing() -> None:
     coarse = probe(setup(lambda images: (15 * brightness(images)).round()))
     assert any(row.reward_std == 0 and math.isnan(row.agreement.value) for row in coarse.windows)
     assert not all(math.isnan(row.agreement.value) for row in coarse.windows)
+    assert " - " in text.as_text(coarse).split("noise in steps")[1]
 
 
 def test_nothing_to_credit_is_said() -> None:
@@ -213,3 +217,35 @@ def test_a_group_with_a_reward_that_is_not_finite_is_left_out() -> None:
 
     found = probe(setup(fails_on_the_first))
     assert found.dropped_groups == 1
+    assert "1 groups left out" in text.as_text(found)
+
+
+def test_the_command_writes_its_findings_and_no_run(
+    recipe, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    file, out, run = tmp_path / "recipe.yaml", tmp_path / "out", tmp_path / "run"
+    file.write_text(json.dumps(recipe(run).model_dump(mode="json")))
+    small = ["--prompts", "1", "--sample.num_steps", "3"]
+    assert cli.main(["probe", str(file), *small, "--out", str(out), "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == json.loads((out / "probe.json").read_text())
+    assert sorted(path.name for path in out.iterdir()) == ["probe.json", "probe.png"]
+    assert not run.exists()
+    assert json.loads(printed)["rows"][-1]["agreement"] == {
+        "value": pytest.approx(1),
+        "error": None,
+    }
+
+
+def test_what_cannot_be_probed_is_said_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "prepare", pytest.fail)
+    (tmp_path / "file").touch()
+    for given, message in (
+        ("--prompts 0", "--prompts: must be at least 1, got 0"),
+        (f"--out {tmp_path}/file", "File exists"),
+        ("--sample.group_size 1", "sample.group_size: Input should be greater than or equal to 2"),
+    ):
+        assert cli.main(["probe", "embedded", *given.split()]) == 2
+        assert message in capsys.readouterr().err

@@ -92,7 +92,7 @@ class WindowRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """Everything measured."""
+    """Everything measured; `sfgrpo.probe.text` prints it."""
 
     prompts: int
     group_size: int
