@@ -66,7 +66,7 @@ def main() -> None:
     relative = 0.0 if options.clean else options.relative
     keys = [(rest[i].removeprefix("--"), rest[i + 1]) for i in range(0, len(rest), 2)]
     for seed in options.seeds:
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # TensorBoard still writes
             recipe = config.load(
                 options.recipe,
                 [
