@@ -9,11 +9,14 @@ layer by layer), of one latent each.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from sfgrpo.config import Recipe
 from sfgrpo.layout import Layout
+from sfgrpo.sde import Schedule
 from sfgrpo.solvers import Method
 from sfgrpo.tally import Tally
 
@@ -25,33 +28,47 @@ def expected(recipe: Recipe, sigmas: Tensor, *, world: int = 1, iteration: int =
         ValueError: numbers that do not fit together; a rule, solver or option that is unknown.
     """
     layout = Layout(recipe, sigmas, rank=0, world=world, device=torch.device("cpu"))
-    schedule, groups = layout.schedule(iteration), _groups(layout, world)
-    noisy = schedule.trainable_T.nonzero().flatten().tolist()
-    carried = layout.methods(schedule)
-
-    def latents(state: int) -> int:
-        return groups if state <= noisy[0] else layout.trajectories
-
-    velocity = sum(map(latents, range(schedule.sampled)))
+    schedule = layout.schedule(iteration)
+    carried, latents = layout.methods(schedule), _latents(layout, schedule)
+    velocity = 0
     for state, method in carried.items():
         # Nobody has evaluated the first velocity of a state behind the last step sampled.
         velocity += latents(state) * (further_evaluations(method) + (state == schedule.sampled))
-    rows = layout.trajectories * len(noisy)
+    rows = layout.trajectories * int(schedule.trainable_T.sum())
     if recipe.train.old_logp == "training":
         velocity += rows - world * layout.rows_per_update
     if recipe.train.beta:
         velocity += rows
-    branches = 1 if recipe.sample.guidance_scale == 1 else 2
+    branches = _branches(recipe)
     images = sum(map(latents, {*carried, schedule.sampled}))
     return Tally(
-        velocity=branches * velocity, gradient=branches * rows, decoded=images, scored=images
-    )
+        velocity=sampling(layout, schedule) + branches * velocity, gradient=branches * rows,
+        decoded=images, scored=images,
+    )  # fmt: skip
 
 
-def _groups(layout: Layout, world: int) -> int:
+def sampling(layout: Layout, schedule: Schedule) -> int:
+    """Network rows that sampling takes on all ranks, without estimates."""
+    latents = _latents(layout, schedule)
+    return _branches(layout.recipe) * sum(map(latents, range(schedule.sampled)))
+
+
+def _branches(recipe: Recipe) -> int:
+    """Network rows of one velocity."""
+    return 1 if recipe.sample.guidance_scale == 1 else 2
+
+
+def _latents(layout: Layout, schedule: Schedule) -> Callable[[int], int]:
+    """From a state to how many latents of all ranks stand there."""
+    parted, groups = int(schedule.trainable_T.nonzero()[0]), _groups(layout)
+    return lambda state: groups if state <= parted else layout.trajectories
+
+
+def _groups(layout: Layout) -> int:
     """Groups of all ranks; one that spans ranks is begun on each of them."""
     share, size = layout.local, layout.recipe.sample.group_size
-    return sum(((rank + 1) * share - 1) // size - rank * share // size + 1 for rank in range(world))
+    starts = range(0, layout.trajectories, share)
+    return sum((start + share - 1) // size - start // size + 1 for start in starts)
 
 
 def further_evaluations(method: Method) -> int:

@@ -21,6 +21,7 @@ embedded model by .03 to .09, twice and more of what bf16 is allowed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,10 @@ class Drift:
     largest: float
     per_step: list[float]
     """Mean at each step of the sampler; 0 at noise-free steps."""
+
+    def of(self, budget: Sequence[float]) -> list[float]:
+        """Each step's drift in its budget (`budget`)."""
+        return [mean / most for mean, most in zip(self.per_step, budget, strict=True)]
 
 
 def tolerance(recipe: Recipe, device: torch.device) -> float:

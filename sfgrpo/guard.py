@@ -135,7 +135,7 @@ class Guard:
             Disagreement: beyond the steps' budgets on average; or, where the ratio's old
                 log-density is the sampler's, by more than half of the clip range.
         """
-        shares = [d / b for d, b in zip(drift.per_step, budget, strict=True)]
+        shares = drift.of(budget)
         noisy = [share for share, b in zip(shares, budget, strict=True) if math.isfinite(b)]
         worst = max(range(len(shares)), key=shares.__getitem__)
         told = (

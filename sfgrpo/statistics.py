@@ -97,13 +97,9 @@ class RowStatistics:
             "logp_drift_mean": drift.mean,
             "logp_drift_max": drift.largest,
             "logp_drift_per_step": drift.per_step,
-            "logp_drift_of_budget": _share(drift, drift_budget),
+            "logp_drift_of_budget": drift.of(drift_budget),
             "grad_norm": sum(self.norms) / max(1, len(self.norms)),
         }
-
-
-def _share(drift: Drift, budget: Sequence[float]) -> list[float]:
-    return [d / b for d, b in zip(drift.per_step, budget, strict=True)]
 
 
 def _all_ranks(local: Tensor) -> Tensor:

@@ -204,11 +204,10 @@ class Trainer:
         scores_MK = score(field, made, self.reward, chosen, lap=clock.lap)
         parts_MK = {name: values for name, values in scores_MK.items() if name != "reward"}
         where_S = credit.scored_states(schedule.trainable_T, self.recipe.credit).to(self.device)
-        numbers, scored_K = self.layout.numbers(), where_S.unique()
+        numbers = self.layout.numbers()
 
         def gather(values_MK: Tensor) -> Tensor:
-            found = engine.gather(values_MK, numbers).unflatten(0, shape)
-            return found.new_zeros(*shape, len(where_S)).index_copy(2, scored_K, found)
+            return credit.placed(engine.gather(values_MK, numbers).unflatten(0, shape), where_S)
 
         known_PNS = gather(scores_MK["reward"])  # 0 where no reward was asked
         self.guard.rewards(known_PNS, lambda: {k: gather(v) for k, v in parts_MK.items()})

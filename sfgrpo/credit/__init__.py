@@ -115,6 +115,17 @@ def scored_states(trainable_T: Tensor, options: Credit) -> Tensor:
     return start_T.new_tensor([int(start_T[0]), *end_T.tolist()])
 
 
+def placed(scores_PNK: Tensor, where_S: Tensor) -> Tensor:
+    """`[P, N, T + 1]`: the scores of the K scored states at their places, 0 elsewhere.
+
+    Args:
+        where_S: int64 `[T + 1]` of `scored_states`; indexing the result with it gives every state
+            the score of the next one that has its own.
+    """
+    known = scores_PNK.new_zeros(*scores_PNK.shape[:2], len(where_S))
+    return known.index_copy(2, where_S.unique(), scores_PNK)
+
+
 def advantages(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit | None = None) -> Tensor:
     """Advantages of every step.
 

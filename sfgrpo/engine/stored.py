@@ -1,6 +1,6 @@
 """DeepSpeed's files of a checkpoint, read as data.
 
-DeepSpeed reads them as pickles that may call anything. What it writes needs three classes of its
+DeepSpeed reads them as pickles that may call anything. What it writes needs four classes of its
 own beside tensors, numbers and text; nothing else is made when a file is read.
 """
 

@@ -151,10 +151,7 @@ class Trial:
         self.options, self.layout = recipe.credit, setup.layout(recipe)
         self.schedule = self.layout.schedule(0)
         self.levels = self.schedule.table[:, 3].tolist()
-        P, N = setup.groups
-        first = int(self.schedule.trainable_T.nonzero()[0])
-        latents = [P if k <= first else P * N for k in range(self.schedule.sampled)]
-        self.rows = sum(latents) * (1 if recipe.sample.guidance_scale == 1 else 2)
+        self.rows = cost.sampling(self.layout, self.schedule)
         """Network rows that sampling takes."""
 
     @property
@@ -211,9 +208,7 @@ class Trial:
     def _of_all_states(self, rewards_MK: Tensor) -> Tensor:
         """`[P, N, T + 1]` from the rewards of the states that are scored."""
         where_S = credit.scored_states(self.schedule.trainable_T, self.options)
-        known_PNS = rewards_MK.new_zeros(*self.setup.groups, len(where_S))
-        scored = rewards_MK.unflatten(0, self.setup.groups)
-        return known_PNS.index_copy(2, where_S.unique(), scored)[..., where_S]
+        return credit.placed(rewards_MK.unflatten(0, self.setup.groups), where_S)[..., where_S]
 
 
 def _begun(
