@@ -10,8 +10,10 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sfgrpo.backbones import _adapters
+from sfgrpo.backbones import _adapters, _weights
 from sfgrpo.backbones.base import Conditioning, Modality
+
+SAVED = "network.safetensors"
 
 
 class ModuleBackbone:
@@ -99,4 +101,7 @@ class ModuleBackbone:
             name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
             for name, value in state.items()
         }
-        save_file(copies, folder / "network.safetensors")
+        save_file(copies, folder / SAVED)
+
+    def restore(self, folder: Path) -> None:
+        _weights.restore(self.transformer, folder, parts={"": SAVED}, adapters=SAVED)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from sfgrpo import backbones
-from sfgrpo.backbones import _adapters, _attention, _cut, _loading
+from sfgrpo.backbones import _adapters, _attention, _cut, _loading, _weights
 from sfgrpo.backbones._loading import TextEncoders
 from sfgrpo.backbones._sizes import Sizes
 from sfgrpo.backbones.base import Conditioning, Modality
@@ -291,3 +291,7 @@ class PipelineBackbone(Sizes):
             return
         layers = get_peft_model_state_dict(network)
         _adapters.save(self.pipeline, folder, layers, adapters["default"])
+
+    def restore(self, folder: Path) -> None:
+        parts = getattr(self.transformer, "weight_folders", _weights.WHOLE)
+        _weights.restore(self.transformer, folder, parts=parts)

@@ -159,3 +159,8 @@ class Backbone(Protocol):
         """Write what was trained for the stock pipeline: adapters as `load_lora_weights` reads
         them, or the whole transformer as `from_pretrained` does."""
         ...
+
+    def restore(self, folder: Path) -> None:
+        """Give the transformer what `save` wrote: adapters if it has any (`sfgrpo.policy.Policy`
+        adds them), else all weights. ValueError if the folder lacks them or holds others."""
+        ...

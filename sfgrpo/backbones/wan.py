@@ -25,7 +25,9 @@ class Experts(nn.Module):
     `boundary`, `low` below."""
 
     adapter_folders: ClassVar = {"high.": "", "low.": "transformer_2"}
-    """Where each network's adapters lie in a folder of them, by the prefix of its layers' names."""
+    """Where each network's adapters lie in a folder of them, by the prefix of its layers' names,"""
+    weight_folders: ClassVar = {"high.": "transformer", "low.": "transformer_2"}
+    """and where its whole weights do."""
 
     def __init__(self, high: Any, low: Any, boundary: float) -> None:
         """`boundary` in [0, 1]."""
@@ -175,16 +177,16 @@ class WanBackbone(PipelineBackbone):
             return
         adapters = getattr(network, "peft_config", None)
         state = get_peft_model_state_dict(network) if adapters else network.state_dict()
-        for part, name in (("high", "transformer"), ("low", "transformer_2")):
+        for prefix, name in Experts.weight_folders.items():
             mine = {
-                key.removeprefix(f"{part}."): value
+                key.removeprefix(prefix): value
                 for key, value in state.items()
-                if key.startswith(f"{part}.")
+                if key.startswith(prefix)
             }
             if not adapters:
-                _save_weights(getattr(network, part), mine, folder / name)
+                _save_weights(network.get_submodule(prefix[:-1]), mine, folder / name)
                 continue
-            place = folder / Experts.adapter_folders[f"{part}."]
+            place = folder / Experts.adapter_folders[prefix]
             _adapters.save(self.pipeline, place, mine, adapters["default"])
 
     def for_sizes(self) -> nn.Module:
