@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor
+from tqdm import tqdm
 
 from sfgrpo import engine, sde
 from sfgrpo.backbones.base import Modality
-from sfgrpo.guard import NonFinite
+from sfgrpo.config import Recipe
+from sfgrpo.guard import Guard, NonFinite
 from sfgrpo.names import told
 from sfgrpo.prompts import Prompt, spread
-from sfgrpo.rewards import RewardError, evenly
+from sfgrpo.rewards import Mixture, RewardError, evenly
 from sfgrpo.rewards.base import staying
 from sfgrpo.rollout import Plan, VelocityField, batches, sample
+from sfgrpo.score import measure
 
 HELD_OUT = 2**62
 """Noise ids from here on belong to evaluation; training counts up from 0 and never gets here."""
@@ -83,6 +86,10 @@ def evaluate(
     table = sde.coefficients(field.backbone.sigmas(num_steps, latent_shape), "ode")
     plan = held_out_plan(len(prompts), images_per_prompt, field.backbone.device)
     total, kept, whole, scores = len(prompts) * images_per_prompt, [], [], []
+    bar = tqdm(
+        total=len(plan.sample_M), desc="evaluation", unit="image", leave=False, delay=2,
+        disable=engine.rank() != 0, dynamic_ncols=True,
+    )  # fmt: skip
     for rows in batches(len(plan.sample_M), field.batch_size):
         part = Plan(
             group_G=plan.group_G[rows],
@@ -98,6 +105,8 @@ def evaluate(
             if field.backbone.modality == "video" and engine.rank() == 0:
                 # The first videos are rank 0's, so that none of them travels.
                 whole += _bytes(decoded[: min(WHOLE, total) - len(whole)]).cpu()
+            bar.update(len(decoded))
+    bar.close()
     index = plan.sample_M - HELD_OUT
     gathered = {
         name: engine.gather(torch.cat([s[name] for s in scores]), index)[:total]
@@ -110,6 +119,32 @@ def evaluate(
     for judge in judges:
         numbers.update(_verdict(judge, judged, prompts, taken={*TAKEN, *numbers}))
     return Evaluation(numbers, samples_PN, list(prompts), torch.stack(whole) if whole else None)
+
+
+def of_recipe(
+    recipe: Recipe,
+    field: VelocityField,
+    prompts: Sequence[Prompt],
+    reward: Mixture,
+    judges: Sequence[Judge],
+    guard: Guard,
+    *,
+    iteration: int,
+    latent_shape: tuple[int, ...],
+) -> Evaluation:
+    """`evaluate` as the recipe has it; `field` has the conditioning of exactly these prompts.
+
+    Raises:
+        NonFinite: an image's reward is not finite, and the recipe wants to stop then.
+    """
+    guard.begin(iteration, prompts)
+    return evaluate(
+        field, prompts,
+        lambda images, rows: guard.images(measure(reward, images, rows, prompts), rows),
+        judges,
+        seed=recipe.run.seed, num_steps=recipe.eval.num_steps,
+        images_per_prompt=recipe.eval.images_per_prompt, latent_shape=latent_shape,
+    )  # fmt: skip
 
 
 def _verdict(

@@ -33,7 +33,7 @@ from sfgrpo.run.clock import Clock
 from sfgrpo.run.progress import Progress
 from sfgrpo.run.randomness import reseed
 from sfgrpo.run.stopping import Interrupted, Signals
-from sfgrpo.score import measure, score
+from sfgrpo.score import score
 from sfgrpo.sde import Schedule
 from sfgrpo.statistics import finite_groups, reward_statistics, total_cost
 from sfgrpo.update import Update
@@ -238,18 +238,11 @@ class Trainer:
 
     def evaluate(self) -> None:
         """Measure the (averaged) policy on held-out noise; log the numbers, keep the images."""
-        options = self.recipe.eval
         reseed(self.recipe.run.seed, self.iteration, engine.rank())
-        chosen = evaluate.chosen(self.prompts.evaluation, options.prompts)
-        self.guard.begin(self.iteration, chosen)
+        chosen = evaluate.chosen(self.prompts.evaluation, self.recipe.eval.prompts)
         with self.progress.averaged(), self.engine.sampling():
-            result = evaluate.evaluate(
-                self.field(chosen), chosen,
-                lambda images, prompt: self.guard.images(
-                    measure(self.reward, images, prompt, chosen), prompt
-                ),
-                self.judges,
-                seed=self.recipe.run.seed, num_steps=options.num_steps,
-                images_per_prompt=options.images_per_prompt, latent_shape=self.latent_shape,
+            result = evaluate.of_recipe(
+                self.recipe, self.field(chosen), chosen, self.reward, self.judges, self.guard,
+                iteration=self.iteration, latent_shape=self.latent_shape,
             )  # fmt: skip
         self.progress.evaluated(result)

@@ -39,6 +39,7 @@ FLOORS = (
     ("score", "embeddings", "guard"),
     ("evaluate", "update"),
     ("run",),
+    ("standing",),
     ("trainer", "doctor", "probe"),
     ("train", "embedded"),
     ("recipes", "cli"),

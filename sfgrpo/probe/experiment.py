@@ -8,18 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from sfgrpo import cost, credit, engine, evaluate, prompts, rewards, solvers
+from sfgrpo import cost, credit, engine, evaluate, solvers, standing
 from sfgrpo.config import Recipe
-from sfgrpo.embeddings import backbone_of
 from sfgrpo.layout import Layout
-from sfgrpo.policy import Policy, check_start
-from sfgrpo.prompts import Prompt, Split
-from sfgrpo.rewards import Mixture
-from sfgrpo.rollout import Trajectories, VelocityField, sample
+from sfgrpo.rollout import Trajectories, sample
 from sfgrpo.run.clock import Clock
-from sfgrpo.run.randomness import reseed
 from sfgrpo.score import score
 from sfgrpo.solvers import Method
+from sfgrpo.standing import Standing, altered
 from sfgrpo.tally import Tally
 
 Seen = Callable[[int], object]
@@ -49,15 +45,10 @@ class Heard(Tally):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Setup:
-    """A recipe's policy before training, and what scores it."""
+class Setup(Standing):
+    """A recipe's policy before training, and what scores it; the recipe has the probe's number of
+    prompts, noise in all steps, and all rows in one update."""
 
-    recipe: Recipe
-    """With the probe's number of prompts, noise in all steps, and all rows in one update."""
-    prompts: list[Prompt]
-    field: VelocityField
-    reward: Mixture
-    latent_shape: tuple[int, ...]
     seen: Seen
 
     @property
@@ -71,21 +62,12 @@ class Setup:
         return Layout(recipe, sigmas, rank=0, world=1, device=self.field.backbone.device)
 
 
-def altered(recipe: Recipe, **sections: Mapping[str, Any]) -> Recipe:
-    """The recipe with other values in its sections."""
-    changed = {
-        name: getattr(recipe, name).model_copy(update=dict(values))
-        for name, values in sections.items()
-    }
-    return recipe.model_copy(update=changed)
-
-
 def probed(recipe: Recipe, count: int) -> Recipe:
     """The recipe with so many prompts, noise in all steps, and nothing that only training needs."""
     return altered(
         recipe,
         sample={"prompts_per_iteration": count, "window": None},
-        train={"updates_per_iteration": 1, "beta": 0.0},  # beta 0: no second copy of the weights
+        train={"updates_per_iteration": 1, "beta": 0.0},
     )
 
 
@@ -96,36 +78,16 @@ def prepare(recipe: Recipe, count: int, seen: Seen) -> Setup:
         ValueError: as `sfgrpo.trainer.Trainer`; the process is one of several ranks.
         OSError: a model or a file that is not there.
     """
-    device = engine.start()
+    engine.start()
     if engine.world() > 1:
         raise ValueError(f"it runs in one process, and this is one of {engine.world()} ranks")
-    found = prompts.split(
-        recipe.prompts, prompts_from=recipe.eval.prompts_from, held_out=recipe.eval.held_out
-    )
-    chosen = evaluate.chosen(found.train, count)
-    recipe = probed(recipe, len(chosen))
-    reward = rewards.load(recipe.reward, recipe.reward_options, frames=recipe.reward_frames)
-    reward.check(chosen)
     credit.get(recipe.credit)
     solvers.methods(recipe.credit.solver, recipe.credit.solver_options, {0: 1.0})
-    check_start(recipe.lora)
-    backbone, embed = backbone_of(recipe, device, Split(train=chosen, evaluation=[]))
-    reseed(recipe.run.seed, 0, 0)
-    guidance = recipe.sample.guidance_scale
-    return Setup(
-        recipe=recipe, prompts=chosen, reward=reward, seen=seen,
-        latent_shape=backbone.latent_shape(*recipe.model.size),
-        field=VelocityField(
-            backbone=backbone,
-            # Adapters that training would start from are part of the policy.
-            network=Policy(backbone.transformer, recipe, backbone.lora_targets).network,
-            conditioning=embed([prompt.text for prompt in chosen]),
-            unconditional=embed([recipe.sample.negative_prompt]) if guidance != 1 else None,
-            guidance=guidance,
-            batch_size=recipe.sample.batch_size,
-            tally=Heard(seen=seen),
-        ),
-    )  # fmt: skip
+    found = standing.prepare(
+        recipe, lambda split: evaluate.chosen(split.train, count), tally=Heard(seen=seen)
+    )
+    probing = probed(recipe, len(found.prompts))
+    return Setup(**{**vars(found), "recipe": probing}, seen=seen)
 
 
 @dataclass(frozen=True, kw_only=True)
