@@ -18,6 +18,7 @@ RECIPE_COMMANDS = {
     "show": {},
     "doctor": {"flags": ["--json"], "valued": ["--world", "--device-memory"]},
     "probe": {"flags": ["--json"], "valued": ["--prompts", "--out"]},
+    "evaluate": {"flags": ["--json"], "valued": ["--checkpoint", "--out"]},
 }
 """Commands that take any key of a recipe, and their own options."""
 EPILOG = """\
@@ -27,6 +28,7 @@ examples:
   sfgrpo doctor embedded                         will it run here, and in how much memory
   sfgrpo probe embedded                          how good is its credit signal, at what cost
   sfgrpo report runs/embedded                    what happened, as one HTML file
+  sfgrpo evaluate runs/embedded --eval.num_steps 40   the trained policy, measured in another way
   sfgrpo compare grid.yaml                       train variants over seeds and compare them
   sfgrpo compare runs/a runs/b --out curves.png  evaluation curves of several runs, by credit rule
 """
@@ -55,6 +57,21 @@ the errors behind +-.
 """
 
 
+EVALUATE = """\
+Samples images of the checkpoint's (averaged) weights from the noise that the run's own evaluations
+have, scores and judges them, and prints the numbers beside those that the run logged. Any key that
+says how a policy is measured can be replaced:
+
+  sfgrpo evaluate runs/embedded --eval.num_steps 40          more steps than in training
+  sfgrpo evaluate runs/embedded --checkpoint start           the policy before training
+  sfgrpo evaluate runs/sd35 --eval.prompts_from test.jsonl --reward '{pickscore: 1}'
+  sfgrpo evaluate runs/sd35 --model.resolution 1024 --sample.guidance_scale 4.5
+
+Numbers go to eval.jsonl in --out, images beside it. The run is only read, so it may be going on.
+Several processes share the images: torchrun --nproc_per_node 8 -m sfgrpo.cli evaluate RUN.
+"""
+
+
 def _parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog="sfgrpo",
@@ -79,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_probe(commands)
     report = commands.add_parser("report", help="write report.html of a run")
     report.add_argument("run", type=Path, help="the run's folder")
+    _add_evaluate(commands)
     compare = commands.add_parser(
         "compare", help="train a grid of variants and seeds and compare them, or plot runs",
         epilog=f"a grid file:\n{EXAMPLE}", formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -108,6 +126,21 @@ def _add_probe(commands: Any) -> None:
     probe.add_argument("--prompts", type=int, default=8, help="how many groups (default: 8)")
     probe.add_argument("--out", type=Path, default=Path("probe"), help="folder (default: probe)")
     probe.add_argument("--json", action="store_true", help="print it for machines")
+
+
+def _add_evaluate(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "evaluate", help="measure a checkpoint again: more steps, other prompts or rewards",
+        description="Measure the policy of a run's checkpoint again, in another way.",
+        epilog=EVALUATE, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    evaluate.add_argument("run", type=Path, help="the run's folder, then any --key value")
+    evaluate.add_argument(
+        "--checkpoint", default="newest", metavar="WHICH",
+        help="an iteration, best, start (before training) or newest, the default",
+    )  # fmt: skip
+    evaluate.add_argument("--out", type=Path, help="folder (default: one in RUN/evaluations)")
+    evaluate.add_argument("--json", action="store_true", help="print the numbers for machines")
 
 
 @extras.told
@@ -166,6 +199,14 @@ def _probe(parsed: argparse.Namespace, pairs: Pairs) -> int:
     )
 
 
+def _evaluate(parsed: argparse.Namespace, pairs: Pairs) -> int:
+    from sfgrpo import saved
+
+    return saved.main(
+        parsed.run, pairs, checkpoint=parsed.checkpoint, out=parsed.out, machines=parsed.json
+    )
+
+
 def _report(parsed: argparse.Namespace, _: Pairs) -> int:
     from sfgrpo import report
 
@@ -205,6 +246,7 @@ COMMANDS = {
     "show": _show,
     "doctor": _doctor,
     "probe": _probe,
+    "evaluate": _evaluate,
     "report": _report,
     "compare": _compare,
     "pretrain": _pretrain,

@@ -40,7 +40,7 @@ FLOORS = (
     ("evaluate", "update"),
     ("run",),
     ("standing",),
-    ("trainer", "doctor", "probe"),
+    ("trainer", "doctor", "probe", "saved"),
     ("train", "embedded"),
     ("recipes", "cli"),
 )

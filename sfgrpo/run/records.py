@@ -36,6 +36,7 @@ OURS = {
     "images": r"\d{6,}\.png|prompts\.txt",
     "samples": r"\d{6,}\.safetensors|prompts\.txt",
     "videos": r"\d{6,}-\d+\.webp",
+    "evaluations": r"as_trained|[a-z_.]+=.*",
     "tensorboard": r"events\.out\.tfevents\..+",
     "checkpoints": r"((writing|removing|damaged)-)?(\d{6,}|best)(-\d+)?",
 }

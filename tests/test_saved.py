@@ -1,0 +1,118 @@
+"""A checkpoint's policy, measured again: as the run measured it, and in another way."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfgrpo import cli, config
+from sfgrpo.run import records
+from sfgrpo.trainer import Trainer
+
+LORA = {"full": "null", "lora": "{rank: 4, alpha: 12}"}
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def run(recipe: Any, tmp_path_factory: pytest.TempPathFactory, request: Any) -> Path:
+    """A finished run of two iterations, of which the best weights are kept, too."""
+    folder = tmp_path_factory.mktemp(request.param)
+    Trainer(
+        recipe(
+            folder, run__iterations="2", lora=LORA[request.param], train__learning_rate="1e-2",
+            checkpoint="{every: 1, keep_best: true}", train__ema_decay="0.5",
+        )
+    ).train()  # fmt: skip
+    return folder
+
+
+def numbers(run: Path, capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, Any]:
+    assert cli.main(["evaluate", str(run), "--json", *options]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_every_checkpoint_is_what_the_run_measured(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logged = {row["iteration"]: row for row in records.read(run / "eval.jsonl")}
+    assert logged[0]["reward"] != logged[1]["reward"] != logged[2]["reward"]
+    best = max(logged.values(), key=lambda row: row["reward"])
+    for which, expected in (
+        ("newest", logged[2]), ("1", logged[1]), ("start", logged[0]), ("best", best),
+    ):  # fmt: skip
+        found = numbers(run, capsys, "--checkpoint", which)
+        assert found == pytest.approx(expected, rel=1e-6)
+    kept = records.read(run / "evaluations" / "as_trained" / "eval.jsonl")
+    assert [row["iteration"] for row in kept] == [0, 1, 2]
+    pixels = [
+        np.asarray(Image.open(folder / "images" / "000002.png")).astype(int)
+        for folder in (run, run / "evaluations" / "as_trained")
+    ]
+    assert abs(pixels[0] - pixels[1]).max() <= 1  # adapters are saved times alpha / rank: rounding
+
+
+def test_more_steps_another_size_and_a_table(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    before = sorted(path for path in run.rglob("*") if "evaluations" not in path.parts)
+    keys = ["--eval.num_steps", "7", "--model.resolution", "[16, 32]"]
+    assert cli.main(["evaluate", str(run), *keys, "--out", str(tmp_path / "there")]) == 0
+    printed = capsys.readouterr().out
+    logged = records.read(run / "eval.jsonl")[-1]["reward"]
+    (row,) = records.read(tmp_path / "there" / "eval.jsonl")
+    assert row["changed"] == {"eval.num_steps": "7", "model.resolution": "[16, 32]"}
+    assert f"reward{logged:31.4f}{row['reward']:13.4f}".split() in [
+        line.split() for line in printed.splitlines()
+    ]
+    assert row["reward"] != pytest.approx(logged, rel=1e-6)
+    assert before == sorted(path for path in run.rglob("*") if "evaluations" not in path.parts)
+    numbers(run, capsys, "--eval.num_steps", "3")
+    assert (run / "evaluations" / "eval.num_steps=3" / "eval.jsonl").is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--checkpoint", "7"], r"--checkpoint 7: '.*' has start, 1, 2, best"),
+        (["--train.beta", "0"], r"--train.beta: says nothing about how a finished policy"),
+        (["--model.path", "embedded"], r"--model.path: says nothing"),
+        (["--eval.every", "3"], r"--eval.every: says nothing"),
+        (["--eval.num_step", "3"], r"eval.num_step\b.*num_steps"),
+    ],
+)
+def test_what_cannot_be_is_said_in_one_line(
+    run: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    assert cli.main(["evaluate", str(run), *options]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("sfgrpo evaluate: ")
+    assert re.search(message, said), said
+
+
+def test_a_damaged_checkpoint_and_no_run(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert cli.main(["evaluate", str(tmp_path)]) == 2
+    assert "holds no run: there is no recipe.yaml" in capsys.readouterr().err
+    file = next((run / "checkpoints" / "000001" / "model").rglob("*.safetensors"))
+    whole = file.read_bytes()
+    try:
+        file.write_bytes(whole[:-1])
+        assert cli.main(["evaluate", str(run), "--checkpoint", "1"]) == 2
+        assert "000001' is damaged: model/" in capsys.readouterr().err
+    finally:
+        file.write_bytes(whole)
+
+
+def test_a_run_that_starts_over_removes_them(recipe: Any, tmp_path: Path) -> None:
+    given: config.Recipe = recipe(tmp_path)
+    records.prepare(tmp_path, given, fresh=False)
+    for name in ("as_trained", "eval.num_steps=3", "mine"):
+        (tmp_path / "evaluations" / name).mkdir(parents=True)
+    records.prepare(tmp_path, given, fresh=True)
+    assert [path.name for path in (tmp_path / "evaluations").iterdir()] == ["mine"]
