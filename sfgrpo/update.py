@@ -7,6 +7,7 @@ policy gradient. Rows of later updates get one forward without gradient before i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,7 +23,29 @@ from sfgrpo.layout import Layout
 from sfgrpo.loss import Rows, TrajectoryRows, log_density, policy_loss
 from sfgrpo.policy import Ema, Policy
 from sfgrpo.rollout import VelocityField, batches
+from sfgrpo.sections import Train
 from sfgrpo.statistics import RowStatistics
+
+
+def changes(train: Train) -> bool:
+    """Whether the learning rate is not the same all the time."""
+    return train.warmup > 0 or train.rate_decay is not None
+
+
+def learning_rate(train: Train, iteration: int) -> float:
+    """That of an iteration, counted from 0: a function of it alone, so that runs may stop anywhere.
+
+    The first of `warmup` iterations has 1 / (warmup + 1) of it, the one after them the whole. The
+    last of `rate_decay.iterations` has its `end`, which stays.
+    """
+    if iteration < train.warmup:
+        return train.learning_rate * (iteration + 1) / (train.warmup + 1)
+    if (decay := train.rate_decay) is None:
+        return train.learning_rate
+    steps = max(1, decay.iterations - 1 - train.warmup)
+    done = min(1.0, (iteration - train.warmup) / steps)
+    left = 1 - done if decay.shape == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return train.learning_rate * (decay.end + (1 - decay.end) * left)
 
 
 class Update:
@@ -42,6 +65,7 @@ class Update:
         """Split the rows over optimiser steps and micro-batches, and take the steps; returns what
         the iteration's metrics say of them."""
         train, statistics = self.recipe.train, RowStatistics()
+        self.engine.set_learning_rate(learning_rate(train, iteration))
         scale = self.engine.row_weight(self.layout.rows_per_update)
         updates, budget = self.layout.updates(iteration), self.drift_budget(rows)
         old_MT = self.old_log_densities(field, rows, updates[1:], statistics)
@@ -69,7 +93,8 @@ class Update:
             statistics.add_step(norm, taken=taken)
             if self.ema and taken:
                 self.ema.update()
-        return {**statistics.summary(train.beta, budget), **self._scaling(statistics)}
+        rate = {"learning_rate": learning_rate(train, iteration)} if changes(train) else {}
+        return {**statistics.summary(train.beta, budget), **rate, **self._scaling(statistics)}
 
     @torch.no_grad()
     def old_log_densities(

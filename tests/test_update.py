@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sfgrpo import config
 from sfgrpo.drift import Disagreement
 from sfgrpo.run import records
+from sfgrpo.sections import RateDecay, Train
 from sfgrpo.trainer import Trainer
+from sfgrpo.update import learning_rate
 from tests.support import batch_dependent, ranks
 
 Make = Callable[..., config.Recipe]
@@ -112,3 +116,49 @@ def test_the_guard_ratio_spreads_less_where_noise_is_small(recipe: Make, tmp_pat
         row = only_row(tmp_path / ratio)
         spread[ratio] = row["ratio_max"] - row["ratio_min"]
     assert 0 < spread["guard"] < 0.7 * spread["density"]  # eta is .7, so n < .7
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, [1, 1, 1, 1, 1, 1]),
+        ({"warmup": 3}, [0.25, 0.5, 0.75, 1, 1, 1]),
+        ({"rate_decay": {"iterations": 5, "shape": "linear"}}, [1, 0.75, 0.5, 0.25, 0, 0]),
+        ({"rate_decay": {"iterations": 5}}, [1, 0.8535534, 0.5, 0.1464466, 0, 0]),
+        ({"rate_decay": {"iterations": 3, "end": 0.2}}, [1, 0.6, 0.2, 0.2, 0.2, 0.2]),
+        (
+            {"warmup": 1, "rate_decay": {"iterations": 4, "shape": "linear", "end": 0.5}},
+            [0.5, 1, 0.75, 0.5, 0.5, 0.5],
+        ),
+        ({"warmup": 2, "rate_decay": {"iterations": 3}}, [1 / 3, 2 / 3, 1, 0, 0, 0]),
+    ],
+)
+def test_the_learning_rate_follows_from_the_iteration(
+    keys: dict[str, Any], expected: list[float]
+) -> None:
+    train = Train(learning_rate=2.0, **keys)
+    found = [learning_rate(train, iteration) / 2 for iteration in range(6)]
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_rate_that_falls_before_it_has_risen_is_refused() -> None:
+    with pytest.raises(ValidationError, match="must be more than the 5 of warmup, got 5"):
+        Train(warmup=5, rate_decay=RateDecay(iterations=5))
+
+
+@pytest.mark.parametrize("stage", ["0", "1", "2", "3"])
+def test_steps_are_taken_at_that_rate(recipe: Make, tmp_path: Path, stage: str) -> None:
+    """At a rate of 0 nothing changes; the optimiser had another one at the start."""
+    given = recipe(
+        tmp_path, run__iterations="2", train__learning_rate="1e-2", deepspeed__zero_stage=stage,
+        train__rate_decay="{iterations: 2}", train__ema_decay="0", eval=STILL["eval"],
+    )  # fmt: skip
+    Trainer(given).train()
+    rates = [row["learning_rate"] for row in records.read(tmp_path / "metrics.jsonl")]
+    assert rates == [1e-2, 0]
+    before, after = (
+        load_file(tmp_path / "checkpoints" / name / "model" / "adapter_model.safetensors")
+        for name in ("000001", "000002")
+    )
+    assert all(torch.equal(before[name], after[name]) for name in after)
+    assert any(value.any() for name, value in before.items() if "lora_B" in name)

@@ -11,11 +11,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 from sfgrpo import config
 from sfgrpo.run import records
 from sfgrpo.trainer import Trainer
 from tests.support import batch_dependent
+
+FP16 = "deepspeed.accelerator.cpu_accelerator.CPU_Accelerator.is_fp16_supported"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
 
 def train(recipe: config.Recipe, relative: float) -> None:
     """One run; its report's numbers are in the run's folder."""
-    trainer = Trainer(recipe, fresh=True)
+    # PyTorch computes fp16 on any CPU; DeepSpeed asks for a native one.
+    with patch(FP16, lambda self: True):
+        trainer = Trainer(recipe, fresh=True)
     if relative:
         batch_dependent.perturb(trainer.backbone, relative)
     trainer.train()
@@ -52,8 +57,10 @@ def told(folder: Path) -> str:
         max(values) for values in zip(*(r["logp_drift_of_budget"] for r in rows), strict=True)
     ]
     drifts = [max(values) for values in zip(*(r["logp_drift_per_step"] for r in rows), strict=True)]
+    found = [row["loss_scale"] for row in rows if "loss_scale" in row]  # of fp16 alone
+    scales = f"; loss scale {min(found):.0f} to {max(found):.0f}" if found else ""
     return (
-        f"held-out reward {rewards}\n  largest drift of each step "
+        f"held-out reward {rewards}{scales}\n  largest drift of each step "
         + " ".join(f"{d:.1e}" for d in drifts)
         + "\n  of its budget "
         + " ".join(f"{s:.3f}" for s in shares)

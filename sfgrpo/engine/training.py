@@ -110,6 +110,11 @@ class Engine:
         self.network.step()
         return self.network.was_step_applied()
 
+    def set_learning_rate(self, rate: float) -> None:
+        """That of the optimiser steps from now on."""
+        for group in self.network.optimizer.param_groups:
+            group["lr"] = rate
+
     def grad_norm(self) -> float:
         """Norm of the whole gradient at the last step taken, before clipping and loss scale."""
         norm = self.network.get_global_grad_norm() if self._own_norm is None else self._own_norm

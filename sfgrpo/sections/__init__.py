@@ -4,7 +4,7 @@ from sfgrpo.sections.base import Count, Folder, Section, Source
 from sfgrpo.sections.model import Lora, Model
 from sfgrpo.sections.run import Checkpoint, Eval, Run
 from sfgrpo.sections.sample import Credit, Sample, Window
-from sfgrpo.sections.train import Deepspeed, Train
+from sfgrpo.sections.train import Deepspeed, RateDecay, Train
 
 __all__ = [
     "Checkpoint",
@@ -15,6 +15,7 @@ __all__ = [
     "Folder",
     "Lora",
     "Model",
+    "RateDecay",
     "Run",
     "Sample",
     "Section",

@@ -9,8 +9,22 @@ from pydantic import Field, PositiveFloat, model_validator
 from sfgrpo.sections.base import Count, Decay, Section
 
 
+class RateDecay(Section):
+    shape: Literal["cosine", "linear"] = "cosine"
+    """Along half a cosine, or a line."""
+    iterations: Count
+    """How many it takes, warm-up included. Not run.iterations, so that a run that is made longer
+    stays the same run."""
+    end: float = Field(default=0.0, ge=0, le=1)
+    """Share of learning_rate that is left then and kept."""
+
+
 class Train(Section):
     learning_rate: float = Field(default=3e-4, gt=0)
+    warmup: int = Field(default=0, ge=0, lt=2**31)
+    """Iterations in which the learning rate rises linearly to its value."""
+    rate_decay: RateDecay | None = None
+    """How it falls after that; null is not at all."""
     weight_decay: float = Field(default=1e-4, ge=0)
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """AdamW's decay of the first and the second moment."""
@@ -52,6 +66,15 @@ class Train(Section):
     sampling| follows from it, and a run beyond it stops: see `sfgrpo.drift`."""
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
     """Decay per optimiser step of the averaged weights that are evaluated; 0 switches it off."""
+
+    @model_validator(mode="after")
+    def _warm_before_it_falls(self) -> Train:
+        if self.rate_decay and self.rate_decay.iterations <= self.warmup:
+            raise ValueError(
+                f"rate_decay.iterations: must be more than the {self.warmup} of warmup, got "
+                f"{self.rate_decay.iterations}"
+            )
+        return self
 
 
 class Deepspeed(Section):

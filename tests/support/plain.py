@@ -73,6 +73,10 @@ class PlainEngine:
         self.masters.publish()
         return True
 
+    def set_learning_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
     def grad_norm(self) -> float:
         return self.norm
 
