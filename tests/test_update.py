@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -48,11 +49,16 @@ def only_row(folder: Path) -> dict[str, Any]:
         {"deepspeed__zero_stage": "2", "sample__guidance_scale": "3.0"},
         {"deepspeed__zero_stage": "3", "deepspeed__gather_for_sampling": "layer"},
         {"lora": "null", "train__ratio": "guard"},
+        {"model__dtype": "fp16"},
     ],
-    ids=["stage 0", "stage 1, checkpointing", "stage 2, guidance", "stage 3", "full, guard"],
+    ids=["stage 0", "stage 1, checkpointing", "stage 2, guidance", "stage 3", "guard", "fp16"],
 )
-def test_rounding_moves_no_ratio(recipe: Make, tmp_path: Path, changes: dict[str, str]) -> None:
+def test_rounding_moves_no_ratio(
+    recipe: Make, tmp_path: Path, changes: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rows of both updates are compared with the forward that trains them: exactly 1."""
+    # PyTorch computes fp16 on any CPU; DeepSpeed asks for a native one.
+    monkeypatch.setattr(CPU_Accelerator, "is_fp16_supported", lambda self: True)
     batch_dependent.train(recipe(tmp_path, **STILL, **changes))
     row = only_row(tmp_path)
     assert row["ratio_min"] == row["ratio_max"] == 1
@@ -61,6 +67,30 @@ def test_rounding_moves_no_ratio(recipe: Make, tmp_path: Path, changes: dict[str
     shares = row["logp_drift_of_budget"]
     assert [share > 0 for share in shares] == [False, True, True, False]
     assert max(shares) < 0.5
+
+
+@pytest.mark.slow
+def test_fp16_with_loss_scaling_learns_what_fp32_does(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both through velocities that depend on the batch's size."""
+    monkeypatch.setattr(CPU_Accelerator, "is_fp16_supported", lambda self: True)
+    found = {}
+    for dtype in ("fp32", "fp16"):
+        batch_dependent.train(
+            recipe(
+                tmp_path / dtype, model__dtype=dtype, train__learning_rate="1e-2",
+                train__ema_decay="0", train__beta="0", train__updates_per_iteration="2",
+                train__drift_budget=STILL["train__drift_budget"],
+                eval="{every: 3, prompts: 4, images_per_prompt: 4, num_steps: 2, judges: []}",
+            )
+        )  # fmt: skip
+        found[dtype] = [row["reward"] for row in records.read(tmp_path / dtype / "eval.jsonl")]
+    rows = records.read(tmp_path / "fp16" / "metrics.jsonl")
+    assert all(row["loss_scale"] > 1 for row in rows)
+    assert all(row["skipped_steps"] == 0 for row in rows)
+    before, after = found["fp32"]
+    assert abs(found["fp16"][-1] - after) < 0.05 * abs(after - before)
 
 
 def test_rounding_moves_no_ratio_on_two_ranks(recipe: Make, tmp_path: Path) -> None:
