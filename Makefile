@@ -3,8 +3,9 @@
 # make test   everything that is checked: lint, types, all tests
 # make format formats the code and fixes what ruff can fix safely
 # make bench  the benchmark table of the ops on this device
-# make compare  stepwise against uniform credit, five seeds each, with intervals (an hour; goes on after
-#               a kill): runs/compare/stepwise_vs_uniform
+# make compare  stepwise against uniform credit, five seeds each, with intervals (an hour and three
+#               quarters; goes on after a kill): runs/compare/stepwise_vs_uniform
+#               CLAIM=NAME another grid of benchmarks/claims; all of them take a night
 # make setup  only makes .venv (the others call it; a second call does nothing)
 
 PYTHON ?= python3
@@ -12,6 +13,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Extra arguments for pip, e.g. an index that serves CPU builds of PyTorch.
 PIP_FLAGS ?=
+# A grid of benchmarks/claims.
+CLAIM ?= stepwise_vs_uniform
 
 # Waiting OpenMP threads sleep instead of spinning: on a shared machine a spinning thread takes
 # the core that the thread it waits for needs.
@@ -62,7 +65,7 @@ bench: setup
 	env -u OMP_WAIT_POLICY $(BIN)/python -m pytest --benchmark-only
 
 compare: setup
-	$(BIN)/sfgrpo compare benchmarks/claims/stepwise_vs_uniform.yaml
+	$(BIN)/sfgrpo compare benchmarks/claims/$(CLAIM).yaml
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
