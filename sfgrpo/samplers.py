@@ -95,6 +95,16 @@ def cps(step: Step) -> tuple[float, float, float]:
     return _interpolate(step, step.s * math.sin(step.eta * math.pi / 2))
 
 
+@sampler("precise")
+def precise(step: Step) -> tuple[float, float, float]:
+    """Precise (Zou et al. 2026, arXiv 2605.23522): the SDE's exact step while the clean estimate
+    stays what it is. It forgets the noise at the rate at which the log-SNR rises, so its noise
+    falls with the steps' length; at t = 1 it draws all of it afresh."""
+    t, s, eta, _ = step
+    kept = (s * (1 - t) / (t * (1 - s))) ** (eta * eta)
+    return _interpolate(step, s * math.sqrt(max(1 - kept, 0.0)))
+
+
 @sampler("renoise")
 def renoise(step: Step) -> tuple[float, float, float]:
     """Project to x0 and noise afresh (diffusers' `stochastic_sampling=True`)."""

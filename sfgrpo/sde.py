@@ -83,7 +83,8 @@ def coefficients(
 
     Args:
         sigmas: `[T + 1]` noise levels, strictly falling, within [0, 1] (1 is pure noise).
-        sampler: "ode", "flow", "dance", "ddim", "cps", "renoise", or "module:function".
+        sampler: "ode", "flow", "dance", "ddim", "cps", "precise", "renoise", or
+            "module:function".
         eta: stochasticity; 0 gives the ODE for every sampler but "renoise" (which ignores it).
         options: what the sampler takes beside the step.
 

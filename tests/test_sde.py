@@ -11,14 +11,14 @@ from torch import Tensor
 from sfgrpo import sde
 
 SD35 = [1, 0.9601, 0.9133, 0.8577, 0.7904, 0.7073, 0.6022, 0.4649, 0.2780, 0.0089, 0]
-NOISY = ["flow", "dance", "ddim", "cps"]
+NOISY = ["flow", "dance", "ddim", "cps", "precise"]
 
 
 def columns(sigmas: list[float], kind: str, eta: float) -> tuple[Tensor, ...]:
     return sde.coefficients(sigmas, kind, eta).double().unbind(-1)
 
 
-@pytest.mark.parametrize("kind", ["ode", "ddim", "cps", "renoise"])
+@pytest.mark.parametrize("kind", ["ode", "ddim", "cps", "precise", "renoise"])
 def test_marginals_are_kept_exactly(kind: str) -> None:
     """With all data at one point c the exact velocity is (x - c) / t, and x_t ~ N((1-t) c, t^2)
     must be carried to N((1-s) c, s^2) by every sampler built on x0_hat and x1_hat."""
@@ -74,6 +74,25 @@ def test_noise_of_the_published_schedule() -> None:
     cps = sde.coefficients(SD35, "cps", 0.7)[:, 2]
     assert cps[0].item() == pytest.approx(0.9601 * math.sin(0.35 * math.pi))
     assert cps[-1] == 0
+
+
+def test_precise_forgets_as_much_in_many_steps_as_in_one() -> None:
+    """Exact while the clean estimate stays: only the ends count. At eta = sqrt(2) it is ancestral
+    sampling, q(x_s | x_t, x_0)."""
+
+    def kept(levels: list[float], eta: float) -> float:
+        n = columns(levels, "precise", eta)[2]
+        s = torch.tensor(levels[1:], dtype=torch.float64)
+        return float((1 - (n / s).square()).sqrt().prod())
+
+    for eta in (0.3, 0.7, 2**0.5):
+        assert kept([0.8, 0.61, 0.6, 0.3], eta) == pytest.approx(kept([0.8, 0.3], eta), rel=1e-5)
+    t, s = 0.8, 0.3
+    n = columns([t, s], "precise", 2**0.5)[2]
+    posterior = s**2 * (1 - (s * (1 - t) / (t * (1 - s))) ** 2)
+    assert n.item() ** 2 == pytest.approx(posterior, rel=1e-5)
+    first = columns([1.0, 0.9], "precise", 0.5)[2]
+    assert first.item() == pytest.approx(0.9)  # nothing of pure noise is kept
 
 
 def test_kl_scales() -> None:

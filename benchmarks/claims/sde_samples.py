@@ -29,7 +29,7 @@ from sfgrpo.score import measure
 from sfgrpo.standing import Standing
 
 REFERENCE = "ddim"
-SAMPLERS = ("ddim", "flow", "dance", "cps")
+SAMPLERS = ("ddim", "flow", "dance", "cps", "precise")
 ETAS = (0.35, 0.7, 0.9)
 """Of the reference; the paper's is 0.7."""
 RESAMPLED = 2000

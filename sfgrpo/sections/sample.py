@@ -39,7 +39,8 @@ class Window(Section):
 
 class Sample(Section):
     sampler: str = "ddim"
-    """ "flow", "dance", "ddim", "cps" or "renoise"; or "module:function", a sampler of your own."""
+    """ "flow", "dance", "ddim", "cps", "precise" or "renoise"; or "module:function", a sampler of
+    your own."""
     sampler_options: dict[str, Any] = Field(default={})
     """What the sampler takes beside the step."""
     num_steps: int = Field(default=10, ge=1, le=10_000)
