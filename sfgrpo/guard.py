@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from sfgrpo import engine, ops
 from sfgrpo.config import Recipe
+from sfgrpo.credit import Rewards
 from sfgrpo.drift import Disagreement, Drift
 from sfgrpo.loss import Rows
 from sfgrpo.prompts import Prompt
@@ -47,22 +48,18 @@ class Guard:
         self.iteration, self.texts = iteration, [prompt.text for prompt in prompts]
         self._rows.clear()
 
-    def rewards(self, rewards_PNS: Tensor, parts: Callable[[], Mapping[str, Tensor]]) -> None:
+    def rewards(self, rewards: Rewards) -> None:
         """The rewards of all ranks.
-
-        Args:
-            parts: gives the scores `[P, N, S]` of each reward (a collective, called if needed).
 
         Raises:
             NonFinite: a reward is not finite and `train.on_nonfinite` is "stop", or it is
                 "drop_group" and no group is left.
         """
-        kept_P = finite_groups(rewards_PNS)
+        kept_P = finite_groups(rewards.total)
         if kept_P.all():
             return
-        places = (~rewards_PNS.isfinite()).nonzero().tolist()
-        named = parts()
-        told = "; ".join(self._reward(named, rewards_PNS, *place) for place in places[:SHOWN])
+        places = (~rewards.total.isfinite()).nonzero().tolist()
+        told = "; ".join(self._reward(rewards, *place) for place in places[:SHOWN])
         told += f" (and {len(places) - SHOWN} more)" if len(places) > SHOWN else ""
         told += f", in iteration {self.iteration}"
         if self.train.on_nonfinite == "stop":
@@ -72,18 +69,16 @@ class Guard:
         dropped = int((~kept_P).sum())
         _warn(f"{dropped} of {len(kept_P)} groups dropped: {told}")
 
-    def _reward(
-        self, parts: Mapping[str, Tensor], rewards_PNS: Tensor, group: int, member: int, state: int
-    ) -> str:
-        name, value = "sum", rewards_PNS[group, member, state]
-        for part, scores in parts.items():
-            score = scores[group, member, state - rewards_PNS.shape[2]]
+    def _reward(self, rewards: Rewards, group: int, member: int, state: int) -> str:
+        name, value = "sum", rewards.total[group, member, state]
+        for part, scores in rewards.scores.items():
+            score = scores[group, member, state]
             if not score.isfinite():
                 name, value = part, score
                 break
         return (
             f"reward '{name}' is {float(value)} for prompt '{self.texts[group]}' (group {group}, "
-            f"trajectory {member}, clean estimate of state {state} of {rewards_PNS.shape[2] - 1})"
+            f"trajectory {member}, clean estimate of state {state} of {rewards.total.shape[2] - 1})"
         )
 
     def images(self, scores: Mapping[str, Tensor], prompt: Tensor) -> Mapping[str, Tensor]:

@@ -206,7 +206,11 @@ def _defined(module: Any) -> list[str]:
 
 SAMPLER = Kind("sampler", "sample.sampler_options", "sfgrpo.samplers", given=1)
 SOLVER = Kind("solver", "credit.solver_options", "sfgrpo.solvers", given=1)
-RULE = Kind("credit rule", "credit.options", "sfgrpo.credit", "advantages", given=3)
+RULE = Kind(
+    "credit rule", "credit.options", "sfgrpo.credit", "advantages",
+    beside=("components", "mixtures"), given=3,
+)  # fmt: skip
+MIXTURE = Kind("mixture", "credit.mixture_options", "sfgrpo.credit.mixtures", "advantages", given=3)
 REWARD = Kind("reward", "reward_options", "sfgrpo.rewards", "build", beside=("base",))
 JUDGE = Kind("judge", "eval.judge_options", given=2)
 BACKBONE = Kind("backbone", "model.options", "sfgrpo.backbones", "load", beside=("base",), given=1)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from sfgrpo.credit import Rewards, placed
 from sfgrpo.estimates import clean_estimates
 from sfgrpo.prompts import Prompt
 from sfgrpo.rewards import Mixture
@@ -63,3 +64,13 @@ def score(
         lap("rewards")
     scores_U = {name: torch.cat([part[name] for part in found]) for name in found[0]}
     return {name: values[states.where_MK] for name, values in scores_U.items()}
+
+
+def at_their_states(scores_PNK: Mapping[str, Tensor], reward: Mixture, where_S: Tensor) -> Rewards:
+    """The scores of whole groups at the states they belong to, 0 where no reward was asked.
+
+    Args:
+        where_S: int64 `[T + 1]` of `credit.scored_states`.
+    """
+    scores = {name: placed(scores_PNK[name], where_S) for name in reward.weights}
+    return Rewards(scores=scores, weights=reward.weights)

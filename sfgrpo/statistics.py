@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import astuple, fields
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sfgrpo import engine, ops
-from sfgrpo.credit import gains
+from sfgrpo.credit import Rewards, gains
 from sfgrpo.drift import Drift
 from sfgrpo.loss import Rows
 from sfgrpo.tally import Tally
@@ -22,23 +22,34 @@ def finite_groups(rewards_PNS: Tensor) -> Tensor:
     return rewards_PNS.isfinite().flatten(1).all(1)
 
 
-def reward_statistics(rewards_PNS: Tensor, parts_PN: Mapping[str, Tensor]) -> dict[str, Any]:
+def reward_statistics(rewards: Rewards) -> dict[str, Any]:
     """Means over the iteration's trajectories, without groups that hold a reward that is not
     finite; `dropped_groups` counts those.
 
-    `reward` and its components belong to final images; `reward_per_state` to the clean estimates
-    of states 0 .. T; `gain_per_step` is the mean |gain| of each step.
+    `reward`, the weighted sum, and its components belong to final images; `reward_per_state` to the
+    clean estimates of states 0 .. T; `gain_per_step` is the mean |gain| of each step.
     """
-    kept_P = finite_groups(rewards_PNS)
-    rewards_PNS, parts_PN = rewards_PNS[kept_P], {k: v[kept_P] for k, v in parts_PN.items()}
-    final = rewards_PNS[..., -1].double()
+    kept_P = finite_groups(rewards.total)
+    kept = rewards[kept_P]
     return {
-        "reward": final.mean().item(),
-        "reward_std_in_group": final.std(dim=1, unbiased=False).mean().item(),
-        **{name: values.double().mean().item() for name, values in parts_PN.items()},
+        "reward": kept.total[..., -1].double().mean().item(),
+        "reward_std_in_group": _std_in_group(kept.total),
+        **{name: scores[..., -1].double().mean().item() for name, scores in kept.scores.items()},
+        **_along(kept.total),
+        "dropped_groups": int((~kept_P).sum()),
+    }
+
+
+def _std_in_group(rewards_PNS: Tensor) -> float:
+    """Of final images."""
+    return rewards_PNS[..., -1].double().std(dim=1, unbiased=False).mean().item()
+
+
+def _along(rewards_PNS: Tensor) -> dict[str, list[float]]:
+    """Along the trajectory."""
+    return {
         "reward_per_state": rewards_PNS.double().mean((0, 1)).tolist(),
         "gain_per_step": gains(rewards_PNS).double().abs().mean((0, 1)).tolist(),
-        "dropped_groups": int((~kept_P).sum()),
     }
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from sfgrpo import credit, engine, evaluate, prompts, rewards, solvers
 from sfgrpo.backbones.base import Conditioning
 from sfgrpo.config import Recipe
+from sfgrpo.credit import Rewards
 from sfgrpo.embeddings import backbone_of
 from sfgrpo.guard import Guard
 from sfgrpo.layout import Layout
@@ -33,7 +34,7 @@ from sfgrpo.run.clock import Clock
 from sfgrpo.run.progress import Progress
 from sfgrpo.run.randomness import reseed
 from sfgrpo.run.stopping import Interrupted, Signals
-from sfgrpo.score import score
+from sfgrpo.score import at_their_states, score
 from sfgrpo.sde import Schedule
 from sfgrpo.statistics import finite_groups, reward_statistics, total_cost
 from sfgrpo.update import Update
@@ -65,6 +66,7 @@ class Trainer:
             JUDGE.bind(name, recipe.eval.judge_options.get(name)) for name in recipe.eval.judges
         ]
         credit.get(recipe.credit)
+        credit.mixture(recipe.credit)
         solvers.methods(recipe.credit.solver, recipe.credit.solver_options, {0: 1.0})
         check_start(recipe.lora)
         self.backbone, self.embed = backbone_of(recipe, self.device, self.prompts)
@@ -139,12 +141,12 @@ class Trainer:
             trajectories = self.sample(field, schedule, plan)
             clock.lap("rollout")
             signals.check()
-            rewards_PNS, parts_PN = self.score(field, trajectories, schedule, chosen, clock)
+            scored = self.score(field, trajectories, schedule, chosen, clock)
         signals.check()
-        advantages_PNT = self.credit(rewards_PNS, schedule)
+        advantages_PNT = self.credit(scored, schedule)
         rows = self.rows(trajectories, advantages_PNT, schedule, plan)
         clock.lap("credit")
-        metrics = reward_statistics(rewards_PNS, parts_PN)
+        metrics = reward_statistics(scored)
         metrics |= self.update(field, rows, self.iteration)
         metrics["cost"] = total_cost(field.tally, self.device)
         clock.lap("train")
@@ -198,30 +200,28 @@ class Trainer:
     def score(
         self, field: VelocityField, made: Trajectories, schedule: Schedule,
         chosen: Sequence[Prompt], clock: Clock,
-    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-        """Rewards `[P, N, S]` of the whole group, and the final scores `[P, N]` of each reward."""
+    ) -> Rewards:  # fmt: skip
+        """Rewards of all states of the whole group."""
         shape = (self.recipe.sample.prompts_per_iteration, self.recipe.sample.group_size)
         scores_MK = score(field, made, self.reward, chosen, lap=clock.lap)
-        parts_MK = {name: values for name, values in scores_MK.items() if name != "reward"}
-        where_S = credit.scored_states(schedule.trainable_T, self.recipe.credit).to(self.device)
         numbers = self.layout.numbers()
+        scores_PNK = {
+            name: engine.gather(scores_MK[name], numbers).unflatten(0, shape)
+            for name in self.reward.weights
+        }
+        where_S = credit.scored_states(schedule.trainable_T, self.recipe.credit).to(self.device)
+        known = at_their_states(scores_PNK, self.reward, where_S)
+        self.guard.rewards(known)
+        trainable_T = schedule.trainable_T.to(self.device)
+        return credit.filled(known, where_S, trainable_T, self.recipe.credit)
 
-        def gather(values_MK: Tensor) -> Tensor:
-            return credit.placed(engine.gather(values_MK, numbers).unflatten(0, shape), where_S)
-
-        known_PNS = gather(scores_MK["reward"])  # 0 where no reward was asked
-        self.guard.rewards(known_PNS, lambda: {k: gather(v) for k, v in parts_MK.items()})
-        finals = {name: engine.gather(v[:, -1], numbers) for name, v in parts_MK.items()}
-        return known_PNS[..., where_S], {k: v.unflatten(0, shape) for k, v in finals.items()}
-
-    def credit(self, rewards_PNS: Tensor, schedule: Schedule) -> Tensor:
+    def credit(self, scored: Rewards, schedule: Schedule) -> Tensor:
         """Advantages `[P, N, T]` of every step of the whole group; 0 in groups that are dropped."""
-        trainable_T = schedule.trainable_T.to(rewards_PNS.device)
-        kept_P = finite_groups(rewards_PNS)
-        advantages_PNT = rewards_PNS.new_zeros(*rewards_PNS.shape[:2], len(trainable_T))
-        advantages_PNT[kept_P] = credit.advantages(
-            rewards_PNS[kept_P], trainable_T, self.recipe.credit
-        )
+        total_PNS = scored.total
+        trainable_T = schedule.trainable_T.to(total_PNS.device)
+        kept_P = finite_groups(total_PNS)
+        advantages_PNT = total_PNS.new_zeros(*total_PNS.shape[:2], len(trainable_T))
+        advantages_PNT[kept_P] = credit.advantages(scored[kept_P], trainable_T, self.recipe.credit)
         return advantages_PNT
 
     def rows(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sfgrpo import config
 from sfgrpo import trainer as trainer_module
+from sfgrpo.credit import Rewards
 from sfgrpo.drift import Disagreement, Drift
 from sfgrpo.guard import OVERFLOWS, Guard, NonFinite
 from sfgrpo.rollout import Trajectories
@@ -66,16 +67,16 @@ def test_a_group_can_be_dropped(recipe: Make, tmp_path: Path) -> None:
     assert row.pop("cost").keys() == {"velocity", "gradient", "decoded", "scored"}
     assert all(torch.tensor(value).isfinite().all() for value in row.values())
     assert [row["dropped_images"] for row in records.read(tmp_path / "eval.jsonl")] == [2, 2]
-    rewards = torch.rand(3, 4, 5)
-    rewards[1, 2, 3] = float("nan")
+    spoilt = torch.rand(3, 4, 5)
+    spoilt[1, 2, 3] = float("nan")
+    rewards, others = Rewards.one(spoilt), Rewards.one(spoilt[::2])
     schedule = trainer.layout.schedule(0)
     advantages = trainer.credit(rewards, schedule)
     assert not advantages[1].any()
-    assert torch.equal(advantages[::2], trainer.credit(rewards[::2], schedule))
-    without = reward_statistics(rewards[::2], {})
-    assert reward_statistics(rewards, {}) == {**without, "dropped_groups": 1}
+    assert torch.equal(advantages[::2], trainer.credit(others, schedule))
+    assert reward_statistics(rewards) == {**reward_statistics(others), "dropped_groups": 1}
     with pytest.raises(NonFinite, match="no group is left"):
-        trainer.guard.rewards(torch.full((2, 4, 5), torch.nan), dict)
+        trainer.guard.rewards(Rewards.one(torch.full((2, 4, 5), torch.nan)))
 
 
 @pytest.mark.parametrize("stage", ["0", "1"])

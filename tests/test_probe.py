@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfgrpo import cli
 from sfgrpo.config import Recipe
+from sfgrpo.credit import Rewards
 from sfgrpo.guard import NonFinite
 from sfgrpo.probe import experiment, findings, signal, text
 from sfgrpo.probe.experiment import Heard, Setup, Solver, Trial, altered, probed
@@ -92,11 +93,11 @@ def test_a_rule_with_a_known_error(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < row.agreement.error < 0.02
 
 
-def _rewards(*shape: int) -> Tensor:
+def _rewards(*shape: int) -> Rewards:
     torch.manual_seed(0)
     rewards = torch.rand(*shape)
     rewards[..., 0] = rewards[:, :1, 0]  # a group starts from one noise
-    return rewards
+    return Rewards.one(rewards)
 
 
 def test_shares_sum_to_one_and_are_those_of_independent_gains() -> None:
@@ -136,7 +137,7 @@ def test_estimates_are_those_of_an_iteration(solver: Solver, window: bool) -> No
     trial = Trial(which, recipe)
     made = trial.sample()
     before = made.states.x_U.clone()
-    found = trial.rewards(made, solver).rewards_PNS
+    found = trial.rewards(made, solver).rewards.total
     assert torch.equal(made.states.x_U, before)
     layout = which.layout(trial.by(solver))
     usual = sample(

@@ -15,6 +15,10 @@ a recipe names "module:function". `options` are the recipe's section `credit`; w
 takes beside them are options of its own (`credit.options`). A rule that reads the final reward
 alone is decorated with `@rule(estimates=False)`, and no clean estimate is computed.
 
+Of several rewards, a mixture (`sfgrpo.credit.mixtures`) says how they become one advantage. One
+that scores final images alone has the same gain in each step, or block of steps: its final score,
+divided by their number, so that its gains sum to it as any reward's do.
+
 Only states that a gain needs are estimated and scored (`scored_states`): those at the start of a
 step with noise, or of a block of `stride` such steps, and the final image. Every other state has
 the reward of the next one that is scored, which the ODE leads it to, so that noise-free steps have
@@ -24,10 +28,11 @@ gain 0.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
-from sfgrpo.names import RULE
+from sfgrpo.credit.components import Rewards
+from sfgrpo.names import MIXTURE, RULE
 
 if TYPE_CHECKING:  # a recipe names rules without PyTorch
     from torch import Tensor
@@ -36,6 +41,8 @@ if TYPE_CHECKING:  # a recipe names rules without PyTorch
 
 RuleFunction = Callable[..., "Tensor"]
 """`(rewards [P, N, T + 1], trainable [T], options, **options of its own) -> [P, N, T]`."""
+MixtureFunction = Callable[..., "Tensor"]
+"""`(rewards, trainable [T], options, **options of its own) -> [P, N, T]`, `rewards` a `Rewards`."""
 F = TypeVar("F", bound=RuleFunction)
 
 
@@ -46,13 +53,22 @@ class Rule:
     function: RuleFunction
     estimates: bool
     """Whether it reads the rewards of intermediate states."""
+    raw: RuleFunction
+    """What it normalises, of the same arguments and shape; the rule itself, if it does not say."""
 
 
-def rule(name: str | None = None, *, estimates: bool = True) -> Callable[[F], F]:
-    """Say what a rule needs and, with `name`, let that mean it in this process."""
+def rule(
+    name: str | None = None, *, estimates: bool = True, raw: RuleFunction | None = None
+) -> Callable[[F], F]:
+    """Say what a rule needs and, with `name`, let that mean it in this process.
+
+    Args:
+        raw: gives what the rule normalises, for mixtures that do so in their own way.
+    """
 
     def register(function: F) -> F:
         function.estimates = estimates  # pyright: ignore[reportFunctionMemberAccess]
+        function.raw = raw  # pyright: ignore[reportFunctionMemberAccess]
         if name is not None:
             RULE.register(name, function)
         return function
@@ -67,7 +83,17 @@ def get(options: Credit) -> Rule:
         ValueError: unknown rule or option (with the nearest name), or one that is missing.
     """
     function = RULE.bind(options.rule, options.options)
-    return Rule(function, getattr(function, "estimates", True))
+    raw = getattr(function, "raw", None) or function
+    return Rule(function, getattr(function, "estimates", True), raw)
+
+
+def mixture(options: Credit) -> MixtureFunction:
+    """The mixture that a recipe's section `credit` names, with its own options.
+
+    Raises:
+        ValueError: unknown mixture or option (with the nearest name), or one that is missing.
+    """
+    return MIXTURE.bind(options.mixture, options.mixture_options)
 
 
 def gains(rewards_PNS: Tensor) -> Tensor:
@@ -101,17 +127,20 @@ def block_states(trainable_T: Tensor, options: Credit) -> tuple[Tensor, Tensor]:
     return scored[(end - 1).clamp_min(0)], scored[end]
 
 
-def scored_states(trainable_T: Tensor, options: Credit) -> Tensor:
+def scored_states(trainable_T: Tensor, options: Credit, *, final_only: bool = False) -> Tensor:
     """int64 `[T + 1]`: which state's reward each state has, as far as the rule's gains need; itself
     if it is scored, else the next one that is. The final image's is its own.
 
     Args:
         trainable_T: bool `[T]`, the steps with noise.
+        final_only: every reward sees final images alone.
 
     Raises:
         ValueError: as `get`.
     """
     start_T, end_T = block_states(trainable_T, options)
+    if final_only:
+        return end_T.new_full((len(end_T) + 1,), len(end_T))
     return start_T.new_tensor([int(start_T[0]), *end_T.tolist()])
 
 
@@ -126,29 +155,68 @@ def placed(scores_PNK: Tensor, where_S: Tensor) -> Tensor:
     return known.index_copy(2, where_S.unique(), scores_PNK)
 
 
-def advantages(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit | None = None) -> Tensor:
+def filled(known: Rewards, where_S: Tensor, trainable_T: Tensor, options: Credit) -> Rewards:
+    """The rewards of all states, from those at the places where they were scored.
+
+    Of a reward that saw final images alone, those that grow evenly from block to block.
+
+    Args:
+        known: of `placed`.
+        where_S: int64 `[T + 1]` of `scored_states`.
+    """
+    _, begun_S = scored_states(trainable_T, options).unique(return_inverse=True)
+    blocks = int(begun_S[-1])  # none if the rule reads the final reward alone
+
+    def of(name: str, scores: Tensor) -> Tensor:
+        if name not in known.final_only:
+            return scores[..., where_S]
+        grown_S = begun_S.to(scores.dtype) / blocks if blocks else begun_S.to(scores.dtype) + 1
+        return scores[..., -1:] * grown_S
+
+    return replace(known, scores={name: of(name, s) for name, s in known.scores.items()})
+
+
+def advantages(
+    rewards: Rewards | Tensor, trainable_T: Tensor, options: Credit | None = None
+) -> Tensor:
     """Advantages of every step.
 
     Args:
-        rewards_PNS: `[P, N, T + 1]`, the reward of each state's clean estimate, the final image
-            last; of a state that was not scored, that of the next one that was.
+        rewards: the reward of each state's clean estimate, the final image last; of a state that
+            was not scored, that of the next one that was (`filled`). A single reward may be its
+            tensor `[P, N, T + 1]`.
         trainable_T: bool `[T]`, False on noise-free steps: their advantage is 0.
-        options: which rule, and how gains become advantages; default `sfgrpo.config.Credit()`.
+        options: which rule and mixture, and how gains become advantages; default
+            `sfgrpo.config.Credit()`.
 
     Returns:
         `[P, N, T]` float32.
 
     Raises:
-        ValueError: as `get`; the rule returned another shape.
+        ValueError: as `get` and `mixture`; the rule or the mixture returned another shape.
     """
     if options is None:
         from sfgrpo.config import Credit
 
         options = Credit()
+    given = rewards if isinstance(rewards, Rewards) else Rewards.one(rewards)
+    found = mixture(options)(given, trainable_T, options)
+    _check_shape(f"mixture '{options.mixture}'", found, given.total, trainable_T)
+    return found * trainable_T
+
+
+def by_rule(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit) -> Tensor:
+    """What the rule makes of one reward, `[P, N, T]`; mixtures are made of it.
+
+    Raises:
+        ValueError: as `get`; the rule returned another shape.
+    """
     found = get(options).function(rewards_PNS, trainable_T, options)
+    _check_shape(f"credit rule '{options.rule}'", found, rewards_PNS, trainable_T)
+    return found
+
+
+def _check_shape(who: str, found: Tensor, rewards_PNS: Tensor, trainable_T: Tensor) -> None:
     expected = (*rewards_PNS.shape[:2], len(trainable_T))
     if tuple(found.shape) != expected:
-        raise ValueError(
-            f"credit rule '{options.rule}' returned shape {tuple(found.shape)}, expected {expected}"
-        )
-    return found * trainable_T
+        raise ValueError(f"{who} returned shape {tuple(found.shape)}, expected {expected}")

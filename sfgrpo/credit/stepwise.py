@@ -10,9 +10,16 @@ from torch import Tensor
 
 from sfgrpo import ops
 from sfgrpo.config import Credit
-from sfgrpo.credit import block_states, statistics_mask
+from sfgrpo.credit import block_states, rule, statistics_mask
 
 
+def block_gains(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit) -> Tensor:
+    """The gain of each step's block, `[P, N, T]`; with `options.stride` 1, of the step."""
+    start_T, end_T = block_states(trainable_T, options)
+    return rewards_PNS[..., end_T] - rewards_PNS[..., start_T]
+
+
+@rule(raw=block_gains)
 def advantages(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit) -> Tensor:
     """The gain of each step, or of its block of `options.stride` steps, `[P, N, T]`."""
     blocks = options.stride > 1
@@ -26,7 +33,5 @@ def advantages(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit) -> Ten
 
 def _of_blocks(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit) -> Tensor:
     """Rewards whose per-step gains are the block gains of the given ones."""
-    start_T, end_T = block_states(trainable_T, options)
-    block_gains = rewards_PNS[..., end_T] - rewards_PNS[..., start_T]
-    first = rewards_PNS[..., :1]
-    return torch.cat([first, first + block_gains.cumsum(-1)], dim=-1)
+    first, found = rewards_PNS[..., :1], block_gains(rewards_PNS, trainable_T, options)
+    return torch.cat([first, first + found.cumsum(-1)], dim=-1)

@@ -12,7 +12,12 @@ from sfgrpo.config import Credit
 from sfgrpo.credit import rule, statistics_mask
 
 
-@rule(estimates=False)
+def final_reward(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit) -> Tensor:
+    """The final reward at every step, `[P, N, T]`."""
+    return rewards_PNS[..., -1:].expand(*rewards_PNS.shape[:2], len(trainable_T))
+
+
+@rule(estimates=False, raw=final_reward)
 def advantages(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit) -> Tensor:
     """The final reward's advantage in its group, `[P, N, T]`."""
     return ops.gain_advantages(

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from sfgrpo import cost, credit, engine, evaluate, solvers, standing
 from sfgrpo.config import Recipe
+from sfgrpo.credit import Rewards
 from sfgrpo.layout import Layout
 from sfgrpo.rollout import Trajectories, sample
 from sfgrpo.run.clock import Clock
-from sfgrpo.score import score
+from sfgrpo.score import at_their_states, score
 from sfgrpo.solvers import Method
 from sfgrpo.standing import Standing, altered
 from sfgrpo.tally import Tally
@@ -82,6 +83,7 @@ def prepare(recipe: Recipe, count: int, seen: Seen) -> Setup:
     if engine.world() > 1:
         raise ValueError(f"it runs in one process, and this is one of {engine.world()} ranks")
     credit.get(recipe.credit)
+    credit.mixture(recipe.credit)
     solvers.methods(recipe.credit.solver, recipe.credit.solver_options, {0: 1.0})
     found = standing.prepare(
         recipe, lambda split: evaluate.chosen(split.train, count), tally=Heard(seen=seen)
@@ -94,7 +96,7 @@ def prepare(recipe: Recipe, count: int, seen: Seen) -> Setup:
 class Scored:
     """The rewards by one solver, and what they cost."""
 
-    rewards_PNS: Tensor
+    rewards: Rewards
     """Of every state; of one that is not scored, that of the next one that is."""
     evaluations: float
     """Network rows for the estimates of one trajectory; under guidance a velocity takes two."""
@@ -158,7 +160,7 @@ class Trial:
         tally, all_of_them = setup.field.tally, self.layout.trajectories
         setup.seen(tally.scored - before.scored)
         return Scored(
-            rewards_PNS=self._of_all_states(scores_MK["reward"].cpu()),
+            rewards=self._of_all_states(scores_MK),
             evaluations=(tally.velocity - before.velocity) / all_of_them,
             images=(tally.scored - before.scored) / all_of_them,
             seconds=clock.seconds["begin"] + clock.seconds["estimates"],
@@ -167,10 +169,13 @@ class Trial:
     def _methods(self, solver: Solver) -> dict[int, Method]:
         return self.setup.layout(self.by(solver)).methods(self.schedule)
 
-    def _of_all_states(self, rewards_MK: Tensor) -> Tensor:
+    def _of_all_states(self, scores_MK: Mapping[str, Tensor]) -> Rewards:
         """`[P, N, T + 1]` from the rewards of the states that are scored."""
         where_S = credit.scored_states(self.schedule.trainable_T, self.options)
-        return credit.placed(rewards_MK.unflatten(0, self.setup.groups), where_S)[..., where_S]
+        shape = self.setup.groups
+        scores_PNK = {name: s.cpu().unflatten(0, shape) for name, s in scores_MK.items()}
+        known = at_their_states(scores_PNK, self.setup.reward, where_S)
+        return credit.filled(known, where_S, self.schedule.trainable_T, self.options)
 
 
 def _begun(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sfgrpo import credit
 from sfgrpo.config import Credit, Recipe
+from sfgrpo.credit import Rewards
 from sfgrpo.guard import NonFinite
 from sfgrpo.probe import signal
 from sfgrpo.probe.experiment import Scored, Setup, Solver, Trial, altered
@@ -183,23 +184,23 @@ class Probe:
             NonFinite: no group is left whose rewards are all finite.
         """
         scored, kept_P = self._scored(self.trial, self.solvers, told)
-        exact_PNS = scored[str(EXACT)].rewards_PNS
-        final_PN = exact_PNS[..., -1]
+        exact = scored[str(EXACT)].rewards
+        final_PN = exact.total[..., -1]
         if not bool(signal.within(final_PN).any()):
             raise ValueError(
                 "the final reward is the same in all trajectories of each group, so there is "
                 "nothing to credit: it takes a larger sample.group_size or sample.eta, other "
                 "prompts, or a reward that tells such images apart"
             )
-        comparison = Comparison(self.trial, exact_PNS)
-        repeated = torch.stack([found.rewards_PNS[..., -1] for found in scored.values()])
+        comparison = Comparison(self.trial, exact)
+        repeated = torch.stack([found.rewards.total[..., -1] for found in scored.values()])
         P, N = self.setup.groups
         return Findings(
             prompts=P, group_size=N, rule=self.trial.options.rule, sampling=self.trial.sampling,
             reward=float(final_PN.double().mean()), reward_std=signal.std_in_groups(final_PN),
             reward_noise=signal.repeat_noise(repeated), dropped_groups=int((~kept_P).sum()),
-            steps=self._steps(exact_PNS),
-            rows=[self._uniform(comparison, exact_PNS), *self._rows(comparison, scored)],
+            steps=self._steps(exact.total),
+            rows=[self._uniform(comparison, exact), *self._rows(comparison, scored)],
             windows=[self._window(trial, told) for trial in self.windows],
         )  # fmt: skip
 
@@ -213,26 +214,26 @@ class Probe:
         for solver in chosen:
             told(str(solver))
             found[str(solver)] = trial.rewards(made, solver)
-        kept_P = torch.stack([finite_groups(one.rewards_PNS) for one in found.values()]).all(0)
+        kept_P = torch.stack([finite_groups(one.rewards.total) for one in found.values()]).all(0)
         if not kept_P.any():
             raise NonFinite(f"no group is left: each of the {len(kept_P)} has a reward not finite")
-        kept = {k: replace(s, rewards_PNS=s.rewards_PNS[kept_P]) for k, s in found.items()}
+        kept = {k: replace(s, rewards=s.rewards[kept_P]) for k, s in found.items()}
         return kept, kept_P
 
     def _window(self, trial: Trial, told: Callable[[str], object]) -> WindowRow:
         steps = trial.schedule.trainable_T.nonzero().flatten().tolist()
         place = f"window {steps[0]}-{steps[-1]}"
         scored, _ = self._scored(trial, self.in_windows, lambda what: told(f"{place}, {what}"))
-        exact_PNS = scored[str(EXACT)].rewards_PNS
-        comparison = Comparison(trial, exact_PNS)
+        exact = scored[str(EXACT)].rewards
+        comparison = Comparison(trial, exact)
         if self.own is None:
-            row = self._uniform(comparison, exact_PNS)
+            row = self._uniform(comparison, exact)
         else:
             own = {str(self.own): scored[str(self.own)]}
             (row,) = self._rows(comparison, own)
         return WindowRow(
             steps=steps, agreement=row.agreement, sampling=trial.sampling,
-            reward_std=signal.std_in_groups(exact_PNS[..., -1]),
+            reward_std=signal.std_in_groups(exact.total[..., -1]),
             evaluations=row.evaluations, images=row.images,
         )  # fmt: skip
 
@@ -245,9 +246,9 @@ class Probe:
             for k, ((_, _, n, t), share, gain) in enumerate(zip(table, shares, gains, strict=True))
         ]
 
-    def _uniform(self, comparison: Comparison, exact_PNS: Tensor) -> Row:
+    def _uniform(self, comparison: Comparison, exact: Rewards) -> Row:
         options = without_estimates(self.options)
-        found = credit.advantages(exact_PNS, comparison.trainable_T, options)
+        found = credit.advantages(exact, comparison.trainable_T, options)
         return comparison.row(
             f"{options.rule} credit", found, chosen=self.own is None,
             evaluations=0.0, images=1.0, seconds=0.0,
@@ -256,7 +257,7 @@ class Probe:
     def _rows(self, comparison: Comparison, scored: dict[str, Scored]) -> list[Row]:
         return [
             comparison.row(
-                name, comparison.advantages(found.rewards_PNS), chosen=name == str(self.own),
+                name, comparison.advantages(found.rewards), chosen=name == str(self.own),
                 evaluations=found.evaluations, images=found.images, seconds=found.seconds,
             )
             for name, found in scored.items()
@@ -266,13 +267,13 @@ class Probe:
 class Comparison:
     """Advantages against those of exact estimates."""
 
-    def __init__(self, trial: Trial, exact_PNS: Tensor) -> None:
+    def __init__(self, trial: Trial, exact: Rewards) -> None:
         self.trainable_T, self.options = trial.schedule.trainable_T, trial.options
-        self.exact_PNT = self.advantages(exact_PNS)
+        self.exact_PNT = self.advantages(exact)
 
-    def advantages(self, rewards_PNS: Tensor) -> Tensor:
+    def advantages(self, rewards: Rewards) -> Tensor:
         """`[P, N, T]`, by the rule that exact estimates are credited by."""
-        return credit.advantages(rewards_PNS, self.trainable_T, self.options)
+        return credit.advantages(rewards, self.trainable_T, self.options)
 
     def row(self, name: str, found_PNT: Tensor, **cost: Any) -> Row:
         """What there is to say of advantages."""

@@ -83,6 +83,12 @@ class Credit(Section):
     of your own."""
     options: dict[str, Any] = Field(default={})
     """What the rule takes beside this section."""
+    mixture: str = "sum"
+    """How several rewards become one advantage: "sum" (the weighted sum is credited), "gdpo" (each
+    reward is credited and normalised before they are summed), "dr_grpo" (no division by the
+    standard deviation) or "ranks"; or "module:function": see `sfgrpo.credit.mixtures`."""
+    mixture_options: dict[str, Any] = Field(default={})
+    """What the mixture takes beside this section."""
     normalize: Literal["joint", "per_step", "centered"] = "joint"
     """Over what mean and std of the gains are taken: see `sfgrpo.ops.gain_advantages`."""
     solver: str = "by_level"
@@ -98,10 +104,11 @@ class Credit(Section):
     clamp: float | None = Field(default=5.0, gt=0)
     """Limit of |advantage|."""
 
-    @field_validator("rule", "solver")
+    @field_validator("rule", "mixture", "solver")
     @classmethod
     def _known(cls, name: str, info: ValidationInfo) -> str:
-        {"rule": names.RULE, "solver": names.SOLVER}[str(info.field_name)].check(name)
+        kinds = {"rule": names.RULE, "mixture": names.MIXTURE, "solver": names.SOLVER}
+        kinds[str(info.field_name)].check(name)
         return name
 
     @model_validator(mode="before")
