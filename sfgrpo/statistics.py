@@ -27,7 +27,8 @@ def reward_statistics(rewards: Rewards) -> dict[str, Any]:
     finite; `dropped_groups` counts those.
 
     `reward`, the weighted sum, and its components belong to final images; `reward_per_state` to the
-    clean estimates of states 0 .. T; `gain_per_step` is the mean |gain| of each step.
+    clean estimates of states 0 .. T; `gain_per_step` is the mean |gain| of each step. Of several
+    rewards each has all of these, as `gain_per_step.<name>`.
     """
     kept_P = finite_groups(rewards.total)
     kept = rewards[kept_P]
@@ -37,7 +38,16 @@ def reward_statistics(rewards: Rewards) -> dict[str, Any]:
         **{name: scores[..., -1].double().mean().item() for name, scores in kept.scores.items()},
         **_along(kept.total),
         "dropped_groups": int((~kept_P).sum()),
+        **(_of_components(kept) if len(kept.scores) > 1 else {}),
     }
+
+
+def _of_components(kept: Rewards) -> dict[str, Any]:
+    found = {}
+    for name, scores in kept.scores.items():
+        found[f"reward_std_in_group.{name}"] = _std_in_group(scores)
+        found |= {f"{key}.{name}": values for key, values in _along(scores).items()}
+    return found
 
 
 def _std_in_group(rewards_PNS: Tensor) -> float:
