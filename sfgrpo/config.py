@@ -52,6 +52,9 @@ class Recipe(Section):
     """Arguments of a reward's `build`, by the reward's name."""
     reward_frames: Count = 8
     """How many frames of a video a reward of images sees."""
+    reward_final_only: tuple[str, ...] = ()
+    """Rewards that score final images alone, beside those that say so themselves: their share is
+    credited to all noisy steps alike, and saves the scores of clean estimates."""
     sample: Sample = Sample()
     credit: Credit = Credit()
     train: Train = Train()
@@ -77,6 +80,14 @@ class Recipe(Section):
         if not any(reward.values()):
             raise ValueError("needs a reward whose weight is not 0")
         return reward
+
+    @model_validator(mode="after")
+    def _final_only(self) -> Recipe:
+        for name in self.reward_final_only:
+            if name not in self.reward:
+                text = names.unknown_name("reward", name, self.reward)
+                raise ValueError(f"reward_final_only: {text}")
+        return self
 
     @model_validator(mode="after")
     def _fits(self) -> Recipe:

@@ -41,9 +41,10 @@ def expected(recipe: Recipe, sigmas: Tensor, *, world: int = 1, iteration: int =
         velocity += rows
     branches = _branches(recipe)
     images = sum(map(latents, {*carried, schedule.sampled}))
+    finals = latents(schedule.sampled) if layout.final_only else 0
     return Tally(
         velocity=sampling(layout, schedule) + branches * velocity, gradient=branches * rows,
-        decoded=images, scored=images,
+        decoded=images, scored=images, scored_final=finals,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfgrpo import credit, sde, solvers
+from sfgrpo import credit, rewards, sde, solvers
 from sfgrpo.config import Recipe
 from sfgrpo.rollout import Plan
 from sfgrpo.solvers import Method
@@ -31,10 +31,14 @@ class Layout:
         """Lay out `recipe` over the schedule `sigmas [T + 1]`.
 
         Raises:
-            ValueError: numbers that do not fit together, naming the keys.
+            ValueError: numbers that do not fit together, naming the keys; an unknown mixture, or a
+                reward that cannot be imported.
         """
         s, train = recipe.sample, recipe.train
         self.recipe, self.device = recipe, device
+        credit.mixture(recipe.credit)
+        self.final_only = rewards.of_final_images(recipe.reward, recipe.reward_final_only)
+        """The rewards that score final images alone."""
         table = sde.coefficients(sigmas, s.sampler, s.eta, options=s.sampler_options)
         self.faint_T = (table[:, 2] > 0) & (table[:, 2] < max(s.min_noise, RESOLVED))
         """bool `[T]`: steps whose noise is below `sample.min_noise`, or lost in rounding."""
@@ -66,7 +70,12 @@ class Layout:
             f"step {k} ({self._sigmas[k]:.4g} -> {self._sigmas[k + 1]:.4g}) draws no noise and is "
             f"not trained: {self._noise_T[k]:.2g} is below sample.min_noise {least:.2g}"
             for k in self.faint_T.nonzero().flatten().tolist()
-        ]
+        ] + [
+            f"reward '{name}' scores final images alone: its share is credited to all noisy steps "
+            "alike"
+            for name in self.recipe.reward
+            if name in self.final_only and credit.get(self.recipe.credit).estimates
+        ]  # fmt: skip
 
     def _places(self) -> list[tuple[int, ...]]:
         """The steps with noise of an iteration, for every place of the window; the same number in
@@ -116,11 +125,16 @@ class Layout:
             weight_T=weight_T * noisy_T, sampled=place[-1] + 1 if ends else len(table),
         )  # fmt: skip
 
+    def scored_states(self, schedule: sde.Schedule) -> Tensor:
+        """int64 `[T + 1]`: which state's rewards each state has (`credit.scored_states`)."""
+        alone = self.final_only.issuperset(self.recipe.reward)
+        return credit.scored_states(schedule.trainable_T, self.recipe.credit, final_only=alone)
+
     def methods(self, schedule: sde.Schedule) -> dict[int, Method]:
         """How each state is carried on whose clean estimate is asked for; the state behind the
         steps sampled is one of them unless it is the image."""
         options, levels = self.recipe.credit, dict(enumerate(schedule.table[:, 3].tolist()))
-        scored = credit.scored_states(schedule.trainable_T, options).tolist()
+        scored = self.scored_states(schedule).tolist()
         asked = {*scored[:-1], schedule.sampled} - {len(levels)}
         return solvers.methods(
             options.solver, options.solver_options, {k: levels[k] for k in sorted(asked)}

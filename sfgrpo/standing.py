@@ -56,7 +56,10 @@ def prepare(
     )
     chosen = choose(found)
     # What is quickly found to be wrong comes before the network, which takes minutes to load.
-    reward = rewards.load(recipe.reward, recipe.reward_options, frames=recipe.reward_frames)
+    reward = rewards.load(
+        recipe.reward, recipe.reward_options,
+        frames=recipe.reward_frames, final_only=recipe.reward_final_only,
+    )  # fmt: skip
     reward.check(chosen)
     check_start(recipe.lora)
     backbone, embed = backbone_of(recipe, device, Split(train=chosen, evaluation=[]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, fields
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ def reward_statistics(rewards: Rewards) -> dict[str, Any]:
 
     `reward`, the weighted sum, and its components belong to final images; `reward_per_state` to the
     clean estimates of states 0 .. T; `gain_per_step` is the mean |gain| of each step. Of several
-    rewards each has all of these, as `gain_per_step.<name>`.
+    rewards each has all of these, as `gain_per_step.<name>`; one that scored final images alone
+    grows evenly to its score.
     """
     kept_P = finite_groups(rewards.total)
     kept = rewards[kept_P]
@@ -66,7 +67,7 @@ def _along(rewards_PNS: Tensor) -> dict[str, list[float]]:
 def total_cost(tally: Tally, device: torch.device) -> dict[str, int]:
     """What an iteration cost on all ranks together (a collective)."""
     counts = _all_ranks(torch.tensor([astuple(tally)], device=device)).sum(0).tolist()
-    return dict(zip((f.name for f in fields(tally)), counts, strict=True))
+    return Tally(*counts).counts()
 
 
 class RowStatistics:

@@ -7,7 +7,7 @@ with other ranks at ZeRO stage 3.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 
 @dataclass
@@ -22,6 +22,15 @@ class Tally:
     """Latents decoded."""
     scored: int = 0
     """Samples given to the rewards, all of them together."""
+    scored_final: int = 0
+    """Those of them that rewards of final images alone saw, too."""
+
+    def counts(self) -> dict[str, int]:
+        """By kind; that of rewards of final images alone only where there are such."""
+        found = asdict(self)
+        if not self.scored_final:
+            del found["scored_final"]
+        return found
 
     def rows(self, count: int, *, gradient: bool) -> None:
         """Count one forward of so many network rows."""

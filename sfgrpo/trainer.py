@@ -59,8 +59,9 @@ class Trainer:
         agreement.check_prompts(self.prompts)
         # What is quickly found to be wrong comes before the network, which takes minutes to load.
         self.reward = rewards.load(
-            recipe.reward, recipe.reward_options, frames=recipe.reward_frames
-        )
+            recipe.reward, recipe.reward_options,
+            frames=recipe.reward_frames, final_only=recipe.reward_final_only,
+        )  # fmt: skip
         self.reward.check(self.prompts.all)
         self.judges = [
             JUDGE.bind(name, recipe.eval.judge_options.get(name)) for name in recipe.eval.judges
@@ -209,7 +210,7 @@ class Trainer:
             name: engine.gather(scores_MK[name], numbers).unflatten(0, shape)
             for name in self.reward.weights
         }
-        where_S = credit.scored_states(schedule.trainable_T, self.recipe.credit).to(self.device)
+        where_S = self.layout.scored_states(schedule).to(self.device)
         known = at_their_states(scores_PNK, self.reward, where_S)
         self.guard.rewards(known)
         trainable_T = schedule.trainable_T.to(self.device)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from sfgrpo.run import records
 from sfgrpo.run.clock import Clock
 from sfgrpo.run.stopping import Signals
 from sfgrpo.trainer import Trainer
+from tests.support.rewards import Blueness
 
 Make = Callable[..., config.Recipe]
 
@@ -22,6 +22,8 @@ BASE = {
     "sample__batch_size": "64",
     "train__micro_batch_size": "64",
 }
+BOTH = "{'tests.support.rewards:Redness': 1, 'tests.support.rewards:Blueness': 0.01}"
+ALONE = "{'tests.support.rewards:Blueness': 1}"
 CASES = {
     "by level": {},
     "euler, no reference": {"credit__solver": "euler", "train__beta": "0"},
@@ -40,6 +42,11 @@ CASES = {
         "sample__window": "{steps: 2, continuation: steps}", "sample__num_steps": "6",
     },
     "solver behind a window": {"sample__window": "{steps: 2}", "sample__num_steps": "6"},
+    "final images alone beside another": {"reward": BOTH},
+    "final images alone, in a window": {
+        "reward": BOTH, "reward_final_only": "['tests.support.rewards:Redness']",
+        "sample__window": "{steps: 2}", "sample__num_steps": "6",
+    },
     "uniform, moving": {
         "sample__window": "{steps: 2, schedule: progressive, interval: 1, range: [3, 6]}",
         "sample__num_steps": "8", "credit__rule": "uniform",
@@ -49,7 +56,7 @@ CASES = {
 
 def foretold(trainer: Trainer, world: int = 1, iteration: int = 0) -> dict[str, int]:
     sigmas = trainer.backbone.sigmas(trainer.recipe.sample.num_steps, trainer.latent_shape)
-    return asdict(cost.expected(trainer.recipe, sigmas, world=world, iteration=iteration))
+    return cost.expected(trainer.recipe, sigmas, world=world, iteration=iteration).counts()
 
 
 @pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
@@ -61,6 +68,23 @@ def test_an_iteration_takes_what_was_expected(
         trainer.progress.state.iteration = iteration
         found = trainer.iterate(Clock(), Signals())["cost"]
         assert found == foretold(trainer, iteration=iteration)
+
+
+@pytest.mark.parametrize("rule", ["stepwise", "uniform"])
+def test_a_reward_of_final_images_is_shown_no_other(
+    recipe: Make, tmp_path: Path, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as are counted; and where no reward sees another, none is estimated or decoded."""
+    monkeypatch.setattr(Blueness, "shown", 0)
+    base = {**BASE, "credit__rule": rule}
+    trainer = Trainer(recipe(tmp_path / "both", **base, reward=BOTH))
+    found = trainer.iterate(Clock(), Signals())["cost"]
+    assert found["scored_final"] == Blueness.shown == 8
+    assert (found["scored"] > 8) == (rule == "stepwise")
+    alone = foretold(Trainer(recipe(tmp_path / "one", **base, reward=ALONE)))
+    assert alone["scored"] == alone["scored_final"] == alone["decoded"] == 8
+    same = {"credit__rule": "uniform", "reward": ALONE}
+    assert alone == foretold(Trainer(recipe(tmp_path / "same", **{**base, **same})))
 
 
 def test_evaluations_between_iterations_are_not_counted(recipe: Make, tmp_path: Path) -> None:

@@ -169,3 +169,13 @@ def test_a_sampler_without_noise_is_refused() -> None:
     quiet = Recipe.model_validate({"sample": {"eta": 0.0}})
     with pytest.raises(ValueError, match="no noisy step"):
         Layout(quiet, SIGMAS, rank=0, world=1, device=CPU)
+
+
+def test_rewards_of_final_images_are_told_once_where_steps_differ() -> None:
+    given = {"reward": {"ocr": 0.8, "colour": 20}, "reward_final_only": ["colour"]}
+    (line,) = layouts(Recipe.model_validate(given), 1)[0].told()
+    assert line.startswith("reward 'colour' scores final images alone")
+    uniform = Recipe.model_validate({**given, "credit": {"rule": "uniform"}})
+    assert layouts(uniform, 1)[0].told() == []
+    with pytest.raises(ValueError, match=r"reward_final_only: unknown reward 'color'; .*'colour'"):
+        Recipe.model_validate({**given, "reward_final_only": ["color"]})

@@ -141,13 +141,23 @@ def test_a_reward_that_is_not_a_number_stops_the_run(recipe, tmp_path: Path) -> 
         Trainer(given).train()
 
 
-@pytest.mark.parametrize("rule", ["stepwise", "uniform"])
+BOTH = {
+    "reward": "{'tests.support.rewards:Redness': 1, 'tests.support.rewards:Blueness': 1}",
+    "credit__mixture": "gdpo",
+}
+"""Two rewards whose scales are a hundredfold apart, one of them of final images alone."""
+
+
+@pytest.mark.parametrize(
+    ("rule", "mixed"), [("stepwise", {}), ("uniform", {}), ("stepwise", BOTH)], ids=str
+)
 def test_a_window_that_moves_survives_a_crash(
-    recipe, tmp_path: Path, rule: str, monkeypatch: pytest.MonkeyPatch
+    recipe, tmp_path: Path, rule: str, mixed: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each iteration trains the steps of its window and scores no state that no gain needs; what is
     started again goes on with the window where it was."""
     changes = {
+        **mixed,
         "sample__num_steps": "6", "train__updates_per_iteration": "2", "credit__rule": rule,
         "sample__window": "{steps: 2, schedule: progressive, interval: 1}",
         "eval": "{every: 9, prompts: 2, images_per_prompt: 2, num_steps: 2, judges: []}",
@@ -165,10 +175,17 @@ def test_a_window_that_moves_survives_a_crash(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("window", ["null", "{steps: 2, schedule: random}"])
-def test_two_ranks_do_what_one_does(recipe, tmp_path: Path, window: str) -> None:
+@pytest.mark.parametrize(
+    ("window", "mixed"),
+    [("null", {}), ("{steps: 2, schedule: random}", {}), ("null", BOTH)],
+    ids=str,
+)
+def test_two_ranks_do_what_one_does(
+    recipe, tmp_path: Path, window: str, mixed: dict[str, str]
+) -> None:
     """Groups of three over two ranks split a group; ZeRO 2 shards what is sharded."""
     changes = {
+        **mixed,
         "sample__window": window,
         "sample__prompts_per_iteration": "2",
         "sample__group_size": "3",

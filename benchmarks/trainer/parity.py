@@ -16,7 +16,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -197,7 +197,7 @@ def _run(folder: Path, name: str, case: Case, gathered: Counter[str]) -> Outcome
             n: v for f in checkpoint.glob("model/**/*.safetensors") for n, v in _read(f).items()
         },
         metrics=records.read(out / "metrics.jsonl"),
-        costs=[asdict(cost.expected(made.recipe, sigmas, world=world)) for _ in latents],
+        costs=[cost.expected(made.recipe, sigmas, world=world).counts() for _ in latents],
         latents=latents,
         advantages=advantages,
         gathered=gathered["sampling"],

@@ -42,7 +42,7 @@ def as_text(report: Report, *, colour: bool) -> str:
         if title == "Recipe" and report.memory:
             lines += ["", paint(1, "Memory of one rank"), *_memory_lines(report)]
         if title == "Recipe" and report.cost:
-            lines += ["", paint(1, "An iteration on all ranks"), *_cost_lines(report.cost)]
+            lines += ["", paint(1, "An iteration on all ranks"), *cost_lines(report.cost)]
         lines.append("")
     for problem in report.problems:
         mark = paint(31, "PROBLEM") if problem.fatal else paint(33, "note")
@@ -81,7 +81,8 @@ def _memory_lines(report: Report) -> list[str]:
     return _aligned(table)
 
 
-def _cost_lines(cost: Cost) -> list[str]:
+def cost_lines(cost: Cost) -> list[str]:
+    """A recipe's cost beside its twin's."""
     head = ("", "velocities", "with gradient", "decoded", "scored", "cost in network rows")
     table: list[tuple[str, ...]] = [head]
     for name, counts in (("  this recipe", cost.recipe), ("  uniform credit", cost.uniform)):
@@ -94,7 +95,9 @@ def _cost_lines(cost: Cost) -> list[str]:
         f"  (by {cost.row_flops:.2g} and {cost.decode_flops:.2g} floating-point operations; a "
         "velocity under guidance is two rows; rewards are not in it)",
     )
-    return [*_aligned(table), *told]
+    finals = cost.recipe.get("scored_final")
+    seen = f"  rewards of final images alone see {finals:,} of the samples scored" if finals else ""
+    return [*_aligned(table), *filter(None, [seen]), *told]
 
 
 def _aligned(table: Sequence[Sequence[str]]) -> list[str]:

@@ -80,5 +80,5 @@ def _mean(recipe: Recipe, sigmas: Tensor, world: int) -> Counts:
     """Over iterations spread evenly; without a window all are alike."""
     last = recipe.run.iterations if recipe.sample.window else 1
     shown = range(0, last, -(-last // SHOWN))
-    found = [asdict(cost.expected(recipe, sigmas, world=world, iteration=k)) for k in shown]
+    found = [cost.expected(recipe, sigmas, world=world, iteration=k).counts() for k in shown]
     return {kind: round(sum(row[kind] for row in found) / len(found)) for kind in found[0]}

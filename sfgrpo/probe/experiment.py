@@ -171,8 +171,7 @@ class Trial:
 
     def _of_all_states(self, scores_MK: Mapping[str, Tensor]) -> Rewards:
         """`[P, N, T + 1]` from the rewards of the states that are scored."""
-        where_S = credit.scored_states(self.schedule.trainable_T, self.options)
-        shape = self.setup.groups
+        where_S, shape = self.layout.scored_states(self.schedule), self.setup.groups
         scores_PNK = {name: s.cpu().unflatten(0, shape) for name, s in scores_MK.items()}
         known = at_their_states(scores_PNK, self.setup.reward, where_S)
         return credit.filled(known, where_S, self.schedule.trainable_T, self.options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,9 +11,12 @@ from torch import Tensor
 
 from sfgrpo.names import REWARD, told, unknown_name
 from sfgrpo.prompts import Prompt
-from sfgrpo.rewards.base import Metadata, Reward, RewardError, staying
+from sfgrpo.rewards.base import Metadata, Reward, RewardError, final_only, staying
 
-__all__ = ["Metadata", "Mixture", "Reward", "RewardError", "available", "build", "evenly", "load"]
+__all__ = [
+    "Metadata", "Mixture", "Reward", "RewardError", "available", "build", "evenly", "final_only",
+    "load", "of_final_images",
+]  # fmt: skip
 
 CHUNK = 64
 """At most so many frames of videos go into a reward of images at once."""
@@ -35,6 +38,19 @@ def build(name: str, **options: Any) -> Reward:
     return REWARD.bind(name, options)()
 
 
+def of_final_images(names: Iterable[str], asked: Collection[str] = ()) -> frozenset[str]:
+    """The rewards that score final images alone: those that say so (`final_only`), and those of
+    which it is `asked`. None of them is built.
+
+    Raises:
+        ValueError: no reward of this name, or its module cannot be imported.
+    """
+    return frozenset(
+        name for name in names
+        if name in asked or getattr(REWARD.resolve(name), "final_only", False)
+    )  # fmt: skip
+
+
 def evenly(count: int, available: int) -> list[int]:
     """`count` of `available` frames, evenly spread, the first and the last among them.
 
@@ -49,7 +65,8 @@ def evenly(count: int, available: int) -> list[int]:
 
 
 class Mixture:
-    """Weighted sum of rewards; the weights are used as given, not normalised.
+    """Weighted sum of rewards; the weights are used as given, not normalised. How several are
+    credited is another matter (`sfgrpo.credit.mixtures`).
 
     Of a video, a reward with the attribute `takes_video = True` sees all; any other sees `frames`
     images of it, evenly spread, and its score of the video is the mean of theirs.
@@ -60,8 +77,9 @@ class Mixture:
     """
 
     def __init__(
-        self, rewards: Mapping[str, Reward], weights: Mapping[str, float], *, frames: int = 8
-    ) -> None:
+        self, rewards: Mapping[str, Reward], weights: Mapping[str, float], *, frames: int = 8,
+        final_only: Collection[str] = (),
+    ) -> None:  # fmt: skip
         if not weights:
             raise ValueError("a mixture needs at least one reward")
         if set(rewards) != set(weights):
@@ -71,6 +89,8 @@ class Mixture:
         self.rewards = dict(rewards)
         self.weights = dict(weights)
         self.frames = frames
+        self.final_only = frozenset(final_only)
+        """The rewards that score final images alone."""
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Let the rewards that can (`Reward.check`) look at all prompts, before a run begins.
@@ -100,6 +120,7 @@ class Mixture:
         *,
         where: Sequence[str] = (),
         finite: bool = True,
+        final: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Total [B] float32 and every reward's own scores [B] float32, on the CPU.
 
@@ -108,7 +129,8 @@ class Mixture:
 
         A sample that is not finite itself scores nan, whatever a reward makes of it (a reward sees
         zeros in its place). `where` says in which file and line each prompt stands, if that is
-        known.
+        known; `final`, bool [B], which samples are final images, if not all of them are: the others
+        are not shown to rewards of final images alone, which give them 0.
 
         Raises:
             ValueError: the lengths differ, or a score is not finite (the message names the reward;
@@ -131,12 +153,11 @@ class Mixture:
             shown = shown.clone()
             shown[broken] = 0
         scores: dict[str, Tensor] = {}
-        for name, reward in self.rewards.items():
-            if samples.ndim == 5 and not getattr(reward, "takes_video", False):
-                score = self._of_frames(name, shown, asked)
-            else:
-                score = self._of(name, shown.clone(), asked)
-            score[broken.cpu()] = torch.nan
+        everything = torch.ones(len(samples), dtype=torch.bool, device="cpu")
+        for name in self.rewards:
+            sees = everything if final is None or name not in self.final_only else final.cpu()
+            score = self._of_those(sees, name, shown, asked)
+            score[broken.cpu() & sees] = torch.nan
             if finite and not torch.isfinite(score).all():
                 bad = int((~torch.isfinite(score)).nonzero()[0])
                 raise ValueError(f"reward {name!r} is {score[bad]} for prompt {prompts[bad]!r}")
@@ -145,6 +166,17 @@ class Mixture:
         for name, score in scores.items():
             total += self.weights[name] * score
         return total, scores
+
+    def _of_those(self, sees: Tensor, name: str, shown: Tensor, asked: Sequence[Prompt]) -> Tensor:
+        """One reward's scores [B] of the samples that it `sees`, bool [B], and 0 for the others."""
+        score = torch.zeros(len(sees), dtype=torch.float32, device="cpu")
+        if len(sees) and not sees.any():
+            return score
+        of_frames = shown.ndim == 5 and not getattr(self.rewards[name], "takes_video", False)
+        samples = shown[sees.to(shown.device)]  # a copy
+        texts = [prompt for prompt, seen in zip(asked, sees.tolist(), strict=True) if seen]
+        score[sees] = (self._of_frames if of_frames else self._of)(name, samples, texts)
+        return score
 
     def _of(self, name: str, samples: Tensor, asked: Sequence[Prompt]) -> Tensor:
         """One reward's scores [B] float32 on the CPU; `samples` are its own to overwrite."""
@@ -241,16 +273,25 @@ def load(
     options: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     frames: int = 8,
+    final_only: Collection[str] = (),
 ) -> Mixture:
     """The mixture of the named rewards, e.g. `load({"ocr": 0.8, "colour": 0.2})`.
 
     `options` maps a reward's name to the arguments of its `build`, `frames` is how many frames of a
-    video a reward of images sees. ValueError for options of a reward that has no weight, or that it
-    does not have.
+    video a reward of images sees, `final_only` names rewards that score final images alone, beside
+    those that say so. ValueError for options of a reward that has no weight, or that it does not
+    have.
     """
     given = dict(options or {})
     for name in given:
         if name not in weights:
             raise ValueError(unknown_name("reward in options", name, weights))
     built = {name: build(name, **given.get(name, {})) for name in weights}
-    return Mixture(built, weights, frames=frames)
+    finals = of_final_images(weights, final_only)
+    for name, reward in built.items():
+        if getattr(reward, "final_only", False) and name not in finals:
+            raise ValueError(
+                f"reward '{name}': what it returns says final_only, which must be known before it "
+                "is built: decorate the function with sfgrpo.rewards.final_only, too"
+            )
+    return Mixture(built, weights, frames=frames, final_only=finals)

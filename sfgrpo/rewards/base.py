@@ -8,12 +8,21 @@ user's own is named "package.module:function".
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 Metadata = Mapping[str, Any]
+B = TypeVar("B", bound=Callable[..., Any])
+
+
+def final_only(build: B) -> B:
+    """Say of a reward, by the function or class that a recipe names, that it scores final images
+    alone: one that is slow, or means nothing for the clean estimates of noisy states. Its share is
+    credited to all noisy steps alike."""
+    build.final_only = True  # pyright: ignore[reportFunctionMemberAccess]
+    return build
 
 
 class RewardError(ValueError):
@@ -35,7 +44,8 @@ class Reward(Protocol):
 
     A reward of videos has the attribute `takes_video = True`, and gets them whole, as
     [B, F, 3, H, W]. Any other gets frames of them as images, each with its video's prompt. A reward
-    for a generator of other samples gets what that one decodes, [B, ...].
+    for a generator of other samples gets what that one decodes, [B, ...]. One of final images alone
+    is decorated with `@final_only`.
 
     Images, prompts and metadata are the reward's own copies, which it may overwrite. It runs
     without gradients; one that needs some turns them on (`torch.enable_grad`).

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from sfgrpo import config
-from sfgrpo.doctor import advice, footprint, skeleton, twins
+from sfgrpo.doctor import advice, footprint, skeleton, text, twins
 from sfgrpo.generator import load
 
 SIGMAS = torch.linspace(1, 0, 11)
@@ -60,6 +60,24 @@ def test_a_moving_window_costs_its_mean() -> None:
     assert [after - before for before, after in pairwise(places)] == [-88] * 7
     moving = twins.compare(recipe(sample__window=window, run__iterations="8"), SIGMAS, 1, (1, 1))
     assert moving.uniform["velocity"] == sum(places) / 8
+
+
+def test_what_rewards_of_final_images_see_is_foretold() -> None:
+    """One of two saves its scores of 8 + 3 x 96 clean estimates, both save the estimates."""
+    window = "{steps: 4, range: [1, 5]}"
+    one = twins.compare(
+        recipe(reward_final_only="[colour]", sample__window=window), SIGMAS, 1, (1, 1)
+    )
+    assert one.recipe["scored_final"] == one.uniform["scored_final"] == 96
+    assert one.recipe["scored"] == 96 + 8 + 3 * 96
+    (line,) = [line for line in text.cost_lines(one) if "final images alone" in line]
+    assert "see 96 of the samples scored" in line
+    both = twins.compare(recipe(reward_final_only="[ocr, colour]"), SIGMAS, 1, (1, 1))
+    assert both.recipe == both.uniform
+    assert both.recipe["scored"] == both.recipe["decoded"] == 96
+    none = twins.compare(recipe(), SIGMAS, 1, (1, 1))
+    assert "scored_final" not in none.recipe
+    assert not any("final images" in line for line in text.cost_lines(none))
 
 
 def test_the_twin_takes_no_options_of_another_rule() -> None:

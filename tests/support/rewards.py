@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sfgrpo.rewards import final_only
+
 
 class Crash(BaseException):
     """Stands for the power cut, which nobody catches."""
@@ -45,3 +47,14 @@ class Patchy:
 
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict]) -> Tensor:
         return torch.tensor([torch.inf if text == self.spoilt else 0.0 for text in prompts])
+
+
+@final_only
+class Blueness:
+    """How blue an image is, a hundredfold; of final images alone. Keeps how many it was shown."""
+
+    shown = 0
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict]) -> Tensor:
+        type(self).shown += len(images)
+        return 100 * images[:, 2].mean((1, 2))
