@@ -52,6 +52,9 @@ class Recipe(Section):
     """Arguments of a reward's `build`, by the reward's name."""
     reward_frames: Count = 8
     """How many frames of a video a reward of images sees."""
+    reward_ahead: int = Field(default=2, ge=0, le=1000)
+    """Batches of samples that may wait for their rewards, which a thread of its own computes, while
+    the next ones are made; 0 asks for each at once. Rewards see one call after the other."""
     reward_final_only: tuple[str, ...] = ()
     """Rewards that score final images alone, beside those that say so themselves: their share is
     credited to all noisy steps alike, and saves the scores of clean estimates."""

@@ -7,7 +7,7 @@ different stages of different solvers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -79,20 +79,35 @@ def _together(states: States, members: int, size: int) -> Iterator[list[tuple[Un
         yield last
 
 
-@torch.no_grad()
-def clean_estimates(field: VelocityField, made: Trajectories) -> Tensor:
-    """Carry the unfinished states on to t = 0.
+def _carry(
+    field: VelocityField, made: Trajectories, pieces: Sequence[tuple[Unfinished, slice]]
+) -> None:
+    """Lead some of the states to t = 0 together."""
+    runs = [_Run(made, part, rows) for part, rows in pieces]
+    runs = [run for run in runs if run.advance(None)]
+    while runs:
+        t = torch.cat([run.latents.new_full((len(run.latents),), run.level) for run in runs])
+        x = torch.cat([run.latents for run in runs])
+        v = field.guided_in_batches(x, t, torch.cat([run.prompt for run in runs]))
+        answers = v.split([len(run.latents) for run in runs])
+        runs = [run for run, v in zip(runs, answers, strict=True) if run.advance(v)]
 
-    Returns:
-        The clean estimates `[U, ...]`: `States.x_U`, which they are written into.
+
+@torch.no_grad()
+def as_finished(field: VelocityField, made: Trajectories) -> Iterator[Tensor]:
+    """Carry the unfinished states on to t = 0, some at a time, in `States.x_U`.
+
+    Yields:
+        bool `[U]`, which of them are clean estimates by now: at first those that need nothing, at
+        last all. All ranks hear as often.
     """
-    for pieces in _together(made.states, len(made.latents_MS), field.batch_size):
-        runs = [_Run(made, part, rows) for part, rows in pieces]
-        runs = [run for run in runs if run.advance(None)]
-        while runs:
-            t = torch.cat([run.latents.new_full((len(run.latents),), run.level) for run in runs])
-            x = torch.cat([run.latents for run in runs])
-            v = field.guided_in_batches(x, t, torch.cat([run.prompt for run in runs]))
-            answers = v.split([len(run.latents) for run in runs])
-            runs = [run for run, v in zip(runs, answers, strict=True) if run.advance(v)]
-    return made.states.x_U
+    groups = list(_together(made.states, len(made.latents_MS), field.batch_size))
+    finished_U = torch.ones(len(made.states.x_U), dtype=torch.bool)
+    for _, rows in (piece for pieces in groups for piece in pieces):
+        finished_U[rows] = False
+    yield finished_U
+    for pieces in groups:
+        _carry(field, made, pieces)
+        for _, rows in pieces:
+            finished_U[rows] = True
+        yield finished_U

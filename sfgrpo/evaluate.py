@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from sfgrpo.rewards import Mixture, RewardError, evenly
 from sfgrpo.rewards.base import staying
 from sfgrpo.rollout import Plan, VelocityField, batches, sample
 from sfgrpo.score import measure
+from sfgrpo.stream import InOrder
 
 HELD_OUT = 2**62
 """Noise ids from here on belong to evaluation; training counts up from 0 and never gets here."""
@@ -76,37 +78,31 @@ def evaluate(
     num_steps: int,
     images_per_prompt: int,
     latent_shape: tuple[int, ...],
+    ahead: int = 0,
 ) -> Evaluation:
     """Sample `images_per_prompt` images of every prompt and measure them.
 
     Args:
         field: the policy, with the conditioning of exactly these prompts.
         score: `(images, prompt rows) -> {name: [B]}`.
+        ahead: batches of samples that may wait for their scores, see `sfgrpo.stream`.
     """
     table = sde.coefficients(field.backbone.sigmas(num_steps, latent_shape), "ode")
     plan = held_out_plan(len(prompts), images_per_prompt, field.backbone.device)
-    total, kept, whole, scores = len(prompts) * images_per_prompt, [], [], []
+    total, kept, whole = len(prompts) * images_per_prompt, [], []
     bar = tqdm(
         total=len(plan.sample_M), desc="evaluation", unit="image", leave=False, delay=2,
         disable=engine.rank() != 0, dynamic_ncols=True,
     )  # fmt: skip
-    for rows in batches(len(plan.sample_M), field.batch_size):
-        part = Plan(
-            group_G=plan.group_G[rows],
-            prompt_G=plan.prompt_G[rows],
-            group_of_M=torch.arange(rows.stop - rows.start, device=plan.sample_M.device),
-            sample_M=plan.sample_M[rows],
-        )
-        made = sample(field, table, part, seed=seed, latent_shape=latent_shape, methods={})
-        for few in batches(len(part.sample_M), field.backbone.decode_batch):
-            decoded = field.backbone.decode(made.states.x_U[few])
-            scores.append(score(decoded, part.prompt_G[few]))
+    with bar, InOrder[Mapping[str, Tensor]](ahead) as asked:
+        for prompt, decoded in _decoded(field, table, plan, seed, latent_shape):
+            asked.ask(partial(score, decoded, prompt))
             kept.append(picture(decoded, field.backbone.modality))
             if field.backbone.modality == "video" and engine.rank() == 0:
                 # The first videos are rank 0's, so that none of them travels.
                 whole += _bytes(decoded[: min(WHOLE, total) - len(whole)]).cpu()
             bar.update(len(decoded))
-    bar.close()
+        scores = asked.answers()
     index = plan.sample_M - HELD_OUT
     gathered = {
         name: engine.gather(torch.cat([s[name] for s in scores]), index)[:total]
@@ -119,6 +115,22 @@ def evaluate(
     for judge in judges:
         numbers.update(_verdict(judge, judged, prompts, taken={*TAKEN, *numbers}))
     return Evaluation(numbers, samples_PN, list(prompts), torch.stack(whole) if whole else None)
+
+
+def _decoded(
+    field: VelocityField, table: Tensor, plan: Plan, seed: int, latent_shape: tuple[int, ...]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(prompt rows, samples) of a few trajectories of the plan after the other."""
+    for rows in batches(len(plan.sample_M), field.batch_size):
+        part = Plan(
+            group_G=plan.group_G[rows],
+            prompt_G=plan.prompt_G[rows],
+            group_of_M=torch.arange(rows.stop - rows.start, device=plan.sample_M.device),
+            sample_M=plan.sample_M[rows],
+        )
+        made = sample(field, table, part, seed=seed, latent_shape=latent_shape, methods={})
+        for few in batches(len(part.sample_M), field.backbone.decode_batch):
+            yield part.prompt_G[few], field.backbone.decode(made.states.x_U[few])
 
 
 def of_recipe(
@@ -144,6 +156,7 @@ def of_recipe(
         judges,
         seed=recipe.run.seed, num_steps=recipe.eval.num_steps,
         images_per_prompt=recipe.eval.images_per_prompt, latent_shape=latent_shape,
+        ahead=recipe.reward_ahead,
     )  # fmt: skip
 
 

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from sfgrpo.credit import Rewards, placed
-from sfgrpo.estimates import clean_estimates
+from sfgrpo.estimates import as_finished
 from sfgrpo.prompts import Prompt
 from sfgrpo.rewards import Mixture
 from sfgrpo.rollout import Trajectories, VelocityField, batches
+from sfgrpo.stream import InOrder
 
-Lap = Callable[[str], None]
+
+class Laps(Protocol):
+    """Whoever wants to know where the time goes (`sfgrpo.run.clock.Clock`)."""
+
+    def lap(self, phase: str) -> None:
+        """A phase ends here."""
+        ...
+
+    def beside(self, phase: str, seconds: float) -> None:
+        """So long another thread was at work."""
+        ...
 
 
 def measure(
@@ -43,33 +56,48 @@ def score(
     reward: Mixture,
     prompts: Sequence[Prompt],
     *,
-    lap: Lap,
+    laps: Laps,
+    ahead: int = 0,
 ) -> dict[str, Tensor]:
     """Scores of the states of this rank's trajectories that are to be scored; 0 of a state that is
     no final image by a reward of those alone.
 
     Each distinct state is estimated, decoded and scored once, samples as many at once as the
-    backbone decodes, so that few videos are held in memory.
+    backbone decodes, so that few videos are held in memory. Samples are scored in a thread of their
+    own while the next states are estimated and decoded; which samples go together does not depend
+    on when they are ready.
 
     Args:
-        lap: called with the name of each phase as it ends.
+        laps: told of each phase as it ends; "rewards" is what this thread waited for them.
+        ahead: batches of samples that may wait for their scores; 0 scores each at once.
 
     Returns:
         `{name: [M, K]}`, the final image last; `sfgrpo.guard` sees to values that are not finite.
     """
-    states, found = trajectories.states, []
-    estimates_U = clean_estimates(field, trajectories)
-    lap("estimates")
-    final_U = torch.arange(len(estimates_U)) >= len(estimates_U) - len(trajectories.latents_MS)
-    for rows in batches(len(estimates_U), field.backbone.decode_batch):
-        samples = field.backbone.decode(estimates_U[rows])
-        field.tally.decoded += len(samples)
-        lap("decode")
-        found.append(measure(reward, samples, states.prompt_U[rows], prompts, final_U[rows]))
-        field.tally.scored += len(samples)
-        field.tally.scored_final += int(final_U[rows].sum()) if reward.final_only else 0
-        lap("rewards")
-    scores_U = {name: torch.cat([part[name] for part in found]) for name in found[0]}
+    states = trajectories.states
+    final_U = torch.arange(len(states.x_U)) >= len(states.x_U) - len(trajectories.latents_MS)
+    waiting, order = list(batches(len(states.x_U), field.backbone.decode_batch)), list[slice]()
+    with InOrder[dict[str, Tensor]](ahead) as asked:
+        for finished_U in as_finished(field, trajectories):
+            laps.lap("estimates")
+            ready = [rows for rows in waiting if finished_U[rows].all()]
+            waiting = [rows for rows in waiting if rows not in ready]
+            for rows in ready:
+                samples = field.backbone.decode(states.x_U[rows])
+                field.tally.decoded += len(samples)
+                laps.lap("decode")
+                who = states.prompt_U[rows], prompts, final_U[rows]
+                asked.ask(partial(measure, reward, samples, *who))
+                field.tally.scored += len(samples)
+                field.tally.scored_final += int(final_U[rows].sum()) if reward.final_only else 0
+                laps.lap("rewards")
+            order += ready
+        found = asked.answers()
+    laps.lap("rewards")
+    laps.beside("rewards", asked.computed)
+    asked_U = torch.cat([torch.arange(rows.start, rows.stop) for rows in order])
+    back_U = asked_U.argsort().to(states.where_MK.device)
+    scores_U = {name: torch.cat([part[name] for part in found])[back_U] for name in found[0]}
     return {name: values[states.where_MK] for name, values in scores_U.items()}
 
 

@@ -204,7 +204,9 @@ class Trainer:
     ) -> Rewards:  # fmt: skip
         """Rewards of all states of the whole group."""
         shape = (self.recipe.sample.prompts_per_iteration, self.recipe.sample.group_size)
-        scores_MK = score(field, made, self.reward, chosen, lap=clock.lap)
+        scores_MK = score(
+            field, made, self.reward, chosen, laps=clock, ahead=self.recipe.reward_ahead
+        )
         numbers = self.layout.numbers()
         scores_PNK = {
             name: engine.gather(scores_MK[name], numbers).unflatten(0, shape)

@@ -21,6 +21,7 @@ from sfgrpo.probe.experiment import Heard, Setup, Solver, Trial, altered, probed
 from sfgrpo.prompts import Prompt
 from sfgrpo.rewards import Mixture
 from sfgrpo.rollout import VelocityField, sample
+from sfgrpo.run.clock import Clock
 from sfgrpo.score import score
 from tests.support.rollouts import CENTRES, GROUPS, SHAPE, SIZE, T, forward_rows
 from tests.support.toy import PointBackbone, PointVelocity
@@ -144,7 +145,7 @@ def test_estimates_are_those_of_an_iteration(solver: Solver, window: bool) -> No
         which.field, trial.schedule.table, layout.plan(0), seed=recipe.run.seed,
         latent_shape=SHAPE, methods=layout.methods(trial.schedule), sampled=trial.schedule.sampled,
     )  # fmt: skip
-    scores = score(which.field, usual, which.reward, which.prompts, lap=lambda phase: None)
+    scores = score(which.field, usual, which.reward, which.prompts, laps=Clock())
     final = scores["reward"][:, -1].unflatten(0, (GROUPS, SIZE))
     torch.testing.assert_close(found[..., -1], final, rtol=1e-5, atol=1e-6)
     states = trial.layout.methods(trial.schedule)

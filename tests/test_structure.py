@@ -30,7 +30,7 @@ FLOORS = (
     ("compare",),  # its runs are processes of their own: it needs nothing that trains
     ("ops", "zero"),
     ("kernels",),  # found by name when a GPU calls: ops knows no backend
-    ("sde", "recording", "tally"),
+    ("sde", "recording", "tally", "stream"),
     ("credit", "drift", "loss", "scheduler", "solvers"),
     ("backbones",),
     ("rollout", "generator", "rewards"),

@@ -156,7 +156,7 @@ class Trial:
         before = replace(setup.field.tally)
         begun = _begun(made, self._methods(solver), self.levels)
         clock.lap("begin")
-        scores_MK = score(setup.field, begun, setup.reward, setup.prompts, lap=clock.lap)
+        scores_MK = score(setup.field, begun, setup.reward, setup.prompts, laps=clock)
         tally, all_of_them = setup.field.tally, self.layout.trajectories
         setup.seen(tally.scored - before.scored)
         return Scored(

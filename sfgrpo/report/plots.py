@@ -133,6 +133,7 @@ def health(metrics: Log) -> Figure:
 
 PHASES = {
     "estimates": "clean estimates", "decode": "decoding", "train": "training",
+    "rewards": "rewards (waiting for them)",
     "evaluate": "evaluation", "checkpoint": "checkpoints",
 }  # fmt: skip
 """How phases are called in pictures."""

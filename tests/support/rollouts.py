@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from sfgrpo import sde, solvers
-from sfgrpo.estimates import clean_estimates
+from sfgrpo.estimates import as_finished
 from sfgrpo.rollout import Plan, Trajectories, VelocityField, sample
 from tests.support.toy import PointBackbone, PointVelocity
 
@@ -69,4 +69,6 @@ def run(
 
 def finished(velocity: VelocityField, made: Trajectories) -> torch.Tensor:
     """`[M, K, ...]`: the clean estimates, the final latents last."""
-    return clean_estimates(velocity, made)[made.states.where_MK]
+    *_, finished_U = as_finished(velocity, made)
+    assert finished_U.all()
+    return made.states.x_U[made.states.where_MK]
