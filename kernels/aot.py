@@ -8,8 +8,8 @@ storage, and their launches are recorded: what is compiled is what a GPU would b
 
 Tested with Triton 3.7.1 (PyTorch 2.13), which also interprets the kernels in the tests, and, ahead
 of time only, with Triton 3.6.0 (that of PyTorch 2.11), whose interpreter fails with NumPy 2.4 and
-later. Nothing spills with either; 3.6.0 gives gain_advantages up to 167 registers, which costs
-little: its programs, one a prompt, are too few to fill a GPU.
+later. No example spills, but for one with 3.6.0 on sm_90: gain_advantages of a group too large for
+one pass, "joint", keeps two registers of a thread in memory, which its few programs do not notice.
 """
 
 from __future__ import annotations

@@ -93,14 +93,20 @@ def tiling(row_elements: int) -> Tiling:
     return Tiling(LAUNCH.tile_elements // cols, cols, chunks, math.gcd(row_elements, VECTOR.value))
 
 
-def launch(kernel: Any, grid: tuple[int], *arguments: object, **constants: object) -> None:
+def launch(
+    kernel: Any,
+    grid: tuple[int],
+    *arguments: object,
+    num_warps: int = LAUNCH.num_warps,
+    **constants: object,
+) -> None:
     """Run `kernel` on the device of its first tensor argument.
 
     Multiply-adds are never fused: the noise must have the reference's bits, and elsewhere the
     kernels wait for memory anyway.
     """
     with on_device_of(next(a for a in arguments if isinstance(a, Tensor))):
-        kernel[grid](*arguments, **constants, num_warps=LAUNCH.num_warps, enable_fp_fusion=False)
+        kernel[grid](*arguments, **constants, num_warps=num_warps, enable_fp_fusion=False)
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
