@@ -5,62 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoProcessor, CLIPConfig, CLIPImageProcessorPil, CLIPModel
+from transformers import AutoProcessor, CLIPImageProcessorPil, CLIPModel
 
 from sfgrpo import rewards
 from sfgrpo.embedded import architecture
 from sfgrpo.rewards import pickscore
+from sfgrpo.rewards._pixels import Preprocess
+from tests.support.clip import SIDE, pictures, prepare, save, to_bytes
 
-SIDE = 32
 PROMPTS = ["a red seven", "a white one on a black background", "a red seven", "nine"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A CLIP of two layers, its tokeniser of the captions' words, and its image settings."""
-    path = tmp_path_factory.mktemp("clip")
-    torch.manual_seed(0)
-    settings: dict[str, Any] = {
-        "text_config": architecture.build_text_encoder().config.to_dict(),
-        "vision_config": {
-            "hidden_size": 32,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": SIDE,
-            "patch_size": 8,
-        },
-        "projection_dim": 64,
-    }
-    CLIPModel(CLIPConfig(**settings)).save_pretrained(path)
-    architecture.build_tokenizer().save_pretrained(path)
-    prepare(path)
-    return str(path)
-
-
-def prepare(path: Path, **changes: Any) -> None:
-    settings: dict[str, Any] = {
-        "size": {"shortest_edge": SIDE},
-        "crop_size": {"height": SIDE, "width": SIDE},
-        **changes,
-    }
-    CLIPImageProcessorPil(**settings).save_pretrained(path)
+    return save(tmp_path_factory.mktemp("clip"))
 
 
 def build(folder: str, **options: Any) -> pickscore.PickScore:
     return pickscore.build(model=folder, processor=folder, device="cpu", **options)
-
-
-def pictures(count: int, height: int = SIDE, width: int = SIDE) -> Tensor:
-    """Smooth random images in whole 255ths: what eight bits can hold."""
-    noise = torch.rand(count, 3, 7, 7, generator=torch.Generator().manual_seed(1))
-    images = torch.nn.functional.interpolate(noise, size=(height, width), mode="bilinear")
-    return (images * 255).round() / 255
 
 
 def by_pillow(folder: str, images: Tensor, prompts: list[str]) -> Tensor:
@@ -73,10 +39,6 @@ def by_pillow(folder: str, images: Tensor, prompts: list[str]) -> Tensor:
     )
     with torch.no_grad():
         return model(**inputs).logits_per_image.diagonal() / 26
-
-
-def to_bytes(image: Tensor) -> np.ndarray:
-    return (image * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def test_scores_are_those_of_transformers(folder: str) -> None:
@@ -94,7 +56,7 @@ def test_resizing_and_cropping_are_pillow_s_to_rounding(
 ) -> None:
     images = pictures(3, height, width)
     processor: Any = AutoProcessor.from_pretrained(folder)
-    ours = pickscore.Preprocess.of(processor.image_processor, folder)(images)
+    ours = Preprocess.of(processor.image_processor, folder)(images)
     pillow = processor.image_processor(
         [Image.fromarray(to_bytes(image)) for image in images], return_tensors="pt"
     )["pixel_values"]
@@ -159,7 +121,7 @@ def test_what_cannot_be_used_is_named(folder: str, tmp_path: Path) -> None:
     ):
         prepare(tmp_path, **changes)
         with pytest.raises(ValueError, match="prepares images otherwise than CLIP"):
-            pickscore.Preprocess.of(CLIPImageProcessorPil.from_pretrained(tmp_path), "it")
+            Preprocess.of(CLIPImageProcessorPil.from_pretrained(tmp_path), "it")
 
 
 def test_pickled_weights_are_refused(folder: str, tmp_path: Path) -> None:

@@ -1,0 +1,198 @@
+"""Weights of the rewards that have a network: where they are, and how a file of them is read.
+
+An option of a `build` that is annotated `Weights` or `Settings` says where something is to be found
+that may have to be downloaded, so that `sfgrpo doctor` can look for it without loading anything.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from sfgrpo.backbones.base import DTYPES
+from sfgrpo.names import REWARD
+
+Weights = Annotated[str, "weights"]
+"""A local folder or the hub id of a model in safetensors; or a file, local or "owner/name/file"."""
+Settings = Annotated[str, "settings"]
+"""A local folder or the hub id of a tokeniser, of an image processor, or of both."""
+
+READABLE = (".safetensors", ".pt", ".pth", ".bin")
+"""Suffixes of a single file of weights."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the network of a reward runs, in which precision, and how many inputs at once."""
+
+    reward: str
+    device: torch.device
+    dtype: torch.dtype
+    batch: int
+
+    @classmethod
+    def of(cls, reward: str, *, device: str, dtype: str, batch: int) -> Place:
+        """From a recipe's values ("auto" is this rank's GPU, or the CPU where there is none);
+        ValueError names the one that makes no sense."""
+        if dtype not in DTYPES:
+            raise ValueError(
+                f"reward '{reward}': dtype must be one of {list(DTYPES)}, got {dtype!r}"
+            )
+        if batch < 1:
+            raise ValueError(f"reward '{reward}': batch must be at least 1, got {batch}")
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            found = torch.device(device)
+        except RuntimeError as error:
+            raise ValueError(
+                f"reward '{reward}': device must be 'auto', 'cpu', 'cuda' or the like, got "
+                f"{device!r}"
+            ) from error
+        return cls(reward, found, DTYPES[dtype], batch)
+
+    def settle(self, network: Any) -> Any:
+        """The network here, in this precision, for use alone."""
+        return network.to(self.device, self.dtype).eval().requires_grad_(False)
+
+    def batches(self, count: int) -> Iterator[slice]:
+        """Slices of at most `batch` of `count` inputs."""
+        return (slice(start, start + self.batch) for start in range(0, count, self.batch))
+
+
+def read(reward: str, source: str) -> dict[str, Tensor]:
+    """The state dict in a file of weights, on the CPU.
+
+    Pickles are read with nothing allowed in them but tensors and plain containers; the dictionary
+    under "state_dict", if there is one, is what counts.
+
+    Args:
+        source: a local file, or "owner/name/file" on the hub.
+
+    Raises:
+        ValueError: it holds no state dict, or something that only running code could unpack.
+        OSError: there is no such file, or it cannot be downloaded.
+    """
+    path = _fetched(reward, source)
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ValueError(f"reward '{reward}': '{source}' cannot be read: {error}") from error
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle's, zipfile's and torch's own
+        raise ValueError(
+            f"reward '{reward}': '{source}' is no pickle of tensors alone, which is all that is "
+            f"read of one: {str(error).splitlines()[0]}"
+        ) from error
+    found = found.get("state_dict", found) if isinstance(found, Mapping) else found
+    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise ValueError(f"reward '{reward}': '{source}' is no state dict")
+    return dict(found)
+
+
+def fit(reward: str, source: str, network: torch.nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load `state`, which must be what `network` has, no less and no more, in name and shape.
+
+    Raises:
+        ValueError: it is not; names the first entry that differs.
+    """
+    expected = network.state_dict()
+    for name in sorted(expected.keys() | state.keys()):
+        here, there = expected.get(name), state.get(name)
+        if here is None or there is None or here.shape != there.shape:
+            shapes = [None if t is None else tuple(t.shape) for t in (here, there)]
+            raise ValueError(
+                f"reward '{reward}': '{source}' does not fit: '{name}' should be of shape "
+                f"{shapes[0]}, is {shapes[1]}"
+            )
+    network.load_state_dict(dict(state))
+
+
+def missing(name: str, options: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
+    """What a reward needs and this machine lacks: (option, source, what is wrong, whether a
+    download could help). Nothing is loaded.
+
+    Raises:
+        ValueError: as `rewards.build` for the name.
+    """
+    build = REWARD.resolve(name)
+    found = []
+    for option, kind in _sources(build).items():
+        default = inspect.signature(build).parameters[option].default
+        source = options.get(option, default)
+        if isinstance(source, str) and (wrong := _absent(source, kind)):
+            found.append((option, source, *wrong))
+    return found
+
+
+def _sources(build: Any) -> dict[str, str]:
+    """Options of a `build` that say where something is -> which of the two kinds."""
+    marks = (Weights.__metadata__, Settings.__metadata__)
+    found = {}
+    for option, hint in typing.get_type_hints(build, include_extras=True).items():
+        for part in (hint, *typing.get_args(hint)):
+            if getattr(part, "__metadata__", None) in marks:
+                found[option] = part.__metadata__[0]
+    return found
+
+
+def _absent(source: str, kind: str) -> tuple[str, bool] | None:
+    """What is wrong with a source, and whether a download could help; None if nothing."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return None
+    if path.is_dir():
+        return None if _complete(path, kind) else ("has no safetensors", False)
+    repository, file = split(source)
+    if repository is None:
+        return "does not exist", False
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if file:
+        there = isinstance(try_to_load_from_cache(repository, file), str)
+    else:
+        folder = Path(constants.HF_HUB_CACHE, "models--" + repository.replace("/", "--"))
+        there = any(_complete(snapshot, kind) for snapshot in folder.glob("snapshots/*"))
+    return None if there else ("is not in the hub's cache here", True)
+
+
+def _complete(folder: Path, kind: str) -> bool:
+    """Whether a folder has what a model, or settings, take."""
+    return next(folder.glob("*.safetensors" if kind == "weights" else "*.json"), None) is not None
+
+
+def split(source: str) -> tuple[str | None, str]:
+    """The hub's repository and the file in it; None and "" if it names neither."""
+    parts = source.split("/")
+    if source.startswith(("/", ".", "~")) or "" in parts or len(parts) == 1:
+        return None, ""
+    file = "/".join(parts[2:])
+    if not file and parts[-1].endswith(READABLE):
+        return None, ""
+    return "/".join(parts[:2]), file
+
+
+def _fetched(reward: str, source: str) -> Path:
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    repository, file = split(source)
+    if repository is None or not file:
+        raise FileNotFoundError(
+            f"reward '{reward}': no file '{source}', nor is it 'owner/name/file' of the hub"
+        )
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(repository, file))
