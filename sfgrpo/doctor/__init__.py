@@ -7,6 +7,7 @@ memory        what a rank holds at each ZeRO stage, as arithmetic
 footprint     what a network's work needs, measured without weights
 twins         what an iteration takes, beside the same recipe with uniform credit
 advice        settings that run, and are known to disappoint
+rewards       whether what the rewards load is here
 skeleton      a recipe's pipeline on no device
 published     configurations of models that are known by their hub id
 """

@@ -20,7 +20,7 @@ import torch
 
 from sfgrpo import zero
 from sfgrpo.config import Recipe, load
-from sfgrpo.doctor import machine, memory, selfcheck
+from sfgrpo.doctor import machine, memory, rewards, selfcheck
 from sfgrpo.doctor.machine import GIB, Facts, Problem
 from sfgrpo.doctor.memory import Network, Setting, Work
 from sfgrpo.doctor.text import as_text, called, size
@@ -88,6 +88,7 @@ def examine(
     if recipe is not None:
         launched = os.environ.get("WORLD_SIZE", "")
         ranks = world or (int(launched) if launched.isdecimal() else 0)
+        report.problems += rewards.problems(recipe)
         _estimate(report, recipe, ranks or max(torch.cuda.device_count(), 1), device_memory)
     return report
 

@@ -120,9 +120,21 @@ def fit(reward: str, source: str, network: torch.nn.Module, state: Mapping[str, 
     network.load_state_dict(dict(state))
 
 
-def missing(name: str, options: Mapping[str, Any]) -> list[tuple[str, str, str, bool]]:
-    """What a reward needs and this machine lacks: (option, source, what is wrong, whether a
-    download could help). Nothing is loaded.
+@dataclass(frozen=True)
+class Missing:
+    """Weights or settings that a reward needs and this machine lacks."""
+
+    option: str
+    source: str
+    wrong: str
+    """What is wrong with the source, as the end of a sentence about it."""
+    downloadable: bool
+    """Whether it names something on the hub."""
+
+
+def missing(name: str, options: Mapping[str, Any]) -> list[Missing]:
+    """What the reward `name` would have to load with these options, and is not here; nothing is
+    loaded.
 
     Raises:
         ValueError: as `rewards.build` for the name.
@@ -133,7 +145,7 @@ def missing(name: str, options: Mapping[str, Any]) -> list[tuple[str, str, str, 
         default = inspect.signature(build).parameters[option].default
         source = options.get(option, default)
         if isinstance(source, str) and (wrong := _absent(source, kind)):
-            found.append((option, source, *wrong))
+            found.append(Missing(option, source, *wrong))
     return found
 
 

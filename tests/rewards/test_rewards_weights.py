@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from sfgrpo.rewards import _weights
-from sfgrpo.rewards._weights import Place
+from sfgrpo.rewards._weights import Missing, Place
 
 STATE = {"a": torch.arange(3.0), "b.c": torch.ones(2, 2)}
 
@@ -92,13 +92,11 @@ def test_absent_weights_are_found_without_loading(
     (tmp_path / "settings" / "tokenizer_config.json").write_text("{}")
     options = {"model": str(tmp_path / "settings"), "processor": str(tmp_path / "settings")}
     found = _weights.missing("pickscore", options)
-    assert [(option, wrong) for option, _, *wrong in found] == [
-        ("model", ["has no safetensors", False])
-    ]
+    assert found == [Missing("model", options["model"], "has no safetensors", False)]
     found = _weights.missing("pickscore", {"processor": str(tmp_path / "nothing")})
-    assert [(option, wrong) for option, _, *wrong in found] == [
-        ("model", ["is not in the hub's cache here", True]),
-        ("processor", ["does not exist", False]),
+    assert found == [
+        Missing("model", "yuvalkirstain/PickScore_v1", "is not in the hub's cache here", True),
+        Missing("processor", str(tmp_path / "nothing"), "does not exist", False),
     ]
     snapshot = tmp_path / "models--yuvalkirstain--PickScore_v1" / "snapshots" / "1"
     snapshot.mkdir(parents=True)
