@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel
+from transformers import AutoProcessor, CLIPConfig, CLIPImageProcessorPil, CLIPModel
 
 from sfgrpo.embedded import architecture
 
@@ -58,3 +59,16 @@ def pictures(count: int, height: int = SIDE, width: int = SIDE) -> Tensor:
 def to_bytes(image: Tensor) -> np.ndarray:
     """[3, H, W] -> [H, W, 3] uint8."""
     return (image * 255).round().byte().permute(1, 2, 0).numpy()
+
+
+def embedded(folder: str, images: Tensor, prompts: list[str]) -> tuple[Tensor, Tensor]:
+    """Unit embeddings of images and prompts, as transformers makes them of Pillow's images."""
+    processor: Any = AutoProcessor.from_pretrained(folder)
+    model: Any = CLIPModel.from_pretrained(folder)
+    opened = [Image.fromarray(to_bytes(image)) for image in images]
+    inputs = processor(
+        text=prompts, images=opened, return_tensors="pt", padding=True, truncation=True
+    )
+    with torch.no_grad():
+        found = model(**inputs)
+    return found.image_embeds, found.text_embeds
