@@ -120,6 +120,35 @@ def fit(reward: str, source: str, network: torch.nn.Module, state: Mapping[str, 
     network.load_state_dict(dict(state))
 
 
+def assemble(
+    place: Place, source: str, kind: Any, config: Any, state: Mapping[str, Tensor], **options: Any
+) -> Any:
+    """A network of transformers' class `kind` with the weights `state`, all of them, and no others.
+
+    Args:
+        source: what messages call the weights.
+        options: further arguments of the class.
+
+    Raises:
+        ValueError: they do not fit; names the first entry that does not.
+    """
+    network, found = kind.from_pretrained(
+        None, config=config, state_dict=dict(state), dtype=place.dtype, output_loading_info=True,
+        ignore_mismatched_sizes=True, **options,
+    )  # fmt: skip
+    wrong = {
+        "is missing": found["missing_keys"],
+        "belongs to nothing": found["unexpected_keys"],
+        "has another shape": {name for name, *_ in found["mismatched_keys"]},
+    }
+    for how, names in wrong.items():
+        if names:
+            raise ValueError(
+                f"reward '{place.reward}': '{source}' does not fit: '{min(names)}' {how}"
+            )
+    return network
+
+
 @dataclass(frozen=True)
 class Missing:
     """Weights or settings that a reward needs and this machine lacks."""
