@@ -54,3 +54,12 @@ def recipe(folder: Path) -> tuple[str, str]:
             f"'{path}' is no recipe of a run: {' '.join(str(error).split())}"
         ) from error
     return text, str(rule)
+
+
+def parsed(folder: Path) -> dict[str, Any]:
+    """The keys of a run's recipe.
+
+    Raises:
+        ValueError: as `recipe`.
+    """
+    return yaml.safe_load(recipe(folder)[0])
