@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,7 +35,7 @@ STRIP = 4
 WHOLE = 4
 """Videos that are kept with all their frames."""
 
-TAKEN = ("iteration", "dropped_images")
+TAKEN = ("iteration", "dropped_images", "alarms")
 """Names in the log of evaluations that no judge may use."""
 
 Judge = Callable[[Tensor, Sequence[Mapping[str, Any]]], Mapping[str, float]]
@@ -50,6 +52,10 @@ class Evaluation:
     """uint8 `[P, N, 3, H, W]`: images, or of each video a strip of `STRIP` frames side by side;
     float `[P, N, ...]` of a generator that makes neither."""
     prompts: list[Prompt]
+    per_prompt: dict[str, list[float | None]] = dataclasses.field(default_factory=dict)
+    """The mean scores of each prompt; None where no image of it has a finite reward."""
+    better: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Which way is better, "higher" or "lower", of the judges' numbers that say so."""
     videos: Tensor | None = None
     """uint8 `[K, F, 3, H, W]` on rank 0: the first `WHOLE` videos with all their frames."""
 
@@ -114,7 +120,12 @@ def evaluate(
     judged = samples_PN.float() / 255 if samples_PN.dtype == torch.uint8 else samples_PN
     for judge in judges:
         numbers.update(_verdict(judge, judged, prompts, taken={*TAKEN, *numbers}))
-    return Evaluation(numbers, samples_PN, list(prompts), torch.stack(whole) if whole else None)
+    better = {k: v for judge in judges for k, v in getattr(judge, "better", {}).items()}
+    return Evaluation(
+        numbers, samples_PN, list(prompts),
+        per_prompt=_per_prompt(gathered, images_per_prompt), better=better,
+        videos=torch.stack(whole) if whole else None,
+    )  # fmt: skip
 
 
 def _decoded(
@@ -215,6 +226,17 @@ def means(scores: Mapping[str, Tensor]) -> dict[str, float]:
         raise NonFinite(f"none of the {len(kept)} images of the evaluation has a finite reward")
     numbers = {name: values[kept].mean().item() for name, values in scores.items()}
     return numbers if kept.all() else {**numbers, "dropped_images": int((~kept).sum())}
+
+
+def _per_prompt(scores: Mapping[str, Tensor], images: int) -> dict[str, list[float | None]]:
+    """Mean of each score over a prompt's images whose reward is finite."""
+    finite_PN = scores["reward"].isfinite().unflatten(0, (-1, images))
+    found = {}
+    for name, values in scores.items():
+        kept_PN = values.double().unflatten(0, (-1, images)).where(finite_PN, 0)
+        means = (kept_PN.sum(1) / finite_PN.sum(1)).tolist()
+        found[name] = [mean if math.isfinite(mean) else None for mean in means]
+    return found
 
 
 def chosen(prompts: Sequence[Prompt], count: int) -> list[Prompt]:

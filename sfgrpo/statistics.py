@@ -75,13 +75,15 @@ class RowStatistics:
 
     def __init__(self) -> None:
         self.rows: list[Tensor] = []
+        self.steps: list[Tensor] = []
         self.differences: list[Tensor] = []
         self.drift: Drift | None = None
         self.norms: list[float] = []
         self.skipped = 0
 
-    def add(self, stats: ops.PolicyStats) -> None:
-        """One micro-batch."""
+    def add(self, stats: ops.PolicyStats, step: Tensor) -> None:
+        """One micro-batch, of rows at the steps `step [R]`."""
+        self.steps.append(step)
         self.rows.append(torch.stack([stats.ratio, stats.clipped, stats.kl, stats.surrogate], 1))
 
     def compare(self, logp: Tensor, rows: Rows) -> None:
@@ -92,10 +94,8 @@ class RowStatistics:
     def measure_drift(self, steps: int) -> Drift:
         """The drift over a sampler of so many steps; call it before the first update."""
         difference, step = _all_ranks(torch.cat(self.differences)).unbind(1)
-        zeros, step = difference.new_zeros(steps), step.long()
-        rows = zeros.index_add(0, step, torch.ones_like(difference)).clamp(min=1)
-        per_step = zeros.index_add(0, step, difference) / rows
-        self.drift = Drift(difference.mean().item(), difference.max().item(), per_step.tolist())
+        per_step = _per_step(difference, step.long(), steps)
+        self.drift = Drift(difference.mean().item(), difference.max().item(), per_step)
         return self.drift
 
     def add_step(self, norm: float, *, taken: bool) -> None:
@@ -108,7 +108,8 @@ class RowStatistics:
     def summary(self, beta: float, drift_budget: Sequence[float]) -> dict[str, Any]:
         """Means over all rows, and the drift that was measured beside its budget."""
         rows = _all_ranks(torch.cat(self.rows)).double()
-        drift = self.drift or Drift(math.nan, math.nan, [])
+        drift, steps = self.drift or Drift(math.nan, math.nan, []), len(drift_budget)
+        step = _all_ranks(torch.cat(self.steps)).long()
         ratio, clipped, kl, surrogate = rows.unbind(1)
         return {
             "loss": (surrogate + beta * kl).mean().item(),
@@ -116,12 +117,21 @@ class RowStatistics:
             "clip_fraction": clipped.mean().item(),
             "ratio_min": ratio.min().item(),
             "ratio_max": ratio.max().item(),
+            "clip_fraction_per_step": _per_step(clipped, step, steps),
+            "ratio_deviation_per_step": _per_step((ratio - 1).abs(), step, steps),
             "logp_drift_mean": drift.mean,
             "logp_drift_max": drift.largest,
             "logp_drift_per_step": drift.per_step,
             "logp_drift_of_budget": drift.of(drift_budget),
             "grad_norm": sum(self.norms) / max(1, len(self.norms)),
         }
+
+
+def _per_step(values: Tensor, step: Tensor, steps: int) -> list[float]:
+    """The mean at each step of a sampler; 0 at steps without rows."""
+    zeros = values.new_zeros(steps)
+    rows = zeros.index_add(0, step, torch.ones_like(values)).clamp(min=1)
+    return (zeros.index_add(0, step, values) / rows).tolist()
 
 
 def _all_ranks(local: Tensor) -> Tensor:

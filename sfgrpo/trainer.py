@@ -29,7 +29,7 @@ from sfgrpo.names import JUDGE
 from sfgrpo.policy import Ema, Policy, check_start
 from sfgrpo.prompts import Prompt
 from sfgrpo.rollout import Plan, Trajectories, VelocityField, sample
-from sfgrpo.run import agreement
+from sfgrpo.run import agreement, strips
 from sfgrpo.run.clock import Clock
 from sfgrpo.run.progress import Progress
 from sfgrpo.run.randomness import reseed
@@ -143,6 +143,9 @@ class Trainer:
             clock.lap("rollout")
             signals.check()
             scored = self.score(field, trajectories, schedule, chosen, clock)
+        if self.progress.main and self.progress.evaluates(self.iteration + 1):
+            self.keep_strip(trajectories, scored, schedule, plan, chosen)
+            clock.lap("evaluate")
         signals.check()
         advantages_PNT = self.credit(scored, schedule)
         rows = self.rows(trajectories, advantages_PNT, schedule, plan)
@@ -217,6 +220,19 @@ class Trainer:
         self.guard.rewards(known)
         trainable_T = schedule.trainable_T.to(self.device)
         return credit.filled(known, where_S, trainable_T, self.recipe.credit)
+
+    def keep_strip(
+        self, made: Trajectories, scored: Rewards, schedule: Schedule, plan: Plan,
+        chosen: Sequence[Prompt],
+    ) -> None:  # fmt: skip
+        """Keep the clean estimates of two of this rank's trajectories as pictures."""
+        states = self.layout.scored_states(schedule).unique().tolist()
+        levels = [*schedule.table[:, 3].tolist(), 0.0]
+        strips.keep(
+            self.progress.folder, self.iteration + 1, self.backbone, made,
+            scored.total.flatten(0, 1)[self.layout.share][:, states], plan,
+            states=states, levels=[levels[k] for k in states], prompts=chosen,
+        )  # fmt: skip
 
     def credit(self, scored: Rewards, schedule: Schedule) -> Tensor:
         """Advantages `[P, N, T]` of every step of the whole group; 0 in groups that are dropped."""

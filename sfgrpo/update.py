@@ -82,7 +82,7 @@ class Update:
                     guidance=field.guidance, clip_range=train.clip_range, beta=train.beta,
                     scale=scale, ratio=train.ratio,
                 )  # fmt: skip
-                statistics.add(result.stats)
+                statistics.add(result.stats, batch.step)
                 self.guard.rows(batch, result)
                 if update == 0:
                     statistics.compare(result.stats.logp, batch)

@@ -17,6 +17,7 @@ from sfgrpo.names import JUDGE
 from sfgrpo.prompts import Prompt
 from sfgrpo.rewards import RewardError
 from sfgrpo.rollout import VelocityField
+from sfgrpo.run import alarms
 from tests.support.toy import PointBackbone
 
 ASKED = [Prompt("-1", {"text": "A"}), Prompt("0.5", {"text": "B"})]
@@ -39,6 +40,25 @@ def test_numbers_of_any_kind_are_logged_as_numbers() -> None:
     found = run(lambda *_: {"a": torch.tensor(0.5), "b": np.float32(2)}, lambda *_: {"c": 3})
     assert found.numbers == {"reward": 1.0, "a": 0.5, "b": 2.0, "c": 3.0}
     assert {type(value) for value in found.numbers.values()} == {float}
+
+
+def test_scores_of_prompts_are_of_the_images_that_have_one() -> None:
+    scores = {
+        "reward": torch.tensor([1.0, 2.0, torch.nan, 3.0, torch.inf, torch.nan]),
+        "part": torch.tensor([1.0, 3.0, 9.0, 5.0, 1.0, 1.0]),
+    }
+    found = evaluate._per_prompt(scores, 2)
+    assert found == {"reward": [1.5, 3.0, None], "part": [2.0, 5.0, None]}
+
+
+def test_what_judges_say_of_their_numbers_is_kept() -> None:
+    @alarms.better(a="higher")
+    def judge(*_: object) -> dict[str, float]:
+        return {"a": 1.0}
+
+    found = run(judge, lambda *_: {"b": 1})
+    assert found.better == {"a": "higher"}
+    assert found.per_prompt == {"reward": [1.0, 1.0]}
 
 
 def test_a_judge_may_overwrite_what_it_is_given() -> None:
@@ -71,6 +91,7 @@ def leave(images: Tensor, metadata: list[Any]) -> dict[str, float]:
         (lambda *_: {"a": torch.ones(2)}, "returned Tensor for 'a', expected one number"),
         (lambda *_: {"iteration": 1}, "returned 'iteration', a name that is taken"),
         (lambda *_: {"reward": 1}, "returned 'reward', a name that is taken"),
+        (lambda *_: {"alarms": 1}, "returned 'alarms', a name that is taken"),
         (lambda *_: {}["a"], rf"eval.judges: .* failed: {__file__}, line \d+: KeyError: 'a'"),
         (leave, r"eval.judges: '.*test_evaluate:leave' called sys.exit\(0\)"),
     ],

@@ -30,7 +30,8 @@ def _no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def logs(folder: Path) -> dict[str, str]:
-    return {name: (folder / f"{name}.jsonl").read_text() for name in ("metrics", "eval")}
+    names = ("metrics", "eval", "eval_prompts")
+    return {name: (folder / f"{name}.jsonl").read_text() for name in names}
 
 
 @pytest.mark.slow
@@ -82,6 +83,9 @@ def test_a_crash_anywhere_leaves_no_trace(
     expected = load_file(whole / ema)
     assert all(torch.equal(v, expected[k]) for k, v in load_file(cut / ema).items())
     assert [p.name for p in sorted((cut / "checkpoints").iterdir())] == ["000002", "000003"]
+    kept = {path.name: path.read_bytes() for path in (whole / "strips").iterdir()}
+    assert {path.name: path.read_bytes() for path in (cut / "strips").iterdir()} == kept
+    assert sorted(kept) == [f"00000{k}.{kind}" for k in (1, 2, 3) for kind in ("json", "png")]
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from sklearn.svm import SVC
 from torch import Tensor
 
 from sfgrpo.embedded import data
+from sfgrpo.run.alarms import better
 
 FIT_IMAGES = 2400
 COMPONENTS = 32
@@ -95,6 +96,7 @@ def _moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return x.mean(0), np.cov(x, rowvar=False)
 
 
+@better(classifier_accuracy="higher", diversity="higher", distance_to_real="lower")
 def judge(images: Tensor, metadata: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """All three judges on images [P, N, 3, 32, 32] of P prompts, N >= 2.
 

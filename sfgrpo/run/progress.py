@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from sfgrpo import engine, zero
@@ -15,7 +17,7 @@ from sfgrpo.backbones.base import Backbone
 from sfgrpo.config import Recipe
 from sfgrpo.evaluate import Evaluation
 from sfgrpo.policy import Ema
-from sfgrpo.run import checkpoints, records, samples
+from sfgrpo.run import alarms, checkpoints, records, samples
 from sfgrpo.run.checkpoints import Checkpoints, State
 from sfgrpo.run.logs import Logs
 
@@ -90,21 +92,40 @@ class Progress:
 
     def owes_evaluation(self) -> bool:
         """Whether this state is to be evaluated and has not been (a run can stop in between)."""
-        iteration = self.state.iteration
-        due = iteration % self.recipe.eval.every == 0 or iteration == self.recipe.run.iterations
-        return due and self.state.evaluated != iteration
+        return self.evaluates(self.state.iteration) and self.state.evaluated != self.state.iteration
+
+    def evaluates(self, iteration: int) -> bool:
+        """Whether the state after so many iterations is to be evaluated."""
+        return iteration % self.recipe.eval.every == 0 or iteration == self.recipe.run.iterations
 
     def evaluated(self, result: Evaluation) -> None:
         """Log an evaluation, keep its images, and the weights if none was better."""
         state, reward = self.state, result.numbers["reward"]
-        self.log("eval", result.numbers)
         if self.main:
+            signs = self._signs(result)
+            self.log("eval", {**result.numbers, **({"alarms": signs} if signs else {})})
+            self.log("eval_prompts", result.per_prompt)
             samples.save_samples(self.folder, state.iteration, result)
         state.evaluated = state.iteration
         if state.best_reward is None or reward > state.best_reward:
             state.best_reward, state.best_iteration = reward, state.iteration
             if self.recipe.checkpoint.keep_best:
                 self.checkpoints.save_best(state, self._write_weights, engine.barrier)
+
+    def _signs(self, result: Evaluation) -> dict[str, float]:
+        """The signs of exploited rewards in an evaluation; a warning of those that are alarms now
+        and never were before. None without pictures and judges that have a direction."""
+        rows = records.read(self.folder / "eval.jsonl")
+        begun = {"iteration": self.state.iteration, **result.numbers}
+        first, found = rows[0] if rows else begun, dict[str, float]()
+        if result.samples_PN.dtype == torch.uint8:
+            images_PN = result.samples_PN.numpy()
+            start = samples.kept(self.folder, first["iteration"], images_PN.shape)
+            found = alarms.signs(images_PN, start if rows else images_PN)
+        found |= alarms.partings(first, begun, result.better)
+        for told in alarms.crossings(rows, {**begun, "alarms": found}):
+            warnings.warn(told, stacklevel=2)
+        return found
 
     def owes_checkpoint(self) -> bool:
         """Whether this state is to be saved."""

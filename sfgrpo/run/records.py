@@ -2,10 +2,13 @@
 
 metrics.jsonl   one line per iteration: numbers that depend on the recipe and the number of ranks
                 alone, so a resumed run writes the same bytes as one that was never stopped
-eval.jsonl      one line per evaluation
+eval.jsonl      one line per evaluation: means, and the signs of `sfgrpo.run.alarms`
+eval_prompts.jsonl  one line per evaluation: the mean scores of each prompt, in the order of
+                images/prompts.txt; null where no image of a prompt has a finite reward
 timing.jsonl    seconds and share of each phase of an iteration (these do differ between runs)
 recipe.yaml     the validated recipe
 checkpoints/    see `sfgrpo.run.checkpoints`
+strips/         see `sfgrpo.run.strips`
 """
 
 from __future__ import annotations
@@ -25,10 +28,10 @@ from sfgrpo import files
 if TYPE_CHECKING:  # reading a run takes no PyTorch
     from sfgrpo.config import Recipe
 
-LOGS = ("metrics.jsonl", "eval.jsonl", "timing.jsonl")
+LOGS = ("metrics.jsonl", "eval.jsonl", "eval_prompts.jsonl", "timing.jsonl")
 BETWEEN = ("evaluate", "checkpoint")
 """Phases of timing.jsonl that do not belong to an iteration's work on its images."""
-SAMPLES = ("images", "samples", "videos")
+SAMPLES = ("images", "samples", "videos", "strips")
 """Folders of what is kept of evaluations."""
 NUMBER = re.compile(r"\d{6,}")
 """The name of a checkpoint: its iteration."""
@@ -37,6 +40,7 @@ OURS = {
     "samples": r"\d{6,}\.safetensors|prompts\.txt",
     "videos": r"\d{6,}-\d+\.webp",
     "evaluations": r"as_trained|[a-z_.]+=.*",
+    "strips": r"\d{6,}\.(png|json)",
     "tensorboard": r"events\.out\.tfevents\..+",
     "checkpoints": r"((writing|removing|damaged)-)?(\d{6,}|best)(-\d+)?",
 }

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -27,6 +29,20 @@ def save_videos(folder: Path, iteration: int, videos: Tensor) -> None:
             first.save(
                 aside, save_all=True, append_images=rest, duration=1000 // FRAME_RATE, loop=0
             )
+
+
+def kept(folder: Path, iteration: int, shape: tuple[int, ...]) -> np.ndarray | None:
+    """The images uint8 `[P, N, 3, H, W]` that an evaluation kept; None if they are gone, or are of
+    another shape."""
+    path = folder / "images" / f"{iteration:06d}.png"
+    if not path.is_file():
+        return None
+    with PngImageFile(path) as grid:  # not Image.open: a large grid is no attack
+        pixels = np.asarray(grid)
+    prompts, images, channels, height, width = shape
+    if pixels.shape != (prompts * height, images * width, channels):
+        return None
+    return rearrange(pixels, "(p h) (n w) c -> p n c h w", p=prompts, n=images)
 
 
 def save_samples(folder: Path, iteration: int, evaluation: Evaluation) -> None:
