@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, StrMethodFormatter
 
 from sfgrpo.report.look import COLOURS, MUTED
 from sfgrpo.report.plots import Log, axes_of, column
@@ -53,6 +53,9 @@ def heat(log: Log, name: str, unit: str, *, logarithmic: bool = False) -> Figure
     bar = figure.colorbar(shown, ax=axes, pad=0.02, aspect=18)
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     bar.set_label(unit, labelpad=8)
+    if norm:  # matplotlib's own labels of powers are formulas, which text.parse_math shows raw
+        bar.ax.yaxis.set_major_formatter(StrMethodFormatter("{x:.0e}"))
+        bar.ax.yaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
@@ -92,10 +95,13 @@ def _fifths(values: np.ma.MaskedArray) -> list[tuple[np.ma.MaskedArray, str]]:
     return [(values[:part], "first fifth"), (values[-part:], "last fifth")]
 
 
-def number(log: Log, name: str, *, dots: bool = False) -> Figure:
-    """One number of a log in a small panel."""
+def number(log: Log, name: str, *, dots: bool = False, limit: float | None = None) -> Figure:
+    """One number of a log in a small panel, with a dashed line at a `limit`."""
     figure, axes = axes_of(*SMALL)
     axes.plot(*column(log, name), "o-" if dots else "-", color=COLOURS[0], markersize=3.5)
+    if limit is not None:
+        axes.axhline(limit, color=COLOURS[1], linewidth=1.2, linestyle=(0, (4, 3)))
+        axes.margins(y=0.12)
     _small(axes)
     return figure
 

@@ -108,6 +108,17 @@ summary { cursor: pointer; color: var(--accent); }
 .prompt span { white-space: nowrap; }
 .prompt img { width: 100%; display: block; border-radius: 5px; }
 .prompt small { color: var(--soft); font-size: .76rem; }
+.film { margin-top: 1rem; } .film ol { list-style: none; margin: 0; padding: 0; display: grid;
+  gap: .7rem .4rem; grid-template-columns: repeat(auto-fit, minmax(4rem, 1fr)); }
+.film li { min-width: 0; max-width: 8rem; text-align: center; font-size: .8rem; line-height: 1.3; }
+.film img { width: 100%; display: block; border-radius: 5px; margin-bottom: .25rem; }
+.film b { display: block; font-variant-numeric: tabular-nums; } .film small { color: var(--soft); }
+.gain { display: flex; flex-direction: column; height: 5.6rem; padding-bottom: .3rem; }
+.gain span { height: 1.1rem; font-size: .78rem; font-variant-numeric: tabular-nums; }
+.gain div { position: relative; flex: 1; background: linear-gradient(var(--line), var(--line))
+  center / 100% 1px no-repeat; }
+.gain i { position: absolute; left: 30%; width: 40%; border-radius: 2px; background: currentColor; }
+.state { font-weight: 400; font-size: .8rem; margin-left: .4rem; }
 .pixels { image-rendering: pixelated; }
 footer { margin-top: 3rem; color: var(--soft); font-size: .82rem; }
 @media print { :root { --paper: #fff; } body { font-size: 10.5pt; }

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sfgrpo.report import costs, logs, look, markup, sections
+from sfgrpo.report import costs, glance, hacking, logs, look, markup, sections
 from sfgrpo.run.records import read
 
 Log = Sequence[Mapping[str, Any]]
@@ -38,9 +38,11 @@ def write(folder: Path) -> str:
     recipe, rule = logs.recipe(folder)
     names = _numbers(evaluations)
     parts = [
+        glance.section(folder),
         sections.images(folder, evaluations),
         sections.credit(metrics, evaluations),
         sections.judges(evaluations, [name for name in names if name != "reward"]),
+        hacking.section(evaluations),
         sections.health(metrics, sections.clip_range(folder)),
         costs.section(metrics, read(folder / "timing.jsonl")),
         sections.recipe(recipe),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sfgrpo.report import curves, logs, markup, pictures
+from sfgrpo.run.records import read
 
 Log = Sequence[Mapping[str, Any]]
 
@@ -25,26 +26,53 @@ def images(run: Path, evaluations: Log) -> str:
     if not asked or not all(path.is_file() for path in paths):
         return ""
     before, after = (pictures.Grid(path, len(asked)) for path in paths)
-    chosen = pictures.spread(len(asked), SHOWN)
+    changes = _changes(run, len(asked), first, last)
+    if changes is None:
+        chosen = [(prompt, "") for prompt in pictures.spread(len(asked), SHOWN)]
+        middle = -(-len(chosen) // 2)
+        lists = {"": chosen[:middle], " ": chosen[middle:]}
+    else:
+        most, least = -(-len(changes) // 2), len(changes) // 2
+        lists = {
+            "Improved most": changes[::-1][: min(SHOWN // 2, most)],
+            "Improved least": changes[: min(SHOWN // 2, least)],
+        }
+    shown = [
+        f'<div class="card">{f"<h3>{title}</h3>" if title.strip() else ""}'
+        f"{''.join(_pair(asked[k], told, before, after, k) for k, told in rows)}</div>"
+        for title, rows in lists.items()
+        if rows
+    ]
     return markup.section(
         "images", "Images",
         "Left the model before training, right the trained one: the same prompts and the same "
         "noise, which training never draws. All evaluated prompts are in the run's folder images.",
-        f'<div class="cards">{_halves([_pair(asked[k], before, after, k) for k in chosen])}</div>',
-        *_videos(run, first, last),
+        f'<div class="cards">{"".join(shown)}</div>', *_videos(run, first, last),
     )  # fmt: skip
 
 
-def _halves(prompts: Sequence[str]) -> str:
-    middle = -(-len(prompts) // 2)
-    halves = (prompts[:middle], prompts[middle:])
-    return "".join(f'<div class="card">{"".join(half)}</div>' for half in halves if half)
+def _changes(run: Path, count: int, first: int, last: int) -> list[tuple[int, str]] | None:
+    """The prompts by how much their reward rose, least first, with what is told of it; None for a
+    run that did not keep the rewards of prompts."""
+    rows = {row["iteration"]: row for row in read(run / "eval_prompts.jsonl")}
+    if not {first, last} <= rows.keys():
+        return None
+    before, after = rows[first]["reward"], rows[last]["reward"]
+    known = [k for k in range(count) if before[k] is not None and after[k] is not None]
+    order = sorted(known, key=lambda k: after[k] - before[k])
+    return [(k, _change(before[k], after[k])) for k in order]
 
 
-def _pair(prompt: str, before: pictures.Grid, after: pictures.Grid, row: int) -> str:
+def _change(before: float, after: float) -> str:
+    kind = "good" if after >= before else "bad"
+    return f'{before:.2f} to {after:.2f} <b class="{kind}">{after - before:+.2f}</b>'
+
+
+def _pair(prompt: str, told: str, before: pictures.Grid, after: pictures.Grid, row: int) -> str:
     text = textwrap.shorten(prompt, 160, placeholder="...")
+    change = f'<span class="number">{told}</span>' if told else ""
     return (
-        f'<div class="prompt"><p>{markup.escaped(text)}</p>'
+        f'<div class="prompt"><p>{markup.escaped(text)}{change}</p>'
         f"<div>{before.row(row, f'before: {text}')}<small>before</small></div>"
         f"<div>{after.row(row, f'after: {text}')}<small>after</small></div></div>"
     )
@@ -89,7 +117,8 @@ def credit(metrics: Log, evaluations: Log) -> str:
             markup.figure(
                 curves.reward_per_state(metrics), "How early the reward is decided",
                 "Mean reward of the clean estimate of each state. A curve that is flat from some "
-                "state on says that what comes later changes nothing on average.",
+                "state on says that what comes later changes nothing on average. With a window of "
+                "noise each state is scored in some iterations only, so curves are rough.",
             ),
         ]  # fmt: skip
     lead = (
@@ -117,6 +146,10 @@ def judges(evaluations: Log, names: Sequence[str]) -> str:
     )  # fmt: skip
 
 
+ALWAYS = ("kl", "grad_norm", "clip_fraction")
+"""Numbers that are shown even if they are 0 throughout; a drift that is says nothing."""
+
+
 def health(metrics: Log, clip_range: float | None) -> str:
     """Whether the optimisation is in order."""
     shown = [
@@ -131,7 +164,7 @@ def health(metrics: Log, clip_range: float | None) -> str:
                 "update. Rounding explains a little; dropout or other weights would show here.",
             ),
         )
-        if name in metrics[0]
+        if name in metrics[0] and (name in ALWAYS or np.any([row.get(name) for row in metrics]))
     ]  # fmt: skip
     if clip_range is not None and "ratio_min" in metrics[0]:
         told = (
