@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -58,6 +58,17 @@ class Recipe(Section):
     reward_final_only: tuple[str, ...] = ()
     """Rewards that score final images alone, beside those that say so themselves: their share is
     credited to all noisy steps alike, and saves the scores of clean estimates."""
+    reward_retries: int = Field(default=0, ge=0, lt=2**31)
+    """How often a call of a reward is made again that raises, returns what are no scores, or scores
+    that are not finite. Retried calls are counted in timing.jsonl."""
+    reward_timeout: float | None = Field(default=None, gt=0, le=1e6)
+    """Seconds after which a call of a reward in process that has not returned ends the run, naming
+    the reward; what is saved stays as it is. Rewards that ask servers have timeouts of their
+    own."""
+    on_reward_failure: Literal["stop", "drop_group"] = "stop"
+    """When a call fails in all attempts: save the last finished iteration and stop, naming prompt
+    and reason; or go on without the groups of its prompts, as train.on_nonfinite does, and count
+    them (`failed_groups` in metrics.jsonl). Scores that are not finite are train.on_nonfinite's."""
     sample: Sample = Sample()
     credit: Credit = Credit()
     train: Train = Train()

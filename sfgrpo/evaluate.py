@@ -85,6 +85,7 @@ def evaluate(
     images_per_prompt: int,
     latent_shape: tuple[int, ...],
     ahead: int = 0,
+    scored: Callable[[], object] = lambda: None,
 ) -> Evaluation:
     """Sample `images_per_prompt` images of every prompt and measure them.
 
@@ -92,6 +93,7 @@ def evaluate(
         field: the policy, with the conditioning of exactly these prompts.
         score: `(images, prompt rows) -> {name: [B]}`.
         ahead: batches of samples that may wait for their scores, see `sfgrpo.stream`.
+        scored: called once this rank's images have their scores.
     """
     table = sde.coefficients(field.backbone.sigmas(num_steps, latent_shape), "ode")
     plan = held_out_plan(len(prompts), images_per_prompt, field.backbone.device)
@@ -109,6 +111,7 @@ def evaluate(
                 whole += _bytes(decoded[: min(WHOLE, total) - len(whole)]).cpu()
             bar.update(len(decoded))
         scores = asked.answers()
+    scored()
     index = plan.sample_M - HELD_OUT
     gathered = {
         name: engine.gather(torch.cat([s[name] for s in scores]), index)[:total]
@@ -154,6 +157,7 @@ def of_recipe(
     *,
     iteration: int,
     latent_shape: tuple[int, ...],
+    scored: Callable[[], object] = lambda: None,
 ) -> Evaluation:
     """`evaluate` as the recipe has it; `field` has the conditioning of exactly these prompts.
 
@@ -161,13 +165,16 @@ def of_recipe(
         NonFinite: an image's reward is not finite, and the recipe wants to stop then.
     """
     guard.begin(iteration, prompts)
+
+    def score(images: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
+        scores = measure(reward, images, rows, prompts)
+        return guard.images(scores, rows, reward.calls.failures)
+
     return evaluate(
-        field, prompts,
-        lambda images, rows: guard.images(measure(reward, images, rows, prompts), rows),
-        judges,
+        field, prompts, score, judges,
         seed=recipe.run.seed, num_steps=recipe.eval.num_steps,
         images_per_prompt=recipe.eval.images_per_prompt, latent_shape=latent_shape,
-        ahead=recipe.reward_ahead,
+        ahead=recipe.reward_ahead, scored=scored,
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from sfgrpo.credit import Rewards
 from sfgrpo.drift import Disagreement, Drift
 from sfgrpo.loss import Rows
 from sfgrpo.prompts import Prompt
+from sfgrpo.rewards import Failure
 from sfgrpo.statistics import finite_groups
 
 OVERFLOWS = 40
@@ -40,6 +41,8 @@ class Guard:
         self.recipe, self.train = recipe, recipe.train
         self.iteration, self.texts = 0, list[str]()
         self.overflows = 0
+        self.failed_groups = 0
+        """Of the iteration: a reward gave some of their trajectories no score."""
         self._warned = False
         self._rows: list[Tensor] = []
 
@@ -48,26 +51,36 @@ class Guard:
         self.iteration, self.texts = iteration, [prompt.text for prompt in prompts]
         self._rows.clear()
 
-    def rewards(self, rewards: Rewards) -> None:
-        """The rewards of all ranks.
+    def rewards(self, rewards: Rewards, failures: Sequence[Failure] = ()) -> None:
+        """The rewards of all ranks; sets `failed_groups`.
+
+        Args:
+            failures: prompts that a reward gave no score, of all ranks.
 
         Raises:
             NonFinite: a reward is not finite and `train.on_nonfinite` is "stop", or it is
                 "drop_group" and no group is left.
         """
-        kept_P = finite_groups(rewards.total)
-        if kept_P.all():
-            return
-        places = (~rewards.total.isfinite()).nonzero().tolist()
+        kept_P, lost = finite_groups(rewards.total), {failure.text for failure in failures}
+        failed = [g for g, kept in enumerate(kept_P.tolist()) if not kept and self.texts[g] in lost]
+        self.failed_groups = len(failed)
+        failed_P = torch.zeros_like(kept_P)
+        failed_P[failed] = True
+        nonfinite_PNS = ~rewards.total.isfinite() & ~failed_P[:, None, None]
+        if nonfinite_PNS.any():
+            self._nonfinite(rewards, nonfinite_PNS)
+
+    def _nonfinite(self, rewards: Rewards, nonfinite_PNS: Tensor) -> None:
+        places = nonfinite_PNS.nonzero().tolist()
         told = "; ".join(self._reward(rewards, *place) for place in places[:SHOWN])
         told += f" (and {len(places) - SHOWN} more)" if len(places) > SHOWN else ""
         told += f", in iteration {self.iteration}"
         if self.train.on_nonfinite == "stop":
             raise NonFinite(f"{told}. Set train.on_nonfinite to drop_group to go on without.")
-        if not kept_P.any():
+        if not finite_groups(rewards.total).any():
             raise NonFinite(f"no group is left: {told}")
-        dropped = int((~kept_P).sum())
-        _warn(f"{dropped} of {len(kept_P)} groups dropped: {told}")
+        dropped = int(nonfinite_PNS.flatten(1).any(1).sum())
+        _warn(f"{dropped} of {len(rewards.total)} groups dropped: {told}")
 
     def _reward(self, rewards: Rewards, group: int, member: int, state: int) -> str:
         name, value = "sum", rewards.total[group, member, state]
@@ -81,14 +94,19 @@ class Guard:
             f"trajectory {member}, clean estimate of state {state} of {rewards.total.shape[2] - 1})"
         )
 
-    def images(self, scores: Mapping[str, Tensor], prompt: Tensor) -> Mapping[str, Tensor]:
-        """The scores `[B]` of an evaluation's images, passed on unless they stop the run.
+    def images(
+        self, scores: Mapping[str, Tensor], prompt: Tensor, failures: Sequence[Failure] = ()
+    ) -> Mapping[str, Tensor]:
+        """The scores `[B]` of an evaluation's images, passed on unless they stop the run; those of
+        prompts that a reward failed on do not.
 
         Raises:
             NonFinite: a score is not finite and `train.on_nonfinite` is "stop".
         """
+        failed = {failure.text for failure in failures}
         for name, values in scores.items():
             bad = (~values.isfinite()).nonzero().flatten().tolist()
+            bad = [row for row in bad if self.texts[int(prompt[row])] not in failed]
             if bad and name != "reward" and self.train.on_nonfinite == "stop":
                 text = self.texts[int(prompt[bad[0]])]
                 raise NonFinite(

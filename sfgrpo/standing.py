@@ -11,7 +11,7 @@ from sfgrpo.config import Recipe
 from sfgrpo.embeddings import backbone_of
 from sfgrpo.policy import Policy, check_start
 from sfgrpo.prompts import Prompt, Split
-from sfgrpo.rewards import Mixture
+from sfgrpo.rewards import Calls, Mixture
 from sfgrpo.rollout import VelocityField
 from sfgrpo.run.randomness import reseed
 from sfgrpo.tally import Tally
@@ -59,6 +59,7 @@ def prepare(
     reward = rewards.load(
         recipe.reward, recipe.reward_options,
         frames=recipe.reward_frames, final_only=recipe.reward_final_only,
+        calls=Calls(retries=recipe.reward_retries),
     )  # fmt: skip
     reward.check(chosen)
     check_start(recipe.lora)

@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,27 +100,30 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
         with output.lasting(), stopping.Signals() as signals:
             agreement.check(recipe, fresh=arguments.fresh)
             with claim.claimed(recipe.run.output_dir), together:
-                status = _run(recipe, signals, fresh=arguments.fresh, prog=prog)
+                status = _run(recipe, signals, fresh=arguments.fresh, prog=prog, end=together.fail)
     except (RunError, CheckpointError, engine.LaunchError) as error:
         if engine.rank() == 0 or not isinstance(error, Agreed):
             print(f"{prog}: {extras.explained(error)}", file=sys.stderr)
         status = 2
     except (NonFinite, Disagreement, RewardError) as error:
-        print(f"\n{prog}: {error}", file=sys.stderr)
+        if engine.rank() == 0 or not isinstance(error, Agreed):
+            print(f"\n{prog}: {error}", file=sys.stderr)
         status = 1
     engine.stop()
     return status
 
 
-def _run(recipe: Recipe, signals: Signals, *, fresh: bool, prog: str) -> int:
-    """Train the recipe; returns the exit status."""
+def _run(
+    recipe: Recipe, signals: Signals, *, fresh: bool, prog: str, end: Callable[[str], object]
+) -> int:
+    """Train the recipe; returns the exit status. `end` ends all ranks for a reason."""
     from sfgrpo import engine
     from sfgrpo.run.records import RunError
     from sfgrpo.run.stopping import Interrupted
     from sfgrpo.trainer import Trainer
 
     try:
-        trainer = Trainer(recipe, fresh=fresh)
+        trainer = Trainer(recipe, fresh=fresh, end=end)
     except (ValueError, OSError) as error:  # OSError: a model or a file that is not there
         raise RunError(str(error)) from error
     try:

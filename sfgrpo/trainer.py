@@ -10,7 +10,7 @@ Shapes: P prompts, N trajectories per group, M trajectories of this rank, T step
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -29,8 +29,9 @@ from sfgrpo.names import JUDGE
 from sfgrpo.policy import Ema, Policy, check_start
 from sfgrpo.prompts import Prompt
 from sfgrpo.rollout import Plan, Trajectories, VelocityField, sample
-from sfgrpo.run import agreement, strips
+from sfgrpo.run import agreement, failing, strips
 from sfgrpo.run.clock import Clock
+from sfgrpo.run.peers import leave
 from sfgrpo.run.progress import Progress
 from sfgrpo.run.randomness import reseed
 from sfgrpo.run.stopping import Interrupted, Signals
@@ -43,8 +44,12 @@ from sfgrpo.update import Update
 class Trainer:
     """One run of one recipe, on this rank's share of the trajectories."""
 
-    def __init__(self, recipe: Recipe, *, fresh: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, *, fresh: bool = False, end: Callable[[str], object] = leave
+    ) -> None:
         """Load everything; continue the newest checkpoint of the run folder if there is one.
+
+        `end` ends this process, and those of other ranks, for a reason.
 
         Raises:
             ValueError: values that do not fit together, naming the key.
@@ -61,6 +66,7 @@ class Trainer:
         self.reward = rewards.load(
             recipe.reward, recipe.reward_options,
             frames=recipe.reward_frames, final_only=recipe.reward_final_only,
+            calls=failing.calls(recipe, end),
         )  # fmt: skip
         self.reward.check(self.prompts.all)
         self.judges = [
@@ -104,6 +110,7 @@ class Trainer:
 
         Raises:
             Interrupted: `signals` received one; what was finished is saved.
+            RewardFailed: a reward failed in all attempts (`on_reward_failure`); likewise.
         """
         signals, last = signals or Signals(), self.recipe.run.iterations
         bar = tqdm(
@@ -127,7 +134,7 @@ class Trainer:
                     bar.update()
                     signals.check()
                     self.finish(clock)
-        except Interrupted:
+        except (Interrupted, failing.RewardFailed):
             self.progress.save()
             raise
 
@@ -151,6 +158,8 @@ class Trainer:
         rows = self.rows(trajectories, advantages_PNT, schedule, plan)
         clock.lap("credit")
         metrics = reward_statistics(scored)
+        if self.recipe.on_reward_failure == "drop_group":
+            metrics["failed_groups"] = self.guard.failed_groups
         metrics |= self.update(field, rows, self.iteration)
         metrics["cost"] = total_cost(field.tally, self.device)
         clock.lap("train")
@@ -165,7 +174,8 @@ class Trainer:
             self.progress.save()
             clock.lap("checkpoint")
         images = self.layout.trajectories
-        self.progress.log("timing", clock.row(images, self.device))
+        retried = failing.retried(self.reward)
+        self.progress.log("timing", {**clock.row(images, self.device), **retried})
 
     def draw(self) -> list[Prompt]:
         """The iteration's P prompts."""
@@ -210,6 +220,7 @@ class Trainer:
         scores_MK = score(
             field, made, self.reward, chosen, laps=clock, ahead=self.recipe.reward_ahead
         )
+        failures = failing.settle(self.reward, self.recipe.on_reward_failure)
         numbers = self.layout.numbers()
         scores_PNK = {
             name: engine.gather(scores_MK[name], numbers).unflatten(0, shape)
@@ -217,7 +228,9 @@ class Trainer:
         }
         where_S = self.layout.scored_states(schedule).to(self.device)
         known = at_their_states(scores_PNK, self.reward, where_S)
-        self.guard.rewards(known)
+        self.guard.rewards(known, failures)
+        if self.guard.failed_groups == len(known.total):
+            raise failing.RewardFailed(f"no group is left: {failures[0].message}")
         trainable_T = schedule.trainable_T.to(self.device)
         return credit.filled(known, where_S, trainable_T, self.recipe.credit)
 
@@ -263,5 +276,6 @@ class Trainer:
             result = evaluate.of_recipe(
                 self.recipe, self.field(chosen), chosen, self.reward, self.judges, self.guard,
                 iteration=self.iteration, latent_shape=self.latent_shape,
+                scored=lambda: failing.settle(self.reward, self.recipe.on_reward_failure),
             )  # fmt: skip
         self.progress.evaluated(result)

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfgrpo.names import REWARD, told, unknown_name
+from sfgrpo.names import REWARD, unknown_name
 from sfgrpo.prompts import Prompt
+from sfgrpo.rewards._calls import Calls, Failure, counted
 from sfgrpo.rewards.base import Metadata, Reward, RewardError, final_only, staying
 
 __all__ = [
-    "Metadata", "Mixture", "Reward", "RewardError", "available", "build", "evenly", "final_only",
-    "load", "of_final_images",
+    "Calls", "Failure", "Metadata", "Mixture", "Reward", "RewardError", "available", "build",
+    "evenly", "final_only", "load", "of_final_images",
 ]  # fmt: skip
 
 CHUNK = 64
@@ -78,8 +79,9 @@ class Mixture:
 
     def __init__(
         self, rewards: Mapping[str, Reward], weights: Mapping[str, float], *, frames: int = 8,
-        final_only: Collection[str] = (),
+        final_only: Collection[str] = (), calls: Calls | None = None,
     ) -> None:  # fmt: skip
+        """`calls` says what becomes of a call that fails; by default it raises."""
         if not weights:
             raise ValueError("a mixture needs at least one reward")
         if set(rewards) != set(weights):
@@ -91,6 +93,7 @@ class Mixture:
         self.frames = frames
         self.final_only = frozenset(final_only)
         """The rewards that score final images alone."""
+        self.calls = calls or Calls()
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Let the rewards that can (`Reward.check`) look at all prompts, before a run begins.
@@ -105,10 +108,16 @@ class Mixture:
             why = _refusal(name, checks, prompts)
             if why is None:
                 continue
-            for prompt in prompts:
-                if alone := _refusal(name, checks, [prompt]):
-                    place = prompt.where or f"prompt {prompt.text!r}"
-                    raise ValueError(f"{place}: {alone}")
+            sound, refused = 0, len(prompts)  # so many prompts from the first are, and are not
+            while refused - sound > 1:
+                middle = (sound + refused) // 2
+                if _refusal(name, checks, prompts[:middle]):
+                    refused = middle
+                else:
+                    sound = middle
+            first = prompts[refused - 1]
+            if alone := _refusal(name, checks, [first]):
+                raise ValueError(f"{first.where or f'prompt {first.text!r}'}: {alone}")
             raise ValueError(why)
 
     @torch.no_grad()
@@ -136,11 +145,12 @@ class Mixture:
             ValueError: the lengths differ, or a score is not finite (the message names the reward;
                 `finite=False` passes such values on).
             RewardError: a reward raises (the message names the reward, the prompt and where it
-                stands), returns another shape or what is no numbers, or calls sys.exit.
+                stands), returns another shape or what is no numbers, or calls sys.exit; unless
+                `calls` says otherwise.
         """
         if not len(samples) == len(prompts) == len(metadata):
             raise ValueError(
-                f"{_count(samples)}, {len(prompts)} prompts and {len(metadata)} metadata"
+                f"{counted(samples)}, {len(prompts)} prompts and {len(metadata)} metadata"
             )
         places = where or [""] * len(prompts)
         asked = [
@@ -175,51 +185,11 @@ class Mixture:
         of_frames = shown.ndim == 5 and not getattr(self.rewards[name], "takes_video", False)
         samples = shown[sees.to(shown.device)]  # a copy
         texts = [prompt for prompt, seen in zip(asked, sees.tolist(), strict=True) if seen]
-        score[sees] = (self._of_frames if of_frames else self._of)(name, samples, texts)
+        if of_frames:
+            score[sees] = self._of_frames(name, samples, texts)
+        else:
+            score[sees] = self.calls.score(name, self.rewards[name], samples, texts)
         return score
-
-    def _of(self, name: str, samples: Tensor, asked: Sequence[Prompt]) -> Tensor:
-        """One reward's scores [B] float32 on the CPU; `samples` are its own to overwrite."""
-        count = len(samples)
-        try:
-            found = self._call(name, samples, asked)
-        except RewardError:
-            raise
-        except Exception as error:  # a reward of one's own raises what it likes
-            blamed = self._blamed(name, samples, asked, type(error))
-            raise RewardError(f"{blamed}: {told(error)}") from error
-        score = _numbers(name, found, count)
-        if score.shape != (count,):
-            raise RewardError(
-                f"reward {name!r} returned shape {tuple(score.shape)} for {_count(samples)}"
-            )
-        return score
-
-    def _call(self, name: str, samples: Tensor, asked: Sequence[Prompt]) -> Any:
-        """What a reward returns."""
-        with staying(f"reward {name!r}"):
-            return self.rewards[name](
-                samples, [p.text for p in asked], [copy.deepcopy(p.metadata) for p in asked]
-            )
-
-    def _blamed(self, name: str, samples: Tensor, asked: Sequence[Prompt], how: type) -> str:
-        """What a reward failed on: the first prompt that raises such an error without the others,
-        or all of them if none does."""
-        for row, prompt in enumerate(asked):
-            if len(asked) == 1 or self._raises(how, name, samples[row : row + 1], [prompt]):
-                place = f"{prompt.where}: " if prompt.where else ""
-                return f"{place}reward {name!r} failed on prompt {prompt.text!r}"
-        return (
-            f"reward {name!r} failed on {_count(samples)} at once and on none alone, the first of "
-            f"prompt {asked[0].text!r}"
-        )
-
-    def _raises(self, how: type, *call: Any) -> bool:
-        try:
-            self._call(*call)
-        except Exception as error:
-            return type(error) is how
-        return False
 
     def _of_frames(self, name: str, videos: Tensor, asked: Sequence[Prompt]) -> Tensor:
         """The mean of one reward over the frames of each video, [B]."""
@@ -232,7 +202,9 @@ class Mixture:
             part = where[start : start + CHUNK]
             rows, frames = [row for row, _ in part], [frame for _, frame in part]
             images = videos[rows, frames]  # a copy
-            found.append(self._of(name, images, [asked[row] for row in rows]))
+            found.append(
+                self.calls.score(name, self.rewards[name], images, [asked[row] for row in rows])
+            )
         return torch.cat(found).unflatten(0, (len(videos), len(shown))).mean(1)
 
 
@@ -251,36 +223,20 @@ def _refusal(
     return None
 
 
-def _numbers(name: str, found: Any, count: int) -> Tensor:
-    """What a reward returned, as float32 on the CPU and apart from what the reward may keep."""
-    try:
-        if not isinstance(found, Tensor):
-            found = torch.as_tensor(found, device="cpu")
-        return found.detach().to("cpu", torch.float32, copy=True)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise RewardError(
-            f"reward {name!r} returned {type(found).__name__}, expected a tensor, an array or a "
-            f"list of {count} numbers ({error})"
-        ) from error
-
-
-def _count(samples: Tensor) -> str:
-    return f"{len(samples)} {({4: 'images', 5: 'videos'}).get(samples.ndim, 'samples')}"
-
-
 def load(
     weights: Mapping[str, float],
     options: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     frames: int = 8,
     final_only: Collection[str] = (),
+    calls: Calls | None = None,
 ) -> Mixture:
     """The mixture of the named rewards, e.g. `load({"ocr": 0.8, "colour": 0.2})`.
 
     `options` maps a reward's name to the arguments of its `build`, `frames` is how many frames of a
     video a reward of images sees, `final_only` names rewards that score final images alone, beside
-    those that say so. ValueError for options of a reward that has no weight, or that it does not
-    have.
+    those that say so, `calls` says what becomes of a call that fails. ValueError for options of a
+    reward that has no weight, or that it does not have.
     """
     given = dict(options or {})
     for name in given:
@@ -294,4 +250,4 @@ def load(
                 f"reward '{name}': what it returns says final_only, which must be known before it "
                 "is built: decorate the function with sfgrpo.rewards.final_only, too"
             )
-    return Mixture(built, weights, frames=frames, final_only=finals)
+    return Mixture(built, weights, frames=frames, final_only=finals, calls=calls)

@@ -29,6 +29,15 @@ class RewardError(ValueError):
     """A reward or a judge did what it may not: the message names it and what it returned."""
 
 
+class Unscored(RewardError):
+    """Some samples of a call have no score although the reward asked for them again itself:
+    `scores` [B] holds nan there, and what was found out of the others."""
+
+    def __init__(self, message: str, scores: Tensor) -> None:
+        super().__init__(message)
+        self.scores = scores
+
+
 @contextlib.contextmanager
 def staying(who: str) -> Iterator[None]:
     """RewardError, naming `who`, for sys.exit within the context: it would end the run as if it
@@ -49,6 +58,9 @@ class Reward(Protocol):
 
     Images, prompts and metadata are the reward's own copies, which it may overwrite. It runs
     without gradients; one that needs some turns them on (`torch.enable_grad`).
+
+    The attribute `bounds_time = True` says that every call ends by itself, as of a reward that asks
+    a server; `reward_timeout` leaves it alone.
 
     A reward may have a method `check(prompts, metadata) -> None`, which is called once with all
     prompts of a run, before the network is loaded. It raises for a prompt that could not be scored

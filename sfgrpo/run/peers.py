@@ -45,6 +45,12 @@ HELLO = 4096
 """At most so many bytes introduce a rank; who sends more is none."""
 
 
+def leave(reason: str) -> NoReturn:
+    """Say why and exit, where nobody else is watched."""
+    _say(reason)
+    _exit()
+
+
 class Agreed(Exception):
     """An error that every rank raises at the same point: none has to be told."""
 
@@ -78,11 +84,12 @@ class Watch:
         self._lock = threading.Lock()
 
     def __enter__(self) -> Watch:
+        if self.rank == 0:
+            (self.folder / REASON).unlink(missing_ok=True)
         if self.world > 1:
             # Both numbers are rank 0's; the secret keeps strangers on the network out.
             secret = self.largest(secrets.randbits(62) if self.rank == 0 else 0)
             if self.rank == 0:
-                (self.folder / REASON).unlink(missing_ok=True)
                 self._listen(secret)
             else:
                 self._connect(secret)
@@ -111,13 +118,12 @@ class Watch:
     def fail(self, reason: str) -> NoReturn:
         """Tell every rank the reason, and exit with it."""
         with self._lock:  # the first reason counts: who comes later waits for the exit
-            print(f"\nsfgrpo: the run ends: {reason}", file=sys.stderr, flush=True)
+            _say(reason)
             for other in self.others:
                 _send(other, {"failure": reason})
             with suppress(OSError), (self.folder / REASON).open("x", encoding="utf-8") as file:
                 file.write(reason + "\n")
-            sys.stdout.flush()
-            os._exit(STATUS)
+            _exit()
 
     def _listen(self, secret: int) -> None:
         """Rank 0: let every other rank connect."""
@@ -228,6 +234,15 @@ def concerns_others(error: BaseException) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     places = ("torch/distributed/", "deepspeed/comm/")
     return isinstance(error, DistError) or any(place in frames[-1].filename for place in places)
+
+
+def _say(reason: str) -> None:
+    print(f"\nsfgrpo: the run ends: {reason}", file=sys.stderr, flush=True)
+
+
+def _exit() -> NoReturn:
+    sys.stdout.flush()
+    os._exit(STATUS)
 
 
 def _send(connection: socket.socket, message: dict[str, object]) -> None:

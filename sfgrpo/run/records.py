@@ -49,6 +49,7 @@ FREE = {
     "run.iterations", "run.output_dir", "run.peer_timeout",
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
     "train.on_nonfinite", "train.drift_budget",
+    "reward_retries", "reward_timeout", "on_reward_failure",
 }  # fmt: skip
 """Keys that a run may change when it continues: how long, where, and what stops it."""
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
+import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,3 +61,44 @@ class Blueness:
     def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict]) -> Tensor:
         type(self).shown += len(images)
         return 100 * images[:, 2].mean((1, 2))
+
+
+class Flaky:
+    """Redness of an environment of which a share of calls fails, each time in another way, by a
+    generator of its own; of prompts with `spoilt` in them, every call."""
+
+    share = 0.0
+    spoilt: str | None = None
+    random = random.Random(0)
+    failed = 0
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict]) -> Any:
+        kind = type(self)
+        if kind.spoilt and any(kind.spoilt in prompt for prompt in prompts):
+            raise OSError("the environment is gone")
+        noise = torch.rand(len(images)) / 100  # from the run's own generator
+        if kind.random.random() < kind.share:
+            kind.failed += 1
+            match kind.random.randrange(4):
+                case 0:
+                    raise OSError("connection reset")
+                case 1:
+                    return torch.full((len(images),), torch.nan)
+                case 2:
+                    return torch.zeros(len(images) + 1)
+                case _:
+                    return ["no number"] * len(images)
+        return Redness()(images, prompts, metadata) + noise
+
+
+class Hangs:
+    """Does not return once an evaluation and an iteration of the small recipe are scored, which
+    call it once and four times, and the evaluation after them."""
+
+    calls = 0
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[dict]) -> Tensor:
+        type(self).calls += 1
+        while type(self).calls > 6:
+            time.sleep(0.1)
+        return torch.rand(len(images))

@@ -1,0 +1,50 @@
+"""Rewards that fail: what the ranks do about it, all of them the same and at the same point."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+from sfgrpo import engine
+from sfgrpo.config import Recipe
+from sfgrpo.rewards import Calls, Failure, Mixture, RewardError
+from sfgrpo.run.peers import Agreed
+
+
+class RewardFailed(RewardError, Agreed):
+    """A reward failed in all attempts, and the run is to stop; raised on every rank."""
+
+
+def calls(recipe: Recipe, end: Callable[[str], object]) -> Calls:
+    """How a run of the recipe calls its rewards; `end` is told of a call that does not return."""
+    return Calls(
+        retries=recipe.reward_retries, policy=recipe.on_reward_failure,
+        timeout=recipe.reward_timeout, end=end,
+    )  # fmt: skip
+
+
+def settle(reward: Mixture, policy: str) -> list[Failure]:
+    """What failed on any rank since the last time (a collective); rank 0 warns of it.
+
+    Raises:
+        RewardFailed: something did, and the policy is "stop".
+    """
+    mine, reward.calls.failures = reward.calls.failures, []
+    found = [failure for rank in engine.exchange(mine) for failure in rank]
+    if found and policy == "stop":
+        raise RewardFailed(found[0].message)
+    if engine.rank() == 0:
+        for text, message in {failure.text: failure.message for failure in found}.items():
+            warnings.warn(f"goes on without prompt {text!r}: {message}", stacklevel=2)
+    return found
+
+
+def retried(reward: Mixture) -> dict[str, int]:
+    """`reward_retries`: calls and requests made again since the last time, on all ranks (a
+    collective); nothing if no reward is ever asked again."""
+    asking = [one for one in reward.rewards.values() if hasattr(one, "retried")]
+    if not asking and not reward.calls.retries:
+        return {}
+    total = reward.calls.retried + sum(one.retried for one in asking)
+    since, reward.calls.reported = total - reward.calls.reported, total
+    return {"reward_retries": sum(engine.exchange(since))}
