@@ -17,6 +17,8 @@ MODULES = {
         "transformers",
     ),
     "demo": ("onnxruntime", "rapidocr", "sklearn"),
+    "serve": ("fastapi", "numpy", "PIL", "safetensors", "uvicorn"),
+    "http": ("httpx2",),
 }  # fmt: skip
 """Modules of the extras' distributions, in the order of pyproject.toml. Not read from there or from
 the metadata of an installation: those name distributions (pyyaml), an error names a module (yaml).
@@ -32,8 +34,9 @@ def needed(error: BaseException | None) -> str | None:
             module = (error.name or "").partition(".")[0]
             if module in MODULES["train"]:
                 return 'pip install ".[train]", or ".[demo]" for the embedded model'
-            if module in MODULES["demo"]:
-                return 'pip install ".[demo]"'
+            for extra in ("demo", "serve", "http"):
+                if module in MODULES[extra]:
+                    return f'pip install ".[{extra}]"'
         error = error.__cause__
     return None
 

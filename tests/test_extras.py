@@ -93,6 +93,8 @@ def test_what_is_missing_decides_what_is_advised() -> None:
         return ModuleNotFoundError(f"No module named '{name}'", name=name)
 
     assert extras.needed(missing("onnxruntime.capi")) == 'pip install ".[demo]"'
+    assert extras.needed(missing("fastapi")) == 'pip install ".[serve]"'
+    assert extras.needed(missing("httpx2")) == 'pip install ".[http]"'
     for other in (missing("my_robot"), missing("torchvision"), ImportError("yaml"), None):
         assert extras.needed(other) is None
     outer = ValueError("backbone 'sd3' cannot be imported: No module named 'diffusers'")

@@ -33,6 +33,7 @@ FLOORS = (
     ("sde", "recording", "tally", "stream"),
     ("credit", "drift", "loss", "scheduler", "solvers"),
     ("backbones",),
+    ("remote",),
     ("rollout", "generator", "rewards"),
     ("layout", "engine", "estimates"),
     ("cost", "policy", "statistics"),
