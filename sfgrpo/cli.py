@@ -12,6 +12,7 @@ from sfgrpo import __version__, extras, train
 from sfgrpo.arguments import apart
 from sfgrpo.compare import EXAMPLE
 from sfgrpo.run import output
+from sfgrpo.serving import command as serving
 
 Pairs = list[tuple[str, str]]
 RECIPE_COMMANDS = {
@@ -27,6 +28,7 @@ examples:
   deepspeed --module sfgrpo.train my.yaml        the same on all GPUs of a node
   sfgrpo doctor embedded                         will it run here, and in how much memory
   sfgrpo probe embedded                          how good is its credit signal, at what cost
+  sfgrpo serve-reward pickscore --port 8000      score for trainings in other environments
   sfgrpo report runs/embedded                    what happened, as one HTML file
   sfgrpo evaluate runs/embedded --eval.num_steps 40   the trained policy, measured in another way
   sfgrpo compare grid.yaml                       train variants over seeds and compare them
@@ -94,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     doctor.add_argument("--json", action="store_true", help="print it for machines")
     _add_probe(commands)
+    serving.add_parser(commands)
     report = commands.add_parser("report", help="write report.html of a run")
     report.add_argument("run", type=Path, help="the run's folder")
     _add_evaluate(commands)
@@ -241,12 +244,17 @@ def _pretrain(parsed: argparse.Namespace, _: Pairs) -> int:
     return 0
 
 
+def _serve_reward(parsed: argparse.Namespace, _: Pairs) -> int:
+    return serving.main(parsed)
+
+
 COMMANDS = {
     "recipes": _recipes,
     "show": _show,
     "doctor": _doctor,
     "probe": _probe,
     "evaluate": _evaluate,
+    "serve-reward": _serve_reward,
     "report": _report,
     "compare": _compare,
     "pretrain": _pretrain,

@@ -47,7 +47,8 @@ class Recipe(Section):
     plural) is the prompt and whose others are metadata that rewards read; "embedded", the set of
     the embedded model; or "signs", 302 prompts that ask for text in an image."""
     reward: dict[str, float] = Field(default={"ocr": 0.8, "colour": 0.2})
-    """Weights of the mixed rewards; names are files in sfgrpo/rewards or "module:function"."""
+    """Weights of the mixed rewards; names are files in sfgrpo/rewards or "module:function", either
+    of them several times with labels: "http/pick", "http/ocr"."""
     reward_options: dict[str, dict[str, Any]] = Field(default={})
     """Arguments of a reward's `build`, by the reward's name."""
     reward_frames: Count = 8

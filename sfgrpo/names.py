@@ -25,6 +25,8 @@ OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 """The form "package.module:function"."""
 
 
+LABEL = re.compile(r"[\w-]+")
+
 SHOWN = 60
 """Characters of a wrong value that a message repeats."""
 
@@ -77,6 +79,8 @@ class Kind:
     """Modules of the package that are none."""
     given: int = 0
     """How many arguments it is called with, before those that are options."""
+    labelled: bool = False
+    """Whether "NAME/LABEL" is NAME again, under a name and with options of its own."""
     registered: dict[str, Callable[..., Any]] = field(default_factory=dict)
     """Those that stand under a name of their own (`register`)."""
 
@@ -90,7 +94,8 @@ class Kind:
 
     def check(self, name: str) -> None:
         """ValueError if `name` is neither one of ours nor of the form "module:function"."""
-        if name not in self.names() and not OWN.fullmatch(name):
+        base = self._base(name)
+        if base not in self.names() and not OWN.fullmatch(base):
             known = self.names()
             if not known:
                 raise ValueError(
@@ -105,11 +110,12 @@ class Kind:
             ValueError: there is none, or its module cannot be imported; says file and line.
         """
         self.check(name)
-        if name in self.registered:
-            return self.registered[name]
-        module, _, function = name.partition(":")
+        base = self._base(name)
+        if base in self.registered:
+            return self.registered[base]
+        module, _, function = base.partition(":")
         if not function:
-            module, function = f"{self.home}.{name}", self.function
+            module, function = f"{self.home}.{base}", self.function
         return self._attribute(name, self._import(name, module), function)
 
     def bind(
@@ -132,6 +138,11 @@ class Kind:
         return functools.update_wrapper(
             functools.partial(function, **options), function, updated=kept
         )
+
+    def _base(self, name: str) -> str:
+        """The name without its label, where names have one."""
+        base, slash, label = name.partition("/")
+        return base if self.labelled and slash and LABEL.fullmatch(label) else name
 
     def _modules(self) -> list[str]:
         if self.home is None:
@@ -211,6 +222,8 @@ RULE = Kind(
     beside=("components", "mixtures"), given=3,
 )  # fmt: skip
 MIXTURE = Kind("mixture", "credit.mixture_options", "sfgrpo.credit.mixtures", "advantages", given=3)
-REWARD = Kind("reward", "reward_options", "sfgrpo.rewards", "build", beside=("base",))
+REWARD = Kind(
+    "reward", "reward_options", "sfgrpo.rewards", "build", beside=("base",), labelled=True
+)
 JUDGE = Kind("judge", "eval.judge_options", given=2)
 BACKBONE = Kind("backbone", "model.options", "sfgrpo.backbones", "load", beside=("base",), given=1)

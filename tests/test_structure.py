@@ -35,6 +35,7 @@ FLOORS = (
     ("backbones",),
     ("remote",),
     ("rollout", "generator", "rewards"),
+    ("serving",),
     ("layout", "engine", "estimates"),
     ("cost", "policy", "statistics"),
     ("score", "embeddings", "guard"),

@@ -52,6 +52,11 @@ FREE = {
     "reward_retries", "reward_timeout", "on_reward_failure",
 }  # fmt: skip
 """Keys that a run may change when it continues: how long, where, and what stops it."""
+REMOTE = r"reward_options\.(http|vlm)(/[^.]+)?"
+SERVERS = re.compile(
+    REMOTE + r"\.(url|token_env|token_file|in_flight|connect_timeout|timeout|retries|backoff)"
+)
+"""Likewise: where the servers of a reward are and how they are asked, not for what."""
 
 
 class RunError(RuntimeError):
@@ -200,10 +205,13 @@ def _filled(old: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 
 def _changed(old: Any, new: Any, place: str = "") -> list[tuple[str, Any, Any]]:
-    """(key, old, new) of what differs, except the keys in `FREE`."""
+    """(key, old, new) of what differs, except the keys in `FREE` and of `SERVERS`."""
+    if re.fullmatch(REMOTE, place):  # key by key even beside none, so that servers do not count
+        old, new = old or {}, new or {}
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
         return [
             d for k in keys for d in _changed(old.get(k), new.get(k), f"{place}.{k}".strip("."))
         ]
-    return [] if old == new or place in FREE else [(place, old, new)]
+    free = place in FREE or SERVERS.fullmatch(place)
+    return [] if old == new or free else [(place, old, new)]

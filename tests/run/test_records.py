@@ -96,6 +96,23 @@ def test_the_identity_of_a_recipe_is_what_decides_the_run() -> None:
     assert records.identity(EMBEDDED) == records.identity(LONGER) != records.identity(OTHER)
 
 
+def test_a_run_may_go_on_with_other_servers(tmp_path: Path) -> None:
+    def made(**options: Any) -> config.Recipe:
+        named = {"http/a": {"url": "http://a:1", **options}, "colour": {"scale": 0.2}}
+        pairs = [("reward", "{http/a: 1, colour: 1}"), ("reward_options", json.dumps(named))]
+        return config.load("embedded", pairs)
+
+    records.prepare(tmp_path, made(), fresh=False)
+    log(tmp_path, 1)
+    elsewhere = made(url=["http://b:1", "http://c:1"], retries=2, token_file="t", in_flight=9)
+    records.prepare(tmp_path, elsewhere, fresh=False)
+    assert records.identity(elsewhere) == records.identity(made())
+    otherwise = made(images="png")
+    assert records.identity(otherwise) != records.identity(made())
+    with pytest.raises(RunError, match=r"reward_options.http/a.images: None there, 'png' here"):
+        records.prepare(tmp_path, otherwise, fresh=False)
+
+
 def test_logs_without_their_checkpoints_are_not_started_over(tmp_path: Path) -> None:
     log(tmp_path, *range(1, 11))
     records.check_logs(tmp_path, None, every=10)  # killed before the first was written
