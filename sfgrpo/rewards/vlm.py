@@ -1,0 +1,297 @@
+"""A vision-language model as judge, behind a server that speaks OpenAI's protocol (vLLM, SGLang).
+
+    vllm serve Qwen/Qwen2.5-VL-7B-Instruct --port 8000
+
+    reward: {vlm: 1.0}
+    reward_options:
+      vlm: {url: "http://127.0.0.1:8000/v1", model: Qwen/Qwen2.5-VL-7B-Instruct}
+
+Each image is shown on its own, with a text in which {prompt} stands for its prompt and
+{metadata.KEY} for what its metadata hold under KEY. There are two kinds of answer:
+
+    "score"  a JSON object such as {"score": 7}, within `score_range`; the reward is where it lies
+             in the range, from 0 to 1. Anything else is malformed: it is sent back once more with
+             what is wrong about it.
+    "yes"    the reward is P(yes) / (P(yes) + P(no)) of the answer's first token, of those tokens
+             that spell yes or no in any case; as smooth as the model is sure.
+
+Sampling is greedy. Servers that batch requests as they come may still answer the same question with
+other last digits, as every model on a GPU does whose batches differ.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from sfgrpo.remote import pictures
+from sfgrpo.remote import token as secret
+from sfgrpo.remote.servers import Failed, Patience, Question, Servers, Unusable
+from sfgrpo.remote.wire import JSON
+from sfgrpo.rewards.base import Metadata, Unscored
+
+Answer = Literal["score", "yes"]
+PLACE = re.compile(r"\{(prompt|metadata\.[\w-]+)\}")
+"""What is replaced in a template; other braces, as of JSON, stay."""
+FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
+TOKENS = {"score": 256, "yes": 1}
+"""Of an answer, unless `extra` has its own `max_tokens`."""
+RANKED = 20
+"""Tokens whose probability is asked for, the most that vLLM gives."""
+TEMPLATES = {
+    "score": 'An image was made for the prompt "{prompt}". How well does it follow the prompt, and '
+    'how good is it? Answer with JSON alone: {"score": S}, S a number from LOW (not at all) to '
+    "HIGH (perfectly).",
+    "yes": 'Does this image show "{prompt}"? Answer yes or no.',
+}
+
+
+def filled(template: str, prompt: str, metadata: Metadata) -> str:
+    """The template with its places filled; KeyError for metadata that lack a key."""
+
+    def value(place: re.Match[str]) -> str:
+        if place[1] == "prompt":
+            return prompt
+        key = place[1].removeprefix("metadata.")
+        if key not in metadata:
+            raise KeyError(f"prompt {prompt!r} has no metadata {key!r}, which the template shows")
+        return str(metadata[key])
+
+    return PLACE.sub(value, template)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Talk:
+    """What is asked, and how an answer is read."""
+
+    model: str
+    template: str
+    answer: Answer = "score"
+    score_range: tuple[float, float] = (0.0, 10.0)
+    system: str | None = None
+    form: pictures.Kind = "png"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """More of the request's keys."""
+
+    def request(self, image: Tensor, prompt: str, metadata: Metadata) -> dict[str, Any]:
+        """The request's JSON for one image `[3, H, W]`."""
+        url = f"data:image/{self.form};base64,{pictures.encode(image, self.form)}"
+        content = [
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "text", "text": filled(self.template, prompt, metadata)},
+        ]
+        said: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if self.system is not None:
+            said.insert(0, {"role": "system", "content": self.system})
+        asked: dict[str, Any] = {
+            "model": self.model, "messages": said, "temperature": 0,
+            "max_tokens": TOKENS[self.answer],
+        }  # fmt: skip
+        if self.answer == "yes":
+            asked |= {"logprobs": True, "top_logprobs": RANKED}
+        return asked | dict(self.extra)
+
+    def read(self, answer: bytes, asked: dict[str, Any]) -> float:
+        """The reward of an answer to `asked`.
+
+        Raises:
+            Unusable: it is malformed; what to send instead is the talk so far and a correction.
+        """
+        try:
+            choice = json.loads(answer)["choices"][0]
+            said = choice["message"]["content"]
+        except (ValueError, KeyError, IndexError, TypeError, RecursionError):
+            raise Unusable("an answer that is not of OpenAI's protocol") from None
+        if self.answer == "yes":
+            return probability_of_yes(choice)
+        try:
+            score = parsed_score(said, *self.score_range)
+        except ValueError as error:
+            wrong = str(error)
+            raise Unusable(wrong, lambda: self._corrected(asked, said, wrong)) from None
+        low, high = self.score_range
+        return (score - low) / (high - low)
+
+    def _corrected(self, asked: dict[str, Any], said: Any, wrong: str) -> bytes:
+        """Greedy sampling would repeat itself, so the model is told."""
+        low, high = self.score_range
+        correction = (
+            f'This was {wrong}. Answer with a JSON object alone, whose key "score" is a number '
+            f"from {low:g} to {high:g}."
+        )
+        more = [
+            {"role": "assistant", "content": str(said)[:2000]},
+            {"role": "user", "content": correction},
+        ]
+        return json.dumps({**asked, "messages": [*asked["messages"], *more]}).encode()
+
+
+def parsed_score(said: Any, low: float, high: float) -> float:
+    """The score of an answer: a JSON object, at most in a code fence, with a number within the
+    range under "score"; further keys, such as a reason, do not matter.
+
+    Raises:
+        ValueError: it is anything else; says what.
+    """
+    if not isinstance(said, str):
+        raise ValueError(f"an answer without text ({type(said).__name__})")
+    text = said.strip()
+    if fence := FENCED.fullmatch(text):
+        text = fence[1]
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"no JSON alone, but {text[:60]!r}") from None
+    score = found.get("score") if isinstance(found, dict) else None
+    if isinstance(score, bool) or not isinstance(score, int | float):
+        raise ValueError(f"JSON without a number under 'score': {text[:60]!r}")
+    if not low <= score <= high:  # nor is a nan
+        raise ValueError(f"a score of {score!r:.20}, outside {low:g} to {high:g}")
+    return float(score)
+
+
+def probability_of_yes(choice: Mapping[str, Any]) -> float:
+    """P(yes) / (P(yes) + P(no)) of the first token.
+
+    Raises:
+        Unusable: the answer has no probabilities, or neither word is among the likely ones.
+    """
+    try:
+        ranked = choice["logprobs"]["content"][0]["top_logprobs"]
+        tokens = [(str(one["token"]).strip().lower(), float(one["logprob"])) for one in ranked]
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise Unusable("an answer without 'logprobs': does the server give them?") from None
+    yes, no = (sum(math.exp(p) for word, p in tokens if word == w) for w in ("yes", "no"))
+    if not 0 < yes + no < math.inf:
+        raise Unusable("neither yes nor no among the likely tokens")
+    return yes / (yes + no)
+
+
+class VlmReward:
+    """What a vision-language model thinks of each image."""
+
+    bounds_time = True
+
+    def __init__(self, servers: Servers, talk: Talk) -> None:
+        self._servers, self._talk = servers, talk
+
+    @property
+    def retried(self) -> int:
+        """Requests that were sent once more."""
+        return self._servers.retried
+
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
+    ) -> Tensor:
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"expected images [B, 3, H, W], got {tuple(images.shape)}")
+        shown = images.detach().cpu()
+        questions = [
+            self._question(*one) for one in zip(shown, prompts, metadata, strict=True)
+        ]  # fmt: skip
+        answers = self._servers.ask_all(questions)
+        scores = [math.nan if isinstance(answer, Failed) else answer for answer in answers]
+        found = torch.tensor(scores, dtype=torch.float32, device="cpu")
+        if failed := [answer for answer in answers if isinstance(answer, Failed)]:
+            raise Unscored(str(failed[0]), found)
+        return found
+
+    def _question(self, image: Tensor, prompt: str, metadata: Metadata) -> Question[float]:
+        asked: dict[str, Any] = {}
+
+        def body() -> tuple[str, bytes]:
+            asked.update(self._talk.request(image, prompt, metadata))
+            return JSON, json.dumps(asked).encode()
+
+        return Question(
+            "/chat/completions", body, lambda answer: self._talk.read(answer, asked),
+            f"prompt {prompt!r}",
+        )  # fmt: skip
+
+    def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+        """KeyError for metadata that lack what the template shows."""
+        for prompt, entry in zip(prompts, metadata, strict=True):
+            filled(self._talk.template, prompt, entry)
+
+
+def _template(given: str | None, file: str | None, answer: Answer, low: float, high: float) -> str:
+    if given is not None and file is not None:
+        raise ValueError("template and template_file exclude each other")
+    if file is not None:
+        given = Path(file).expanduser().read_text(encoding="utf-8")
+    if given is None:
+        return TEMPLATES[answer].replace("LOW", f"{low:g}").replace("HIGH", f"{high:g}")
+    if not PLACE.search(given):
+        raise ValueError("the template shows neither {prompt} nor {metadata.KEY}")
+    return given
+
+
+def build(
+    *,
+    url: str | Sequence[str],
+    model: str,
+    answer: Answer = "score",
+    template: str | None = None,
+    template_file: str | None = None,
+    system: str | None = None,
+    score_range: Sequence[float] = (0, 10),
+    images: pictures.Kind = "png",
+    extra: Mapping[str, Any] | None = None,
+    token_env: str = "OPENAI_API_KEY",
+    token_file: str | None = None,
+    in_flight: int = 16,
+    connect_timeout: float = 5.0,
+    timeout: float = 120.0,
+    retries: int = 8,
+    backoff: float = 0.5,
+) -> VlmReward:
+    """The reward of a vision-language model.
+
+    Args:
+        url: address of a server up to "/v1", or a list of them that serve the same model.
+        model: its name there.
+        answer: "score" or "yes": see above.
+        template: what is asked, or `template_file`, a text file of it; by default a question of
+            ours for either kind of answer.
+        system: the system message; by default none.
+        score_range: lowest and highest score.
+        images: "png" or "jpeg".
+        extra: further keys of the request, as `{response_format: ..., max_tokens: 512}`.
+        token_env: environment variable with the servers' key; none is sent if it is not set.
+        token_file: file that holds it, instead.
+        in_flight: images at once, for each server.
+        connect_timeout, timeout, retries, backoff: as of reward `http`.
+
+    Raises:
+        ValueError: values that make no sense.
+        OSError: a file cannot be read.
+    """
+    try:
+        if answer not in get_args(Answer) or images not in get_args(pictures.Kind):
+            raise ValueError(
+                f"answer must be score or yes, images png or jpeg; got {answer!r} and {images!r}"
+            )
+        low, high = map(float, score_range)
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(f"score_range must be two numbers, lowest first: got {score_range!r}")
+        patience = Patience(
+            connect_timeout=connect_timeout, timeout=timeout, retries=retries, backoff=backoff,
+            in_flight=in_flight,
+        )  # fmt: skip
+        talk = Talk(
+            model=model, template=_template(template, template_file, answer, low, high),
+            answer=answer, score_range=(low, high), system=system, form=images, extra=extra or {},
+        )  # fmt: skip
+        token = secret.read(file=token_file, variable=token_env)
+        servers = Servers(url, token=token, patience=patience)
+    except ValueError as error:
+        raise ValueError(f"reward 'vlm': {error}") from None
+    return VlmReward(servers, talk)
