@@ -20,6 +20,7 @@ from torch import Tensor
 from sfgrpo.prompts import Prompt
 from sfgrpo.remote.wire import Batch, Limits, Refused, decode
 from sfgrpo.rewards import Calls, Reward, RewardError
+from sfgrpo.rewards.base import staying
 from sfgrpo.serving.counts import Counts
 
 AHEAD = 2
@@ -109,11 +110,15 @@ class Device:
         check = getattr(self.reward, "check", None)
         if check is None:
             return
-        loop = asyncio.get_running_loop()
-        async with self._turn:
+
+        def checked() -> None:
             try:
-                await loop.run_in_executor(self._worker, check, prompts, metadata)
+                with staying("the reward"):
+                    check(prompts, metadata)
             except Exception as error:  # a reward of one's own raises what it likes
                 said = str(error.args[0]) if len(error.args) == 1 else str(error)
                 named = said if " " in said else f"{type(error).__name__} {said}"
                 raise RewardError(named) from error
+
+        async with self._turn:
+            await asyncio.get_running_loop().run_in_executor(self._worker, checked)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -37,6 +38,8 @@ class Mean:
         return images.flatten(1).mean(1)
 
     def check(self, prompts: list[str], metadata: list[dict]) -> None:
+        if prompts[0] == "exit":
+            sys.exit(0)
         for entry in metadata:
             entry["text"]
 
@@ -97,6 +100,8 @@ def test_prompts_are_checked(client: TestClient) -> None:
     for metadata, status, said in (({"text": "7"}, 200, {}), ({}, 422, {"error": "KeyError text"})):
         answer = client.post("/v1/check", json={"prompts": ["a"], "metadata": [metadata]})
         assert (answer.status_code, answer.json()) == (status, said)
+    answer = client.post("/v1/check", json={"prompts": ["exit"]})
+    assert answer.json() == {"error": "the reward called sys.exit(0)"}
     with TestClient(made(lambda *_: None)) as other:
         assert other.post("/v1/check", json={"prompts": ["a"]}).status_code == 200
 
