@@ -28,6 +28,7 @@ from sfgrpo.loss import TrajectoryRows
 from sfgrpo.names import JUDGE
 from sfgrpo.policy import Ema, Policy, check_start
 from sfgrpo.prompts import Prompt
+from sfgrpo.rewards import Failure
 from sfgrpo.rollout import Plan, Trajectories, VelocityField, sample
 from sfgrpo.run import agreement, failing, strips
 from sfgrpo.run.clock import Clock
@@ -272,10 +273,14 @@ class Trainer:
         """Measure the (averaged) policy on held-out noise; log the numbers, keep the images."""
         reseed(self.recipe.run.seed, self.iteration, engine.rank())
         chosen = evaluate.chosen(self.prompts.evaluation, self.recipe.eval.prompts)
-        with self.progress.averaged(), self.engine.sampling():
+        failures = list[Failure]()
+
+        def settle() -> None:
+            failures.extend(failing.settle(self.reward, self.recipe.on_reward_failure))
+
+        with self.progress.averaged(), self.engine.sampling(), failing.blamed(failures):
             result = evaluate.of_recipe(
                 self.recipe, self.field(chosen), chosen, self.reward, self.judges, self.guard,
-                iteration=self.iteration, latent_shape=self.latent_shape,
-                scored=lambda: failing.settle(self.reward, self.recipe.on_reward_failure),
+                iteration=self.iteration, latent_shape=self.latent_shape, scored=settle,
             )  # fmt: skip
         self.progress.evaluated(result)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from sfgrpo import engine
 from sfgrpo.config import Recipe
+from sfgrpo.guard import NonFinite
 from sfgrpo.rewards import Calls, Failure, Mixture, RewardError
 from sfgrpo.run.peers import Agreed
 
@@ -37,6 +39,17 @@ def settle(reward: Mixture, policy: str) -> list[Failure]:
         for text, message in {failure.text: failure.message for failure in found}.items():
             warnings.warn(f"goes on without prompt {text!r}: {message}", stacklevel=2)
     return found
+
+
+@contextmanager
+def blamed(failures: Sequence[Failure]) -> Iterator[None]:
+    """RewardFailed for NonFinite within the context, if rewards that failed are the reason."""
+    try:
+        yield
+    except NonFinite as error:
+        if not failures:
+            raise
+        raise RewardFailed(f"{error}: {failures[0].message}") from error
 
 
 def retried(reward: Mixture) -> dict[str, int]:

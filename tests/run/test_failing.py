@@ -101,16 +101,22 @@ def test_a_reward_that_is_gone_stops_the_run_with_a_checkpoint(
         assert written(tmp_path) == sound
 
 
+@pytest.mark.filterwarnings("ignore:goes on without prompt")
+@pytest.mark.parametrize("policy", ["stop", "drop_group"])
 def test_an_evaluation_stops_with_a_checkpoint_too(
-    recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    recipe,
+    tmp_path: Path,
+    policy: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.setattr(Flaky, "spoilt", "white")
     path = tmp_path / "recipe.yaml"
-    path.write_text(recipe(tmp_path / "run", **CHANGES).model_dump_json())
+    path.write_text(recipe(tmp_path / "run", **CHANGES, on_reward_failure=policy).model_dump_json())
     assert train.main([str(path)]) == 1
-    told = [line for line in capsys.readouterr().err.splitlines() if "OSError: the env" in line]
-    assert len(told) == 1
-    assert "sfgrpo.train: " in told[0]
+    *_, told = capsys.readouterr().err.strip().splitlines()
+    assert told.startswith("sfgrpo.train: ")
+    assert told.endswith("OSError: the environment is gone")
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["000000"]
 
 
