@@ -4,7 +4,7 @@
 ``--measured benchmarks/results/ops_<device>.json`` fills the column, as
 far as the table got (``.partial.json``), and says what it lacks.  The prediction of ours is
 
-    time     = stages x gap + max(memory, issue, multiply)
+    time     = stages x gap + sums x sum + max(memory, issue, multiply)
     memory   = bytes that must be moved / copy bandwidth
     issue    = elements x instructions per element / (processors x 128 x clock)
     multiply = elements x integer multiplications per element / (processors x 32 x clock)
@@ -39,6 +39,10 @@ Philox's are of that kind, so this is on the safe side."""
 GAP = 2e-6
 """Seconds a stage takes beyond its traffic, when the host is ahead: start, first access, end."""
 
+SUM = 0.1e-6
+"""Seconds of a sum over a program's threads that others wait for: five shuffles within each warp,
+then shared memory, a barrier and shared memory again, some 180 clocks."""
+
 TILE = 1024
 """Elements of a row per program (``kernels/common.py``)."""
 
@@ -68,6 +72,9 @@ class Cost:
     long_rows: int = 0
     """Further such sums where a row is longer than a tile."""
 
+    sums: int = 0
+    """Within a program, one after the other, in kernels too small to hide them."""
+
     instructions: float = 0.0
     """Per element, where arithmetic may matter: in the kernel's machine code for sm_90, as
     ``python -m sfgrpo.kernels.aot`` counts them."""
@@ -86,7 +93,8 @@ COSTS = {
     "policy_loss": Cost(2, 1),  # the rows' losses are added up
     "policy_loss+backward": Cost(4, 1),
     "tweedie": Cost(1),
-    "gain_advantages": Cost(3),  # four passes of one program, each waits for the one before
+    # Of the gains over trajectories, over steps; of the squares likewise.
+    "gain_advantages": Cost(1, sums=4),
     "philox_normal": Cost(1, instructions=59, multiplications=10),
 }
 """By the title of a row."""
@@ -99,10 +107,11 @@ class Prediction:
     memory: float
     arithmetic: float
     stages: int
+    sums: int
 
     @property
     def total(self) -> float:
-        return self.stages * GAP + max(self.memory, self.arithmetic)
+        return self.stages * GAP + self.sums * SUM + max(self.memory, self.arithmetic)
 
 
 def predict(row: Row, shape: Shape, precision: Precision, chip: Chip) -> Prediction:
@@ -115,6 +124,7 @@ def predict(row: Row, shape: Shape, precision: Precision, chip: Chip) -> Predict
         memory=row.bytes(shape, precision) / chip.copy_bandwidth,
         arithmetic=shape.elements * max(issue, multiply),
         stages=cost.stages + cost.long_rows * long,
+        sums=cost.sums,
     )
 
 
@@ -165,7 +175,8 @@ def markdown(results: dict[str, object] | None) -> str:
             "",
             "Written by `python -m benchmarks.ops.predictions`, whose text gives the formula and",
             "where its numbers come from. Microseconds; memory and arithmetic are the H100's; each",
-            f"stage adds {1e6 * GAP:.0f}. {chips}.",
+            f"stage adds {1e6 * GAP:.0f}, and each of the four sums over a program's threads that",
+            f"gain_advantages waits for {1e6 * SUM:.1f}. {chips}.",
             "",
             f"| {' | '.join(head)} |",
             f"|{'---|' * 3}{'---:|' * (len(head) - 3)}",
