@@ -5,12 +5,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Protocol, runtime_checkable
 
 from sfgrpo import engine
 from sfgrpo.config import Recipe
 from sfgrpo.guard import NonFinite
 from sfgrpo.rewards import Calls, Failure, Mixture, RewardError
 from sfgrpo.run.peers import Agreed
+
+
+@runtime_checkable
+class Asking(Protocol):
+    """A reward that asks a server, and again where it must."""
+
+    @property
+    def retried(self) -> int:
+        """Requests made again so far."""
+        ...
 
 
 class RewardFailed(RewardError, Agreed):
@@ -55,9 +66,9 @@ def blamed(failures: Sequence[Failure]) -> Iterator[None]:
 def retried(reward: Mixture) -> dict[str, int]:
     """`reward_retries`: calls and requests made again since the last time, on all ranks (a
     collective); nothing if no reward is ever asked again."""
-    asking = [one for one in reward.rewards.values() if hasattr(one, "retried")]
+    asking = [one.retried for one in reward.rewards.values() if isinstance(one, Asking)]
     if not asking and not reward.calls.retries:
         return {}
-    total = reward.calls.retried + sum(one.retried for one in asking)
+    total = reward.calls.retried + sum(asking)
     since, reward.calls.reported = total - reward.calls.reported, total
     return {"reward_retries": sum(engine.exchange(since))}

@@ -179,7 +179,8 @@ def test_a_run_that_is_told_to_stop_saves_and_continues(
         monkeypatch.setattr(Redness, "signal_at", call)
         monkeypatch.setattr(Redness, "signal", number)
         with Signals() as signals:
-            status = train._run(recipe(cut, **changes), signals, fresh=False, prog="sfgrpo train")
+            given = recipe(cut, **changes)
+            status = train._run(given, signals, fresh=False, prog="sfgrpo train", end=pytest.fail)
         assert status == 128 + number
         told = capsys.readouterr().err
         assert f"{signal.Signals(number).name} after {done} iterations, which are saved" in told

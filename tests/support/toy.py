@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sfgrpo.backbones.base import Conditioning, Modality
@@ -56,6 +56,9 @@ class PointBackbone:
 
     def save(self, folder: Path) -> None:
         save_file(self.transformer.state_dict(), folder / "model.safetensors")
+
+    def restore(self, folder: Path) -> None:
+        self.transformer.load_state_dict(load_file(folder / "model.safetensors"))
 
     def decode(self, latents: Tensor) -> Tensor:
         return (latents / 4 + 0.5).clamp(0, 1)
