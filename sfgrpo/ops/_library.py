@@ -12,6 +12,7 @@ says so once; the C++ library takes over the CPU key, Triton the CUDA key (see `
 from __future__ import annotations
 
 import functools
+import operator
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -161,10 +162,33 @@ def _work_in_place(name: str, op: Any) -> None:
     _LIBRARY.impl(name, bump_versions, "ADInplaceOrView", with_keyset=True)
 
 
+def without_gradient(op: Any) -> Callable[..., Any]:
+    """``op``, whose results ask for no gradient even where its operands do.
+
+    ``torch.no_grad()`` takes as long as all checks of a step together, and is left to the calls
+    that need it.
+    """
+    # What OpOverload.__call__ passes its arguments on to.
+    direct = op._op
+
+    def call(*args: Any) -> Any:
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._are_functorch_transforms_active()
+            or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args))
+        ):
+            with torch.no_grad():
+                return op(*args)
+        return direct(*args)
+
+    return call
+
+
 def differentiate(
     name: str,
     backward: Callable[..., dict[str, Tensor | None]],
     setup_context: Callable[[Any, Any, Any], None],
+    operands: tuple[str, ...],
 ) -> Callable[..., Any]:
     """Attach an autograd formula to an op defined here and return what is to be called.
 
@@ -172,48 +196,62 @@ def differentiate(
     ``torch.func``'s transforms look for an autograd.Function in the caller's hands and do not find
     one behind the dispatcher (PyTorch 2.13).  A plain call goes to another one, since the
     dispatcher's own reads the schema anew in every call: as long as all the rest takes together.
+    To PyTorch that one is a function of ``operands`` only, as each further argument costs time.
 
     Args:
         name: of the op.
-        backward: ``(ctx, *gradients of the results)`` -> gradients of the operands by name.
+        backward: ``(ctx, needed, *gradients of the results)`` -> gradients of the operands by name;
+            ``needed`` says by name of which of ``operands`` one is wanted.
         setup_context: ``(ctx, operands, results)``; keeps in ``ctx`` what backward needs.
+        operands: names of those that have a gradient; no other one may ask for it.
     """
     op = getattr(torch.ops.sfgrpo, name).default
     record = DEFINITIONS[name].record
+    differentiable = operator.itemgetter(*map(record._fields.index, operands))
     no_gradients = dict.fromkeys(record._fields)
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         setup_context(ctx, record(*inputs), output)
 
     def gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return tuple((no_gradients | backward(ctx, *grads)).values())
+        needed = dict(zip(operands, differentiable(ctx.needs_input_grad), strict=True))
+        return tuple((no_gradients | backward(ctx, needed, *grads)).values())
 
     torch.library.register_autograd(f"sfgrpo::{name}", gradients, setup_context=keep, lib=_LIBRARY)
 
+    direct = op._op
+
     def compute(*args: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
+            return direct(*args)
 
-    def compute_and_keep(ctx: Any, *args: Any) -> Any:
-        output = compute(*args)
-        keep(ctx, args, output)
+    def compute_and_keep(ctx: Any, o: Any, *_: Tensor | None) -> Any:
+        output = compute(*o)
+        setup_context(ctx, o, output)
         return output
 
-    def function(forward: Callable[..., Any], **members: Any) -> Any:
-        members |= {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
-        return type(f"sfgrpo_{name}", (torch.autograd.Function,), members)
+    def gradients_of_operands(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        needed = dict(zip(operands, ctx.needs_input_grad[1:], strict=True))
+        return (None, *map(backward(ctx, needed, *grads).get, operands))
 
-    plain = function(compute_and_keep)
-    transformed = function(compute, setup_context=staticmethod(keep), generate_vmap_rule=True)
+    def function(**members: Any) -> Any:
+        methods: dict[str, Any] = {key: staticmethod(member) for key, member in members.items()}
+        return type(f"sfgrpo_{name}", (torch.autograd.Function,), methods)
 
-    def call(*args: Any) -> Any:
+    plain = function(forward=compute_and_keep, backward=gradients_of_operands)
+    transformed = function(forward=compute, backward=gradients, setup_context=keep)
+    transformed.generate_vmap_rule = True
+
+    def call(o: Any) -> Any:
         if torch.compiler.is_compiling():
-            return op(*args)
+            return op(*o)
         if torch._C._are_functorch_transforms_active():
-            return transformed.apply(*args)
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            return plain.apply(*args)
-        return compute(*args)
+            return transformed.apply(*o)
+        if torch.is_grad_enabled():
+            asked = differentiable(o)
+            if torch._C._any_requires_grad(*asked):
+                return plain.apply(o, *asked)
+        return compute(*o)
 
     return call
 

@@ -172,7 +172,9 @@ def _setup_context(ctx: Any, o: PolicyOperands, output: tuple[Tensor, ...]) -> N
     ctx.save_for_backward(o.x, o.v, o.x_next, o.coef, output[2], o.v_uncond, o.v_ref, o.v_old)
 
 
-def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> dict[str, Tensor | None]:
+def _backward(
+    ctx: Any, needed: dict[str, bool], grad_loss: Tensor | None, *_: None
+) -> dict[str, Tensor | None]:
     if grad_loss is None:
         return {}
     x, v, x_next, coef, back, v_uncond, *others = ctx.saved_tensors
@@ -185,7 +187,7 @@ def _backward(ctx: Any, grad_loss: Tensor | None, *_: None) -> dict[str, Tensor 
     return {"v": grad_v, "v_uncond": None if v_uncond is None else grad_v_uncond}
 
 
-_call = differentiate("policy_loss", _backward, _setup_context)
+_call = differentiate("policy_loss", _backward, _setup_context, ("v", "v_uncond"))
 
 
 def policy_loss(
@@ -267,7 +269,7 @@ def policy_loss(
         _checks.overwritable(o._asdict(), ("v", "v_uncond"))
         _checks.not_a_leaf("v", v)
         _checks.not_a_leaf("v_uncond", v_uncond)
-    loss, stats, _ = _call(*o)
+    loss, stats, _ = _call(o)
     rows_stats = PolicyStats(*stats.unbind(1))
     if shift is not None:
         rows_stats = rows_stats._replace(logp=rows_stats.logp + shift)

@@ -26,6 +26,8 @@ from sfgrpo.ops._rows import columns, compute_dtype, gaussian_logp, guided, to_r
 from sfgrpo.ops._vmap import fold_into_rows
 
 Reduction = Literal["mean", "sum"]
+DIFFERENTIABLE = ("x", "v", "x_next", "v_uncond")
+"""Operands that have a gradient, in the order in which backward returns it."""
 
 
 class LogprobOperands(NamedTuple):
@@ -136,19 +138,19 @@ def _setup_context(ctx: Any, o: LogprobOperands, output: tuple[Tensor, Tensor]) 
     ctx.save_for_backward(o.x, o.v, o.x_next, o.coef, o.v_uncond)
 
 
-def _backward(ctx: Any, grad: Tensor, grad_mean: Tensor) -> dict[str, Tensor | None]:
+def _backward(
+    ctx: Any, needed: dict[str, bool], grad: Tensor, grad_mean: Tensor
+) -> dict[str, Tensor | None]:
     x, v, x_next, coef, v_uncond = ctx.saved_tensors
-    needed: Any = LogprobOperands(*ctx.needs_input_grad)
     o = LogprobBackwardOperands(
         grad, grad_mean if ctx.with_mean else None, x, v, x_next, coef, v_uncond, ctx.guidance,
-        ctx.mean_reduction, needed.x, needed.v, needed.x_next, needed.v_uncond,
+        ctx.mean_reduction, *map(needed.__getitem__, DIFFERENTIABLE),
     )  # fmt: skip
-    names = ("x", "v", "x_next", "v_uncond")
-    found = zip(names, _op_backward(*o), o.wanted(), strict=True)
+    found = zip(DIFFERENTIABLE, _op_backward(*o), o.wanted(), strict=True)
     return {name: gradient for name, gradient, like in found if like is not None}
 
 
-_call = differentiate("sde_logprob", _backward, _setup_context)
+_call = differentiate("sde_logprob", _backward, _setup_context, DIFFERENTIABLE)
 
 
 @overload
@@ -237,6 +239,6 @@ def sde_logprob(
         coef, shift = unnormalised(coef, x)
         shift = shift if reduction == "mean" else shift * x[:1].numel()
     o = LogprobOperands(x, v, x_next, coef, v_uncond, scale, reduction == "mean", return_mean)
-    logp, mean = _call(*o)
+    logp, mean = _call(o)
     logp = logp if shift is None else logp + shift
     return (logp, mean) if return_mean else logp

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from sfgrpo.ops import _checks
-from sfgrpo.ops._library import define, vectorise
+from sfgrpo.ops._library import define, vectorise, without_gradient
 from sfgrpo.ops._rows import columns, compute_dtype, gaussian_logp, guided, to_rows
 from sfgrpo.ops._vmap import fold_into_rows
 from sfgrpo.ops.philox import NoiseOperands, philox_normal_reference
@@ -94,6 +93,7 @@ def _fake(o: StepOperands) -> tuple[Tensor, ...]:
 
 
 _op = define("sde_step", StepOperands, sde_step_reference, _fake)
+_call = without_gradient(_op)
 _op_in_place = define(
     "sde_step_",
     StepOperands,
@@ -136,7 +136,6 @@ def _checked(
     return StepOperands(x, v, coef, seed, sample_ids, step, steps, v_uncond, scale, noise, with_x0)
 
 
-@torch.no_grad()
 def sde_step(
     x: Tensor,
     v: Tensor,
@@ -174,11 +173,10 @@ def sde_step(
         RuntimeError: on the CPU, a coefficient is not finite, n < 0 or t outside [0, 1].
     """
     o = _checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise, False)
-    x_next, logp, _, _ = _op(*o)
+    x_next, logp, _, _ = _call(*o)
     return x_next, logp
 
 
-@torch.no_grad()
 def sde_step_x0(
     x: Tensor,
     v: Tensor,
@@ -201,7 +199,7 @@ def sde_step_x0(
         ``(x_next, logp, x0_hat)``, ``x0_hat`` in the shape and dtype of ``x``.
     """
     o = _checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise, True)
-    x_next, logp, x0_hat, _ = _op(*o)
+    x_next, logp, x0_hat, _ = _call(*o)
     return x_next, logp, x0_hat
 
 

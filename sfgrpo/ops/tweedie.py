@@ -63,17 +63,16 @@ def _setup_context(ctx: Any, o: TweedieOperands, output: Tensor) -> None:
     ctx.save_for_backward(o.t)
 
 
-def _backward(ctx: Any, grad: Tensor) -> dict[str, Tensor | None]:
+def _backward(ctx: Any, needed: dict[str, bool], grad: Tensor) -> dict[str, Tensor | None]:
     (t,) = ctx.saved_tensors
-    needed: Any = TweedieOperands(*ctx.needs_input_grad)
     times = ctx.time if t is None else t.reshape(-1, *(1,) * (grad.ndim - 1))
     return {
-        "x": grad if needed.x else None,
-        "v": (grad * -times).to(ctx.v_dtype) if needed.v else None,
+        "x": grad if needed["x"] else None,
+        "v": (grad * -times).to(ctx.v_dtype) if needed["v"] else None,
     }
 
 
-_call = differentiate("tweedie", _backward, _setup_context)
+_call = differentiate("tweedie", _backward, _setup_context, ("x", "v"))
 
 
 def _checked(x: Tensor, v: Tensor, t: float | Tensor) -> TweedieOperands:
@@ -106,7 +105,7 @@ def tweedie(x: Tensor, v: Tensor, t: float | Tensor) -> Tensor:
         ValueError: wrong shape or device, a number outside [0, 1], or ``t`` requires grad.
         RuntimeError: on the CPU, a time of a tensor is outside [0, 1].
     """
-    return _call(*_checked(x, v, t))
+    return _call(_checked(x, v, t))
 
 
 def tweedie_(x: Tensor, v: Tensor, t: float | Tensor) -> Tensor:
