@@ -44,9 +44,13 @@ class Unusable(Exception):
 class Failed(Exception):
     """A request that no server answered, or that one refused; names server, status and prompt."""
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(
+        self, message: str, status: int | None = None, *, useless: bool = False
+    ) -> None:  # fmt: skip
         super().__init__(message)
         self.status = status
+        self.useless = useless
+        """Whether servers answered, but never what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +215,8 @@ class Servers:
                 time.sleep(self._spread(self.patience.pause(useless)))
         self._dead = not useless
         where = last.url if last else ""
-        raise Failed(f"{where}{_about(question)}: {said} (attempt {attempts} of {attempts})")
+        said = f"{said} (attempt {attempts} of {attempts})"
+        raise Failed(f"{where}{_about(question)}: {said}", useless=useless > 0)
 
     def _send(
         self, server: _Server, path: str, kind: str, body: bytes

@@ -67,9 +67,26 @@ class HttpReward:
     ) -> Tensor:
         if not len(images):
             return torch.empty(0, dtype=torch.float32, device="cpu")
-        samples = images.detach().cpu()
-        starts = range(0, len(samples), self._batch)
-        parts = [slice(start, start + self._batch) for start in starts]
+        scores = torch.full((len(images),), torch.nan, device="cpu")
+        samples, starts = images.detach().cpu(), range(0, len(images), self._batch)
+        parts = [slice(start, min(start + self._batch, len(images))) for start in starts]
+        failed = self._ask(parts, samples, prompts, metadata, scores)
+        # One prompt that cannot be scored must not take those with it that came along.
+        divided = [
+            piece for part, why in failed if why.useless for piece in _by_prompt(part, prompts)
+        ]
+        failed = [(part, why) for part, why in failed if not why.useless]
+        if divided:
+            failed += self._ask(divided, samples, prompts, metadata, scores)
+        if failed:
+            raise Unscored(str(failed[0][1]), scores)
+        return scores
+
+    def _ask(
+        self, parts: Sequence[slice], samples: Tensor, prompts: Sequence[str],
+        metadata: Sequence[Metadata], scores: Tensor,
+    ) -> list[tuple[slice, Failed]]:  # fmt: skip
+        """Write the scores of these parts of the samples; returns the parts that have none."""
         questions = [
             Question(
                 "/v1/score",
@@ -79,15 +96,13 @@ class HttpReward:
             )
             for part in parts
         ]
-        scores, failed = torch.full((len(samples),), torch.nan, device="cpu"), []
+        failed = []
         for part, answer in zip(parts, self._servers.ask_all(questions), strict=True):
             if isinstance(answer, Failed):
-                failed.append(answer)
+                failed.append((part, answer))
             else:
                 scores[part] = answer
-        if failed:
-            raise Unscored(str(failed[0]), scores)
-        return scores
+        return failed
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
         """ValueError, as the served reward says it, for prompts that it cannot score; and for a
@@ -99,6 +114,15 @@ class HttpReward:
                 self._servers.ask(Question("/v1/check", lambda b=body: (wire.JSON, b), bool))
             except Failed as error:
                 raise ValueError(str(error)) from None
+
+
+def _by_prompt(part: slice, prompts: Sequence[str]) -> list[slice]:
+    """The part, divided where the prompt changes."""
+    starts = [
+        row for row in range(part.start, part.stop)
+        if row == part.start or prompts[row] != prompts[row - 1]
+    ]  # fmt: skip
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], part.stop], strict=True)]
 
 
 def _first(prompts: Sequence[str]) -> str:

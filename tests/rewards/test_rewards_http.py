@@ -129,9 +129,9 @@ def test_what_was_scored_is_kept_where_the_rest_fails() -> None:
         return mean(images, prompts, metadata)
 
     with served(serving(picky)) as url:
-        options = {"url": url, "batch": 4, **QUICK, "retries": 1}
+        options = {"url": url, "batch": 6, **QUICK, "retries": 1}
         message = (
-            f"{url} for prompt 'p1' and 3 more: status 500: reward 'mean' failed on prompt 'p1'"
+            f"{url} for prompt 'p1' and 1 more: status 500: reward 'mean' failed on prompt 'p1'"
         )
         with pytest.raises(Unscored, match=message) as failed:
             asked(rewards.build("http", **options))
