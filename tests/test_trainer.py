@@ -181,7 +181,11 @@ def test_a_window_that_moves_survives_a_crash(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("window", "mixed"),
-    [("null", {}), ("{steps: 2, schedule: random}", {}), ("null", BOTH)],
+    [
+        ("null", {}),
+        ("{steps: 2, schedule: random}", {}),
+        ("null", {**BOTH, "run__iterations": "2"}),
+    ],
     ids=str,
 )
 def test_two_ranks_do_what_one_does(
