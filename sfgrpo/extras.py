@@ -19,6 +19,7 @@ MODULES = {
     "demo": ("onnxruntime", "rapidocr", "sklearn"),
     "serve": ("fastapi", "numpy", "PIL", "safetensors", "uvicorn"),
     "http": ("httpx2",),
+    "track": ("swanlab", "trackio", "wandb"),
 }  # fmt: skip
 """Modules of the extras' distributions, in the order of pyproject.toml. Not read from there or from
 the metadata of an installation: those name distributions (pyyaml), an error names a module (yaml).
@@ -34,7 +35,7 @@ def needed(error: BaseException | None) -> str | None:
             module = (error.name or "").partition(".")[0]
             if module in MODULES["train"]:
                 return 'pip install ".[train]", or ".[demo]" for the embedded model'
-            for extra in ("demo", "serve", "http"):
+            for extra in ("demo", "serve", "http", "track"):
                 if module in MODULES[extra]:
                     return f'pip install ".[{extra}]"'
         error = error.__cause__

@@ -226,4 +226,5 @@ REWARD = Kind(
     "reward", "reward_options", "sfgrpo.rewards", "build", beside=("base",), labelled=True
 )
 JUDGE = Kind("judge", "eval.judge_options", given=2)
+TRACKER = Kind("tracker", "run.track_options", "sfgrpo.track", "start", beside=("base",), given=1)
 BACKBONE = Kind("backbone", "model.options", "sfgrpo.backbones", "load", beside=("base",), given=1)

@@ -30,7 +30,7 @@ from sfgrpo.policy import Ema, Policy, check_start
 from sfgrpo.prompts import Prompt
 from sfgrpo.rewards import Failure
 from sfgrpo.rollout import Plan, Trajectories, VelocityField, sample
-from sfgrpo.run import agreement, failing, strips
+from sfgrpo.run import agreement, failing, strips, tracking
 from sfgrpo.run.clock import Clock
 from sfgrpo.run.peers import leave
 from sfgrpo.run.progress import Progress
@@ -73,6 +73,7 @@ class Trainer:
         self.judges = [
             JUDGE.bind(name, recipe.eval.judge_options.get(name)) for name in recipe.eval.judges
         ]
+        trackers = tracking.starters(recipe) if engine.rank() == 0 else {}
         credit.get(recipe.credit)
         credit.mixture(recipe.credit)
         solvers.methods(recipe.credit.solver, recipe.credit.solver_options, {0: 1.0})
@@ -98,7 +99,7 @@ class Trainer:
         )  # fmt: skip
         self.progress = Progress(
             recipe, self.backbone, self.engine, self.ema,
-            prompts=prompts.fingerprint(self.prompts), fresh=fresh,
+            prompts=prompts.fingerprint(self.prompts), fresh=fresh, trackers=trackers,
         )  # fmt: skip
 
     @property
@@ -113,7 +114,7 @@ class Trainer:
             Interrupted: `signals` received one; what was finished is saved.
             RewardFailed: a reward failed in all attempts (`on_reward_failure`); likewise.
         """
-        signals, last = signals or Signals(), self.recipe.run.iterations
+        signals, last, failed = signals or Signals(), self.recipe.run.iterations, True
         bar = tqdm(
             total=last, initial=self.iteration, unit="it", disable=engine.rank() != 0,
             desc=f"{self.recipe.credit.rule} credit", dynamic_ncols=True,
@@ -135,9 +136,13 @@ class Trainer:
                     bar.update()
                     signals.check()
                     self.finish(clock)
-        except (Interrupted, failing.RewardFailed):
+            failed = False
+        except (Interrupted, failing.RewardFailed) as stop:
             self.progress.save()
+            failed = isinstance(stop, failing.RewardFailed)
             raise
+        finally:
+            self.progress.close(failed=failed)
 
     def iterate(self, clock: Clock, signals: Signals) -> dict[str, Any]:
         """One iteration; returns its metrics. The weights change in the last phase only."""

@@ -20,6 +20,7 @@ from sfgrpo.policy import Ema
 from sfgrpo.run import alarms, checkpoints, records, samples
 from sfgrpo.run.checkpoints import Checkpoints, State
 from sfgrpo.run.logs import Logs
+from sfgrpo.run.tracking import Start, Tracking
 
 
 class Progress:
@@ -34,10 +35,12 @@ class Progress:
         *,
         prompts: str,
         fresh: bool,
+        trackers: Mapping[str, Start] | None = None,
     ) -> None:
         """Prepare the folder; load its newest whole checkpoint into `trained` and `ema`.
 
-        `prompts` is the fingerprint of what the run trains on and shows.
+        `prompts` is the fingerprint of what the run trains on and shows, `trackers` how those of
+        `run.track` are started (rank 0).
 
         Raises:
             records.RunError: the folder holds the run of another recipe.
@@ -58,7 +61,9 @@ class Progress:
         self.saved = self._resume()
         if self.main:
             records.check_logs(self.folder, self.saved, recipe.checkpoint.every)
-        self.logs = Logs(self.folder, self.saved) if self.main else None
+        self.logs = None
+        if self.main:
+            self.logs = Logs(self.folder, self.saved, Tracking(trackers or {}, self.folder, recipe))
 
     def _resume(self) -> int | None:
         """Continue the newest whole checkpoint; returns its iteration, None if there is none."""
@@ -147,6 +152,11 @@ class Progress:
             self.logs.sync()
         self.checkpoints.save(self.state, write, engine.barrier)
         self.saved = self.state.iteration
+
+    def close(self, *, failed: bool) -> None:
+        """The run is over, or stops here and may continue."""
+        if self.logs:
+            self.logs.close(failed=failed)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Within the context the policy carries its averaged weights, if it keeps any."""

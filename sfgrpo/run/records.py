@@ -9,6 +9,7 @@ timing.jsonl    seconds and share of each phase of an iteration (these do differ
 recipe.yaml     the validated recipe
 checkpoints/    see `sfgrpo.run.checkpoints`
 strips/         see `sfgrpo.run.strips`
+tracking/       see `sfgrpo.run.tracking`
 """
 
 from __future__ import annotations
@@ -41,15 +42,16 @@ OURS = {
     "videos": r"\d{6,}-\d+\.webp",
     "evaluations": r"as_trained|[a-z_.]+=.*",
     "strips": r"\d{6,}\.(png|json)",
+    "tracking": r"id|wandb|swanlab",
     "tensorboard": r"events\.out\.tfevents\..+",
     "checkpoints": r"((writing|removing|damaged)-)?(\d{6,}|best)(-\d+)?",
 }
 """Folder -> the names of what a run puts into it."""
 FREE = {
-    "run.iterations", "run.output_dir", "run.peer_timeout",
+    "run.iterations", "run.output_dir", "run.peer_timeout", "run.track", "run.track_options",
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
     "train.on_nonfinite", "train.drift_budget",
-    "reward_retries", "reward_timeout", "on_reward_failure",
+    "reward_ahead", "reward_retries", "reward_timeout", "on_reward_failure",
 }  # fmt: skip
 """Keys that a run may change when it continues: how long, where, and what stops it."""
 REMOTE = r"reward_options\.(http|vlm)(/[^.]+)?"
@@ -206,6 +208,8 @@ def _filled(old: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 def _changed(old: Any, new: Any, place: str = "") -> list[tuple[str, Any, Any]]:
     """(key, old, new) of what differs, except the keys in `FREE` and of `SERVERS`."""
+    if place in FREE:
+        return []
     if re.fullmatch(REMOTE, place):  # key by key even beside none, so that servers do not count
         old, new = old or {}, new or {}
     if isinstance(old, dict) and isinstance(new, dict):
@@ -213,5 +217,4 @@ def _changed(old: Any, new: Any, place: str = "") -> list[tuple[str, Any, Any]]:
         return [
             d for k in keys for d in _changed(old.get(k), new.get(k), f"{place}.{k}".strip("."))
         ]
-    free = place in FREE or SERVERS.fullmatch(place)
-    return [] if old == new or free else [(place, old, new)]
+    return [] if old == new or SERVERS.fullmatch(place) else [(place, old, new)]

@@ -22,6 +22,27 @@ class Run(Section):
     """Seconds after which a machine that fell silent is given up and the run ends. A rank that
     dies, or whose machine says so, ends the run at once."""
 
+    track: tuple[str, ...] = ()
+    """Where numbers go beside the run's own logs and TensorBoard: "wandb", "trackio", "swanlab", or
+    "module:function" (`sfgrpo.track`)."""
+    track_options: dict[str, dict[str, Any]] = Field(default={})
+    """What a tracker takes, such as its project, by the tracker's name."""
+
+    @field_validator("track")
+    @classmethod
+    def _known(cls, track: tuple[str, ...]) -> tuple[str, ...]:
+        for name in track:
+            names.TRACKER.check(name)
+        return track
+
+    @model_validator(mode="after")
+    def _of_trackers(self) -> Run:
+        for name in self.track_options:
+            if name not in self.track:
+                text = names.unknown_name("tracker in track_options", name, self.track)
+                raise ValueError(text)
+        return self
+
 
 class Eval(Section):
     every: Count = 10
