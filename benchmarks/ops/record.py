@@ -23,11 +23,17 @@ FIELDS = {
     "gb_per_s": "bytes over the median time",
     "of_copy": "median time of a plain copy that moves as many bytes, over that of the call",
     "peak_bytes": "most memory allocated at a time by a call, results included, operands not",
+    "host_us": "quantiles .2, .5, .8 of what a call takes the CPU with operands of a few numbers "
+    "(benchmarks.ops.host), microseconds; none for torch.compile",
 }
 
 
 def measurements(
-    entry: Entry, times: list[float], copy_seconds: float, peak_bytes: int
+    entry: Entry,
+    times: list[float],
+    copy_seconds: float,
+    peak_bytes: int,
+    host_us: Sequence[float] | None,
 ) -> dict[str, Any]:
     """What is told of an entry besides its name: its line of the file, and its ``extra_info``."""
     low, middle, high = quantiles(times)
@@ -41,6 +47,7 @@ def measurements(
         "gb_per_s": _short(entry.bytes / middle * 1e-9),
         "of_copy": _short(copy_seconds / middle),
         "peak_bytes": peak_bytes,
+        "host_us": host_us,
         "threads": torch.get_num_threads(),
         "device": machine.device_name(),
     }

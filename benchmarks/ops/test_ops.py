@@ -2,9 +2,10 @@
 
 pytest-benchmark compares the implementations of one op, direction, shape and dtype.  Each entry's
 results are checked before it is timed, and its copy is timed beside it, so that a machine that
-slows down slows down both.  All threads of the process are used; ``benchmarks/ops/ratios.py``
-compares one thread with two.  A complete run writes ``benchmarks/results/ops_<device>.json``; until
-then what is measured stands in ``ops_<device>.partial.json``, where ``--resume`` takes it up.
+slows down slows down both.  What a call takes the host is measured once for each row.  All threads
+of the process are used; ``benchmarks/ops/ratios.py`` compares one thread with two.  A complete run
+writes ``benchmarks/results/ops_<device>.json``; until then what is measured stands in
+``ops_<device>.partial.json``, where ``--resume`` takes it up.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from benchmarks.ops import measure
+from benchmarks.ops.host import host_us
 from benchmarks.ops.record import Record, measurements
 from benchmarks.ops.table import ENTRIES, Entry
 from benchmarks.ops.verify import runner
@@ -23,6 +25,7 @@ from benchmarks.ops.verify import runner
 def test_ops(benchmark: BenchmarkFixture, record: Record, entry: Entry) -> None:
     if str(entry) in record.found:
         pytest.skip("measured before the table was interrupted")
+    host = host_us(entry.row.title).get(entry.implementation)
     run = runner(entry, measure.device())
     peak = measure.peak_memory(run)
     copy = measure.copy_seconds(entry.bytes)
@@ -32,6 +35,6 @@ def test_ops(benchmark: BenchmarkFixture, record: Record, entry: Entry) -> None:
     )
     if benchmark.stats is None:  # --benchmark-disable: called once, not timed
         return
-    measured = measurements(entry, benchmark.stats.stats.data, copy, peak)
+    measured = measurements(entry, benchmark.stats.stats.data, copy, peak, host)
     benchmark.extra_info.update(measured)
     record.add(entry, measured)

@@ -38,7 +38,9 @@ class _Predicted(torch.autograd.Function):
         return grad
 
 
-def _with_gradient(call: Call) -> Call:
+def with_gradient(call: Call) -> Call:
+    """The call and its gradient in ``v``, which is the result of a node, as a network's is."""
+
     def run(o: Any) -> tuple[Tensor, ...]:
         v: Any = _Predicted.apply(o.v.detach().requires_grad_())
         (result,) = call(replace(o, v=v))
@@ -55,7 +57,7 @@ def callable_form(row: Row, implementation: str) -> Call:
         torch.compiler.reset()  # generated code fixes the number of threads
         call = torch.compile(call, fullgraph=True, dynamic=False)
     if row.backward and implementation not in row.closed_form:
-        return _with_gradient(call)
+        return with_gradient(call)
     return call
 
 

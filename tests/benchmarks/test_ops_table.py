@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.ops import machine, measure, predictions, ratios
+from benchmarks.ops import host, machine, measure, predictions, ratios
 from benchmarks.ops.operands import Transition
 from benchmarks.ops.shapes import BF16, FP32, Precision, Shape
 from benchmarks.ops.table import (
@@ -193,6 +193,30 @@ def test_predictions_follow_their_formula() -> None:
     assert step.memory == pytest.approx(3e-3)
     assert step.arithmetic == pytest.approx(250e6 * 79 / (128 * 100 * 1e9))
     assert step.total == pytest.approx(3e-3 + step.stages * predictions.GAP)
+    credit = predictions.predict(BY_TITLE["gain_advantages"], Shape("tiny", 1, (1, 2)), FP32, chip)
+    assert credit.total == pytest.approx(predictions.GAP + 4 * predictions.SUM, rel=1e-3)
+
+
+def test_host_times(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [BY_TITLE[title] for title in ("policy_loss+backward", "gain_advantages")]
+    monkeypatch.setattr(host, "ROWS", rows)
+    threads = torch.get_num_threads()
+    try:
+        host.main(["--rounds", "3", "--json", str(tmp_path / "host.json")])
+    finally:
+        torch.set_num_threads(threads)
+    shown = capsys.readouterr().out.splitlines()
+    results = json.loads((tmp_path / "host.json").read_text())["results"]
+    assert [result["row"] for result in results] == [row.title for row in rows]
+    assert len(shown) == 1 + len(rows)
+    for row, result in zip(rows, results, strict=True):
+        found = result["p20_p50_p80_us"]
+        assert set(found) == {*row.calls, *([host.FLOOR] if row.backward else [])} - {COMPILE}
+        assert all(0 < low <= middle <= high for low, middle, high in found.values())
+    loss = results[0]["p20_p50_p80_us"]
+    assert loss[host.FLOOR][0] < loss[OURS][0] < loss[PEERS][0]
 
 
 def test_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

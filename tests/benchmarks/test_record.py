@@ -36,6 +36,7 @@ def test_every_entry_is_written_and_a_complete_run_gets_the_name(tmp_path: Path)
     assert (first["op"], first["implementation"], first["peak_bytes"]) == ("tweedie", OURS, 7)
     assert (first["p20_us"], first["p50_us"], first["p80_us"]) == (1400, 2000, 3200)
     assert first["of_copy"] == 0.25
+    assert first["host_us"] == [20, 21, 30]
     assert first["gb_per_s"] == pytest.approx(5 * 30 * 12 / 2e-3 * 1e-9)
     assert str(ROOT) not in path.read_text()
 
