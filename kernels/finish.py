@@ -130,7 +130,7 @@ def finish_logp(
             tl.store(logp_ptr + row, logp)
 
 
-def launch_logp(kernel: Any, x: Tensor, *arguments: object, **constants: object) -> Tensor:
+def launch_logp(kernel: Any, x: Tensor, *arguments: object, **constants: Any) -> Tensor:
     """Launch a kernel that ends in `finish_logp`, on the rows of `x`; the log-densities `[B]`.
 
     After `arguments` the kernel takes: log-densities, shares, counters, and the sizes.

@@ -175,7 +175,7 @@ def _launch(o: GainOperands, out: Tensor | None) -> None:
     steps = states - 1
     if prompts * trajectories * steps == 0:
         return
-    rows, cols = triton.next_power_of_2(trajectories), triton.next_power_of_2(steps)
+    rows, cols = (int(triton.next_power_of_2(size)) for size in (trajectories, steps))
     whole = rows * cols <= MAX_WHOLE
     if not whole:
         cols = min(cols, MAX_COLS)

@@ -164,7 +164,7 @@ def health(metrics: Log, clip_range: float | None) -> str:
                 "update. Rounding explains a little; dropout or other weights would show here.",
             ),
         )
-        if name in metrics[0] and (name in ALWAYS or np.any([row.get(name) for row in metrics]))
+        if name in metrics[0] and (name in ALWAYS or any(row.get(name) for row in metrics))
     ]  # fmt: skip
     if clip_range is not None and "ratio_min" in metrics[0]:
         told = (

@@ -50,7 +50,7 @@ class Detector:
             AutoImageProcessor,
         )
 
-        config = AutoConfig.from_pretrained(model)
+        config: Any = AutoConfig.from_pretrained(model)
         kinds = (MODEL_FOR_OBJECT_DETECTION_MAPPING, MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING)
         boxes, masks = (kind.get(type(config), None) for kind in kinds)
         kind: Any = boxes or masks

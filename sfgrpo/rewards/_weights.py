@@ -180,7 +180,7 @@ def missing(name: str, options: Mapping[str, Any]) -> list[Missing]:
 
 def _sources(build: Any) -> dict[str, str]:
     """Options of a `build` that say where something is -> which of the two kinds."""
-    marks = (Weights.__metadata__, Settings.__metadata__)
+    marks = tuple(getattr(kind, "__metadata__") for kind in (Weights, Settings))  # noqa: B009
     found = {}
     for option, hint in typing.get_type_hints(build, include_extras=True).items():
         for part in (hint, *typing.get_args(hint)):

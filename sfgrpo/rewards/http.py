@@ -43,7 +43,8 @@ class HttpReward:
         Raises:
             ValueError: none answers, or they serve different rewards.
         """
-        self._servers, self._form = servers, form
+        self._servers = servers
+        self._form: wire.Form = form
         found = servers.each(Question("/health", lambda: ("", b""), _described))
         told = [answer for answer in found if not isinstance(answer, Failed)]
         lost = [answer for answer in found if isinstance(answer, Failed)]

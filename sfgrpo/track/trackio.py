@@ -4,6 +4,7 @@ draws them. With `space_id` they go to a Space of Hugging Face."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import trackio
 
@@ -11,7 +12,7 @@ from sfgrpo.track.base import PROJECT, TrackedRun
 
 
 class _Run:
-    def __init__(self, run: trackio.Run) -> None:
+    def __init__(self, run: Any) -> None:  # a trackio.Run, which the package does not export
         self._run = run
 
     def log(self, iteration: int, numbers: Mapping[str, float]) -> None:

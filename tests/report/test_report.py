@@ -8,6 +8,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,8 @@ def test_a_credit_rule_without_gains_has_no_gains_to_show(tmp_path: Path) -> Non
 def test_a_heat_map_leaves_out_what_is_zero() -> None:
     log = [{"iteration": k, "gain_per_step": [0.0, 0.5 * k]} for k in (1, 2)]
     (shown,) = curves.gains(log).axes[0].get_images()
-    assert np.ma.filled(shown.get_array(), -1).tolist() == [[-1, -1], [0.5, 1.0]]
+    found: Any = shown.get_array()
+    assert np.ma.filled(found, -1).tolist() == [[-1, -1], [0.5, 1.0]]
 
 
 def test_means_of_a_step_are_over_the_iterations_that_credit_it() -> None:

@@ -94,8 +94,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(folder: Path, **options: Any) -> hpsv3.Hpsv3:
-    given = {"model": str(folder / "it.safetensors"), "base": str(folder), "device": "cpu"}
-    return hpsv3.build(**(given | {"dtype": "fp32"} | options))
+    model = str(folder / "it.safetensors")
+    given: dict[str, Any] = {"model": model, "base": str(folder), "device": "cpu"}
+    given |= {"dtype": "fp32", **options}
+    return hpsv3.build(**given)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,11 @@ def _records(data: bytes) -> Iterator[bytes]:
 
 def _wandb(path: Path) -> dict[str, Any]:
     """The run that an offline file holds, and its rows."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
 
     found: dict[str, Any] = {"history": []}
     for data in _records(path.read_bytes()):
-        record = Record()
+        record = getattr(wandb_internal_pb2, "Record")()  # noqa: B009, made at run time
         record.ParseFromString(data)
         if record.WhichOneof("record_type") == "run":
             found |= {"id": record.run.run_id, "project": record.run.project}
@@ -91,7 +91,7 @@ def test_trackio(tmp_path: Path) -> None:
 
     (name,) = SQLiteStorage.get_runs("digits")
     assert name == f"{tmp_path.name}-{number[:8]}"
-    rows: list[Mapping[str, Any]] = SQLiteStorage.get_logs("digits", name)
+    rows: Sequence[Mapping[str, Any]] = SQLiteStorage.get_logs("digits", name)
     assert [row["step"] for row in rows] == [1, 2, 2, 3]
     assert all(row.items() >= NUMBERS.items() for row in rows)
 
