@@ -30,6 +30,7 @@ examples:
   sfgrpo probe embedded                          how good is its credit signal, at what cost
   sfgrpo serve-reward pickscore --port 8000      score for trainings in other environments
   sfgrpo report runs/embedded                    what happened, as one HTML file
+  sfgrpo report runs/a runs/b                    the same of several, and a page that compares them
   sfgrpo evaluate runs/embedded --eval.num_steps 40   the trained policy, measured in another way
   sfgrpo compare grid.yaml                       train variants over seeds and compare them
   sfgrpo compare runs/a runs/b --out curves.png  evaluation curves of several runs, by credit rule
@@ -97,8 +98,11 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--json", action="store_true", help="print it for machines")
     _add_probe(commands)
     serving.add_parser(commands)
-    report = commands.add_parser("report", help="write report.html of a run")
-    report.add_argument("run", type=Path, help="the run's folder")
+    report = commands.add_parser("report", help="write report.html of a run, or of several")
+    report.add_argument(
+        "runs", type=Path, nargs="+", metavar="run",
+        help="a run's folder; of several, runs.html beside them compares and links all",
+    )  # fmt: skip
     _add_evaluate(commands)
     compare = commands.add_parser(
         "compare", help="train a grid of variants and seeds and compare them, or plot runs",
@@ -213,7 +217,8 @@ def _evaluate(parsed: argparse.Namespace, pairs: Pairs) -> int:
 def _report(parsed: argparse.Namespace, _: Pairs) -> int:
     from sfgrpo import report
 
-    print(report.write(parsed.run))
+    several = len(parsed.runs) > 1
+    print(report.write_several(parsed.runs) if several else report.write(parsed.runs[0]))
     return 0
 
 

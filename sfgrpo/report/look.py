@@ -82,7 +82,8 @@ figcaption, .note { color: var(--soft); font-size: .86rem; line-height: 1.45; ma
 .tile b { display: block; font-size: 1.5rem; line-height: 1.25; letter-spacing: -.01em; }
 .tile span { color: var(--soft); font-size: .82rem; display: block; }
 .tile b, td, .number { font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; overflow-wrap: normal; }
+.scroll td:first-child { min-width: 8.5rem; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: .8rem; }
 th, td { padding: .32rem .6rem .32rem 0; border-bottom: 1px solid var(--line);

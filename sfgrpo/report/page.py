@@ -13,7 +13,8 @@ from sfgrpo.run.records import read
 Log = Sequence[Mapping[str, Any]]
 
 
-def _numbers(log: Log) -> list[str]:
+def numbers(log: Log) -> list[str]:
+    """The names of the numbers that every line of a log has."""
     names = [name for name in log[0] if name != "iteration"]
     return [name for name in names if all(isinstance(row.get(name), int | float) for row in log)]
 
@@ -23,20 +24,21 @@ def summary(folder: Path) -> str:
     evaluations = read(folder / "eval.jsonl")
     first, last = evaluations[0], evaluations[-1]
     lines = [f"held-out noise         before    after   (iteration {last['iteration']})"]
-    for name in _numbers(evaluations):
+    for name in numbers(evaluations):
         lines.append(f"  {name:<20}{first[name]:>7.3f}{last[name]:>9.3f}")
     return "\n".join(lines)
 
 
-def write(folder: Path) -> str:
-    """Write `folder/report.html`; returns the summary and where the report is.
+def write(folder: Path, *, beside: str = "") -> str:
+    """Write `folder/report.html`; returns the summary and where the report is. `beside` are links
+    to other runs.
 
     Raises:
         ValueError: the folder holds no finished iteration.
     """
     metrics, evaluations = logs.rows(folder, "metrics"), logs.rows(folder, "eval")
     recipe, rule = logs.recipe(folder)
-    names = _numbers(evaluations)
+    names = numbers(evaluations)
     parts = [
         glance.section(folder),
         sections.images(folder, evaluations),
@@ -47,11 +49,9 @@ def write(folder: Path) -> str:
         costs.section(metrics, read(folder / "timing.jsonl")),
         sections.recipe(recipe),
     ]
-    head = _head(folder, metrics, evaluations, rule, names)
+    head = _head(folder, metrics, evaluations, rule, names).replace("<nav></nav>", _links(parts))
     path = folder / "report.html"
-    look.write_page(
-        path, f"sfgrpo: {folder.name}", head.replace("<nav></nav>", _links(parts)) + "".join(parts)
-    )
+    look.write_page(path, f"sfgrpo: {folder.name}", beside + head + "".join(parts))
     return f"{summary(folder)}\nreport: {path}"
 
 
