@@ -156,7 +156,7 @@ class Trainer:
             clock.lap("rollout")
             signals.check()
             scored = self.score(field, trajectories, schedule, chosen, clock)
-        if self.progress.main and self.progress.evaluates(self.iteration + 1):
+        if self.progress.evaluates(self.iteration + 1):
             self.keep_strip(trajectories, scored, schedule, plan, chosen)
             clock.lap("evaluate")
         signals.check()
@@ -244,7 +244,9 @@ class Trainer:
         self, made: Trajectories, scored: Rewards, schedule: Schedule, plan: Plan,
         chosen: Sequence[Prompt],
     ) -> None:  # fmt: skip
-        """Keep the clean estimates of two of this rank's trajectories as pictures."""
+        """Keep the clean estimates of two of rank 0's trajectories as pictures."""
+        if not self.progress.main:
+            return
         states = self.layout.scored_states(schedule).unique().tolist()
         levels = [*schedule.table[:, 3].tolist(), 0.0]
         strips.keep(
