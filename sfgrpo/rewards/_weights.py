@@ -180,12 +180,11 @@ def missing(name: str, options: Mapping[str, Any]) -> list[Missing]:
 
 def _sources(build: Any) -> dict[str, str]:
     """Options of a `build` that say where something is -> which of the two kinds."""
-    marks = tuple(getattr(kind, "__metadata__") for kind in (Weights, Settings))  # noqa: B009
     found = {}
     for option, hint in typing.get_type_hints(build, include_extras=True).items():
-        for part in (hint, *typing.get_args(hint)):
-            if getattr(part, "__metadata__", None) in marks:
-                found[option] = part.__metadata__[0]
+        for part in (hint, *typing.get_args(hint)):  # of "Settings | None", too
+            if part in (Weights, Settings):
+                found[option] = typing.get_args(part)[1]
     return found
 
 

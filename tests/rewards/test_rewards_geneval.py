@@ -191,13 +191,12 @@ def masks(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny Mask2Former."""
     path = tmp_path_factory.mktemp("masks")
     torch.manual_seed(0)
-    made: Any = SwinConfig  # whose signature the class decorator hides
-    swin = made(
-        embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=3, image_size=64,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
+    swin: dict[str, Any] = {
+        "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 3,
+        "image_size": 64, "out_features": ["stage1", "stage2", "stage3", "stage4"],
+    }  # fmt: skip
     config = Mask2FormerConfig(
-        backbone_config=swin, feature_size=32, mask_feature_size=32, hidden_dim=32,
+        backbone_config=SwinConfig(**swin), feature_size=32, mask_feature_size=32, hidden_dim=32,
         encoder_feedforward_dim=32, dim_feedforward=32, encoder_layers=1, decoder_layers=2,
         num_attention_heads=2, num_queries=5, id2label=NAMES,
     )  # fmt: skip

@@ -94,9 +94,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(folder: Path, **options: Any) -> hpsv3.Hpsv3:
-    model = str(folder / "it.safetensors")
-    given: dict[str, Any] = {"model": model, "base": str(folder), "device": "cpu"}
-    given |= {"dtype": "fp32", **options}
+    given: dict[str, Any] = {"model": str(folder / "it.safetensors"), "base": str(folder)}
+    given |= {"device": "cpu", "dtype": "fp32", **options}
     return hpsv3.build(**given)
 
 

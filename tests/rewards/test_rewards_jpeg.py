@@ -19,7 +19,8 @@ def test_scores_are_the_sizes_of_files(tmp_path: Path) -> None:
     for image in images:
         Image.fromarray(to_bytes(image)).save(tmp_path / "it.jpg", quality=95)
         sizes.append((tmp_path / "it.jpg").stat().st_size / 1000)
-    small, large = (jpeg.build(goal=g) for g in ("compressibility", "incompressibility"))
+    small = jpeg.build(goal="compressibility")
+    large = jpeg.build(goal="incompressibility")
     assert large(images, [""] * 3, [{}] * 3).tolist() == pytest.approx(sizes)
     assert small(images, [""] * 3, [{}] * 3).tolist() == pytest.approx([-size for size in sizes])
 

@@ -65,11 +65,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
         num_attention_heads=2, num_key_value_heads=2, pad_token_id=0, bos_token_id=None,
         eos_token_id=None,
     )  # fmt: skip
-    made: Any = LlavaConfig  # whose signature the class decorator hides
-    config = made(
-        vision_config=eyes, text_config=reader, image_token_id=WORDS.index("<image>"),
-        vision_feature_layer=-1,
-    )  # fmt: skip
+    settings: dict[str, Any] = {"image_token_id": WORDS.index("<image>")}
+    config = LlavaConfig(
+        vision_config=eyes, text_config=reader, vision_feature_layer=-1, **settings
+    )
     network = LlavaForConditionalGeneration(config)
     for weights in network.parameters():
         torch.nn.init.normal_(weights, std=0.3)
