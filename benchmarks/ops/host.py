@@ -2,8 +2,9 @@
 
 Each contender of a row is called on the CPU with operands of a few numbers, so that checks,
 dispatch, allocations and autograd are all that takes time.  On a GPU they run ahead of the device
-and are hidden until the kernels are shorter.  Contenders take turns of a few calls, the first of
-which is not timed; the quantiles are over the rounds.  Forward and backward include an autograd
+and are hidden until the kernels are shorter.  Contenders take turns of two calls, of which the
+first is not timed: longer ones would seldom fit a slice of a busy processor.  The quantiles are
+over the rounds.  Forward and backward include an autograd
 node that stands for the network; what PyTorch takes for a loss that is a node of its own and
 does nothing at all stands beside them (``FLOOR``), the closed forms by hand excepted: they ask for
 no gradient.  ``torch.compile`` is left out, as its graph is that of by hand.
@@ -37,10 +38,7 @@ FEW_REWARDS = Shape("2 x 3 x 5", 2, (3, 5))
 FLOOR = "a node that does nothing"
 CONTENDERS = (PEERS, HAND, OURS, IN_PLACE, FLOOR)
 
-ROUNDS = 100
-CALLS_PER_TURN = 3
-"""Few, so that a turn on a busy machine seldom outlasts its slice of the processor."""
-
+ROUNDS = 200
 Quantiles = tuple[float, float, float]
 """0.2, 0.5 and 0.8; microseconds of a call."""
 
@@ -84,9 +82,8 @@ def host_us(title: str, rounds: int = ROUNDS) -> dict[str, Quantiles]:
         for name, run in runs.items():
             run()
             start = time.perf_counter()
-            for _ in range(CALLS_PER_TURN):
-                run()
-            times[name].append(1e6 * (time.perf_counter() - start) / CALLS_PER_TURN)
+            run()
+            times[name].append(1e6 * (time.perf_counter() - start))
     return {name: _tenths(values) for name, values in times.items()}
 
 

@@ -47,7 +47,7 @@ def measurements(
         "gb_per_s": _short(entry.bytes / middle * 1e-9),
         "of_copy": _short(copy_seconds / middle),
         "peak_bytes": peak_bytes,
-        "host_us": host_us,
+        "host_us": None if host_us is None else list(host_us),
         "threads": torch.get_num_threads(),
         "device": machine.device_name(),
     }
