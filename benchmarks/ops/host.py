@@ -4,10 +4,12 @@ Each contender of a row is called on the CPU with operands of a few numbers, so 
 dispatch, allocations and autograd are all that takes time.  On a GPU they run ahead of the device
 and are hidden until the kernels are shorter.  Contenders take turns of two calls, of which the
 first is not timed: longer ones would seldom fit a slice of a busy processor.  The quantiles are
-over the rounds.  Forward and backward include an autograd
-node that stands for the network; what PyTorch takes for a loss that is a node of its own and
-does nothing at all stands beside them (``FLOOR``), the closed forms by hand excepted: they ask for
-no gradient.  ``torch.compile`` is left out, as its graph is that of by hand.
+over the rounds.
+
+Forward and backward include an autograd node that stands for the network, but for the closed forms
+by hand, which ask for no gradient; beside them stands what PyTorch takes for a loss that is a node
+of its own and does nothing (``FLOOR``).  ``torch.compile`` is left out: it would compile each form
+a second time.
 
 ``pytest --benchmark-only`` measures the same and writes it beside the times of its entries.
 """
