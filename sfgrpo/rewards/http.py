@@ -9,7 +9,8 @@ server in the reward's environment and name its address:
 Several of them have a label of their own: `reward: {http/pick: 0.5, http/ocr: 0.5}`. The samples of
 a call are divided into batches, which go to all servers of `url` side by side; scores come back in
 the order of the samples. Sent as safetensors, which is the default, a sample arrives bit for bit,
-and scores are those of the reward in process as far as it does not depend on the batch.
+and scores are those of the reward in process as far as they do not depend on the batch, or on how
+its images lie in memory (those that a decoder makes may have their channels last).
 """
 
 from __future__ import annotations
