@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -30,8 +31,11 @@ class Clip:
         self._length = network.config.text_config.max_position_embeddings
 
     @classmethod
-    def load(cls, place: Place, *, model: str, processor: str) -> Clip:
+    def load(cls, place: Place, *, model: str, processor: str, rounds: bool = False) -> Clip:
         """From local folders or hub ids.
+
+        Args:
+            rounds: whether the centre of an image is torchvision's (`Preprocess.rounds`).
 
         Raises:
             ValueError: the model is none of CLIP's kind, or images are prepared otherwise.
@@ -48,7 +52,7 @@ class Clip:
             )
         both: Any = AutoProcessor.from_pretrained(processor)
         try:
-            preprocess = Preprocess.of(both.image_processor, processor)
+            preprocess = replace(Preprocess.of(both.image_processor, processor), rounds=rounds)
         except ValueError as error:
             raise ValueError(f"reward '{place.reward}': {error}") from error
         return cls(place, network=network, tokenizer=both.tokenizer, preprocess=preprocess)

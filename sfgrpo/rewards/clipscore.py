@@ -77,5 +77,6 @@ def build(
     if scale not in PREFIX:
         raise ValueError(f"reward 'clipscore': scale must be one of {list(PREFIX)}, got {scale!r}")
     place = Place.of("clipscore", device=device, dtype=dtype, batch=batch)
-    clip = Clip.load(place, model=model, processor=processor or model)
+    # The paper's code prepares images with torchvision, torchmetrics with transformers.
+    clip = Clip.load(place, model=model, processor=processor or model, rounds=scale == "clipscore")
     return ClipScore(clip, scale=scale, prefix=PREFIX[scale] if prefix is None else prefix)

@@ -237,6 +237,6 @@ def build(
         if not 0 <= value < 1:
             raise ValueError(f"reward 'geneval': {name} must be from 0 and below 1, got {value}")
     place = Place.of("geneval", device=device, dtype=dtype, batch=batch)
-    eyes = Clip.load(place, model=clip, processor=processor or clip)
+    eyes = Clip.load(place, model=clip, processor=processor or clip, rounds=True)
     finder = Detector(place, model=detector)
     return GenEval(finder, eyes, score=score, thresholds=(threshold, counting_threshold))

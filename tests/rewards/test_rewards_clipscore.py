@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoImageProcessor
 
 from sfgrpo import rewards
+from sfgrpo.rewards._pixels import Preprocess
 from sfgrpo.rewards.clipscore import ClipScore
-from tests.support.clip import embedded, pictures, save
+from tests.support.clip import SIDE, embedded, pictures, save
 
 PROMPTS = ["a red seven", "a white one on a black background", "a red seven", "nine"]
 
@@ -65,3 +68,18 @@ def test_clipscore_warns_of_prompts_that_are_cut(folder: str) -> None:
 def test_values_that_make_no_sense_are_named(folder: str) -> None:
     with pytest.raises(ValueError, match=r"scale must be one of \['clipscore', 'torchmetrics'\]"):
         clipscore(folder, scale="cosine")
+
+
+@pytest.mark.parametrize(
+    ("width", "plain", "rounded"), [(37, 2, 2), (39, 3, 4), (38, 3, 3), (41, 4, 4), (43, 5, 6)]
+)
+def test_the_centre_is_transformers_or_torchvision_s(
+    folder: str, width: int, plain: int, rounded: int
+) -> None:
+    """torchvision's margin is int(round((width - crop) / 2.0))."""
+    processor: Any = AutoImageProcessor.from_pretrained(folder)
+    ramp = torch.linspace(0, 1, width).expand(1, 3, SIDE, width)
+    steps = Preprocess.of(processor, folder)
+    for given, left in ((steps, plain), (replace(steps, rounds=True), rounded)):
+        first = given(ramp)[0, 0, 0, 0] * steps.std[0] + steps.mean[0]
+        assert float(first) == pytest.approx(float(ramp[0, 0, 0, left]), abs=1e-5)
