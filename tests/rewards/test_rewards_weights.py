@@ -112,3 +112,26 @@ def test_a_place_is_checked() -> None:
     ]  # fmt: skip
     with pytest.raises(ValueError, match=r"reward 'it': device must be 'auto', .* got 'gpu'"):
         Place.of("it", device="gpu", dtype="fp32", batch=1)
+
+
+def test_every_reward_says_what_it_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the types of its options alone; those that are None stand for another's."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    given = {"vlm_local": {"model": "owner/name"}, "clipscore": {"processor": "owner/name"}}
+    found = {
+        name: [it.option for it in _weights.missing(name, given.get(name, {}))]
+        for name in ("aesthetic", "clipscore", "geneval", "hpsv2", "hpsv3", "imagereward", "jpeg",
+                     "pickscore", "similarity", "vlm_local")
+    }  # fmt: skip
+    assert found == {
+        "aesthetic": ["model", "head"],
+        "clipscore": ["model", "processor"],
+        "geneval": ["detector", "clip"],
+        "hpsv2": ["model", "processor"],
+        "hpsv3": ["model", "base"],
+        "imagereward": ["model", "tokenizer"],
+        "jpeg": [],
+        "pickscore": ["model", "processor"],
+        "similarity": ["model"],
+        "vlm_local": ["model"],
+    }
