@@ -89,23 +89,29 @@ def _curve(panel: Axes, runs: Sequence[Measured], axis: str, metric: str, colour
 def medians(
     runs: Sequence[Measured], axis: str, metric: str
 ) -> tuple[list[float], list[Estimate], int]:
-    """At every iteration that was evaluated: the median place on the axis and the metric's estimate
-    over the runs that have it; and up to where (how many) all of them do."""
+    """At every iteration that any of the runs evaluated: the median place on the axis and the
+    metric's estimate over the runs that came so far, straight lines between their own evaluations;
+    and up to where (how many) all of them did."""
     places, estimates, counts = [], [], []
-    for iteration in sorted({k for run in runs for k in run.axes["iteration"]}):
+    paths = [_path(run, axis, metric) for run in runs]
+    for iteration in sorted({k for own, _, _ in paths for k in own}):
         there = [
-            (run.axes[axis][k], run.metrics[metric][k])
-            for run in runs
-            for k in np.flatnonzero(run.axes["iteration"] == iteration)
-            if not np.isnan(run.metrics[metric][k])
+            (np.interp(iteration, own, at), np.interp(iteration, own, values))
+            for own, at, values in paths
+            if own.size and own[0] <= iteration <= own[-1]
         ]
-        if there:
-            at, values = np.array(there).T
-            places.append(float(np.median(at)))
-            estimates.append(median(values))
-            counts.append(len(there))
+        at, values = np.array(there).T
+        places.append(float(np.median(at)))
+        estimates.append(median(values))
+        counts.append(len(there))
     whole = next((k for k, count in enumerate(counts) if count < len(runs)), len(counts))
     return places, estimates, whole
+
+
+def _path(run: Measured, axis: str, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A run's iterations, its places on the axis and its values, where it has the metric."""
+    there = ~np.isnan(run.metrics[metric])
+    return run.axes["iteration"][there], run.axes[axis][there], run.metrics[metric][there]
 
 
 def ways(groups: Groups, metric: str, goal: float) -> Figure:

@@ -148,6 +148,20 @@ def test_a_run_that_is_not_finished_has_no_end(tmp_path: Path) -> None:
     assert estimates[1:] == [(0.4, 0.3, 0.5), (0.7, 0.6, 0.8)]
 
 
+def test_runs_that_were_evaluated_at_other_iterations_make_one_line(tmp_path: Path) -> None:
+    """Between its evaluations a run is on the straight line, in place and in value."""
+    grid = made_up(tmp_path)
+    runs = [run for run in grid.runs if run.variant == "stepwise"]
+    leave(runs[0].folder, {0: 0.0, 2: 0.4, 4: 0.6}, seconds=[1.0] * 4)
+    leave(runs[1].folder, {0: 0.0, 1: 0.3, 4: 0.6}, seconds=[3.0] * 4)
+    leave(runs[2].folder, {0: 0.0, 4: 0.8}, seconds=[8.0] * 4)
+    measured = table.measured(runs)
+    places, estimates, whole = figures.medians(measured, "seconds", "reward")
+    assert places == pytest.approx([0, 3, 6, 12])
+    assert [middle for middle, _, _ in estimates] == pytest.approx([0, 0.2, 0.4, 0.6])
+    assert whole == 4
+
+
 def test_a_reference_that_is_not_finished_is_no_measure(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
