@@ -122,12 +122,18 @@ summary { cursor: pointer; color: var(--accent); }
 .state { font-weight: 400; font-size: .8rem; margin-left: .4rem; }
 .pixels { image-rendering: pixelated; }
 footer { margin-top: 3rem; color: var(--soft); font-size: .82rem; }
-@media print { :root { --paper: #fff; } body { font-size: 10.5pt; }
-  main { max-width: none; padding: 0; }
+@media print {
+  :root { --paper: #fff; } body { font-size: 10.5pt; } main { max-width: none; padding: 0; }
   nav, summary { display: none; } section { margin-top: 1.4rem; }
-  .card, figure, .tile, .prompt, tr { break-inside: avoid; } h2, h3 { break-after: avoid; }
-  pre { white-space: pre-wrap; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  details::details-content { content-visibility: visible; height: auto; } }
+  .card, figure, .tile, .prompt, tr { break-inside: avoid; }
+  h2, h3, .lead { break-after: avoid; break-inside: avoid; }
+  .cards { grid-template-columns: 1fr 1fr; gap: .6rem; }
+  .cards.small { grid-template-columns: repeat(3, 1fr); }
+  #cost .cards { grid-template-columns: 1fr; } .scroll { overflow: visible; }
+  pre { white-space: pre-wrap; columns: 3; font-size: 7pt; }
+  * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  details::details-content { content-visibility: visible; height: auto; }
+}
 """.replace("DAY", _variables(night=False)).replace("NIGHT", _variables(night=True))  # fmt: skip
 
 
