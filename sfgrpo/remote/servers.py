@@ -44,9 +44,7 @@ class Unusable(Exception):
 class Failed(Exception):
     """A request that no server answered, or that one refused; names server, status and prompt."""
 
-    def __init__(
-        self, message: str, status: int | None = None, *, useless: bool = False
-    ) -> None:  # fmt: skip
+    def __init__(self, message: str, status: int | None = None, *, useless: bool = False) -> None:
         super().__init__(message)
         self.status = status
         self.useless = useless
