@@ -1,10 +1,11 @@
 """Compile every kernel ahead of time, without a GPU, and say what each one costs the chip.
 
-`python -m sfgrpo.kernels.aot [--json FILE] [target ...]` prints registers per thread, shared memory
-per program, register spills, instructions per element and the predicted share of a copy's bandwidth
-of the launches that the kernel files list as `EXAMPLES`, for each target (default: all of
-`TARGETS`), and saves the table if a file is named. The launchers themselves run, on tensors without
-storage, and their launches are recorded: what is compiled is what a GPU would be asked to run.
+`python -m sfgrpo.kernels.aot [--json FILE] [--only EXAMPLE] [target ...]` prints registers per
+thread, shared memory per program, register spills, instructions per element and the predicted share
+of a copy's bandwidth of the launches that the kernel files list as `EXAMPLES` (default: all), for
+each target (default: all of `TARGETS`), and saves the table if a file is named. The launchers
+themselves run, on tensors without storage, and their launches are recorded: what is compiled is
+what a GPU would be asked to run.
 
 Tested with Triton 3.7.1 (PyTorch 2.13), which also interprets the kernels in the tests, and, ahead
 of time only, with Triton 3.6.0 (that of PyTorch 2.11), whose interpreter fails with NumPy 2.4 and
@@ -132,14 +133,14 @@ def record(call: Callable[[], object]) -> list[Launch]:
 
 
 def _usage(example: str, target: str, launch: Launch) -> Usage:
-    gpu = TARGETS[target]
+    gpu, latents = TARGETS[target], "row_elements" in launch.arguments
     compiled = triton.compile(launch.source(), target=gpu, options=dict(launch.options))
     if gpu.backend == "cuda":
-        code, assembly = of_cubin(compiled.asm["cubin"]), compiled.asm["ptx"]
+        code, assembly = of_cubin(compiled.asm["cubin"], latents), compiled.asm["ptx"]
     else:
         code, assembly = of_amdgcn(compiled.asm["amdgcn"]), compiled.asm["amdgcn"]
     instructions, shares = None, {}
-    if "row_elements" in launch.arguments:
+    if latents and code.instructions is not None:
         threads = launch.options["num_warps"] * gpu.warp_size
         instructions = round(per_element(code.instructions, threads, launch.arguments), 1)
         tile = launch.arguments["ROWS"], launch.arguments["COLS"]
@@ -168,15 +169,16 @@ def compile_example(example: str, target: str) -> list[Usage]:
     return [_usage(example, target, launch) for launch in distinct.values()]
 
 
-def compile_all(targets: list[str], workers: int = 2) -> Iterator[Usage]:
-    """Compile all examples for `targets`, in the order of the examples.
+def compile_all(targets: list[str], only: list[str], workers: int = 2) -> Iterator[Usage]:
+    """Compile the examples `only` (empty: all) for `targets`, in the order of the examples.
 
     Raises:
         RuntimeError: Triton runs as an interpreter in this process.
     """
     if knobs.runtime.interpret:
         raise RuntimeError("nothing is compiled while TRITON_INTERPRET is set; unset it")
-    jobs = [(example, target) for example in examples() for target in targets]
+    chosen = [example for example in examples() if example in only or not only]
+    jobs = [(example, target) for example in chosen for target in targets]
     with ProcessPoolExecutor(workers) as pool:
         for usages in pool.map(compile_example, *zip(*jobs, strict=True)):
             yield from usages
@@ -193,11 +195,17 @@ def save(usages: list[Usage], path: Path) -> None:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m sfgrpo.kernels.aot")
     parser.add_argument("--json", type=Path, help="save the table here as well")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="EXAMPLE", help="may be given several times"
+    )
     parser.add_argument("targets", nargs="*", help=", ".join(TARGETS))
     options = parser.parse_args(argv)
     unknown = [target for target in options.targets if target not in TARGETS]
     if unknown:
         print(f"unknown target {unknown[0]}; known: {', '.join(TARGETS)}", file=sys.stderr)
+        return 2
+    if unknown := [example for example in options.only if example not in examples()]:
+        print(f"unknown example {unknown[0]!r}; known: {', '.join(examples())}", file=sys.stderr)
         return 2
     width = max(len(example) for example in examples())
     print(
@@ -205,7 +213,7 @@ def main(argv: list[str]) -> int:
         "an element  of a copy"
     )
     usages = []
-    for usage in compile_all(options.targets or list(TARGETS)):
+    for usage in compile_all(options.targets or list(TARGETS), options.only):
         usages.append(usage)
         shares = ", ".join(f"{chip} {share:.2f}" for chip, share in usage.shares.items())
         print(

@@ -28,8 +28,8 @@ class MachineCode:
     """32-bit vector registers per thread."""
     spilled: int
     """Registers or bytes of registers that did not fit and live in memory."""
-    instructions: int
-    """Per thread, see above."""
+    instructions: int | None
+    """Per thread, see above; None if not asked for."""
 
 
 @dataclass(frozen=True)
@@ -61,19 +61,20 @@ CHIPS = {
 """By target. Copies reach nine tenths of the data sheet's bandwidth (AMD: eight)."""
 
 
-def of_cubin(cubin: bytes) -> MachineCode:
-    """NVIDIA's, by `cuobjdump`."""
+def of_cubin(cubin: bytes, count: bool) -> MachineCode:
+    """NVIDIA's, by `cuobjdump`; the instructions, which take it most of its time, if `count`."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         text = subprocess.run(
-            [knobs.nvidia.cuobjdump.path, "-sass", "-res-usage", file.name],
+            [knobs.nvidia.cuobjdump.path, *(["-sass"] * count), "-res-usage", file.name],
             check=True,
             capture_output=True,
             text=True,
         ).stdout
     found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    return MachineCode(found["REG"], found["STACK"] + found["LOCAL"], sass_instructions(text))
+    instructions = sass_instructions(text) if count else None
+    return MachineCode(found["REG"], found["STACK"] + found["LOCAL"], instructions)
 
 
 def sass_instructions(text: str) -> int:

@@ -27,6 +27,10 @@ MOST_REGISTERS = 128
 # Four programs fit into the 64 KiB of the smallest (AMD) shared memory.
 MOST_SHARED = 16 * 1024
 
+COMPLETE = ["sm_90", "gfx942"]
+"""Here every example is compiled; for the other targets, which come from the same two compilers, of
+each kernel those that take the most registers here: where one spills, they are the likeliest."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -78,10 +82,29 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def table(cache: Path) -> list[Row]:
     """The report of `python -m sfgrpo.kernels.aot`, compiled afresh."""
-    done = _run(cache, "-m", "sfgrpo.kernels.aot", "--json", str(cache / "table.json"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    print(done.stdout)
-    return [Row.read(line) for line in done.stdout.splitlines()[1:]]
+
+    def report(*arguments: str) -> list[Row]:
+        done = _run(cache, "-m", "sfgrpo.kernels.aot", *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        print(done.stdout)
+        return [Row.read(line) for line in done.stdout.splitlines()[1:]]
+
+    complete = report("--json", str(cache / "table.json"), *COMPLETE)
+    only = [argument for example in _widest(complete) for argument in ("--only", example)]
+    return complete + report(*only, *(target for target in TARGETS if target not in COMPLETE))
+
+
+def _complete(table: list[Row]) -> list[Row]:
+    return [row for row in table if row.target in COMPLETE]
+
+
+def _widest(rows: list[Row]) -> set[str]:
+    """Of every kernel and target the example with the most registers."""
+    found: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        where = row.kernel, row.target
+        found[where] = max(found.get(where, row), row, key=lambda row: row.registers)
+    return {row.example for row in found.values()}
 
 
 @pytest.fixture(scope="module")
@@ -92,10 +115,12 @@ def probe(cache: Path, table: list[Row]) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def test_every_example_compiles_for_every_target(table: list[Row]) -> None:
-    assert {(row.example, row.target) for row in table} == {
-        (example, target) for example in examples() for target in TARGETS
-    }
+def test_every_example_and_on_every_target_the_widest_compile(table: list[Row]) -> None:
+    for target in TARGETS:
+        rows = [row for row in table if row.target == target]
+        assert {row.kernel for row in rows} == {row.kernel for row in table}
+        wanted = set(examples()) if target in COMPLETE else _widest(_complete(table))
+        assert {row.example for row in rows} == wanted
 
 
 def test_every_op_has_an_example(table: list[Row]) -> None:
@@ -109,7 +134,7 @@ def test_every_op_has_an_example(table: list[Row]) -> None:
 def test_saved_table_is_the_printed_one(table: list[Row], cache: Path) -> None:
     saved = json.loads((cache / "table.json").read_text())
     assert saved.keys() == {"triton", "torch", "kernels"}
-    assert [Row(**row) for row in saved["kernels"]] == table
+    assert [Row(**row) for row in saved["kernels"]] == _complete(table)
 
 
 def test_nothing_spills_and_occupancy_is_left(table: list[Row]) -> None:
@@ -195,5 +220,7 @@ def test_a_share_is_written_back_and_stale_lines_are_dropped_on_amd(
 def test_unknown_target_and_interpreter_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sm_1"]) == 2
     assert "unknown target sm_1; known: sm_80" in capsys.readouterr().err
+    assert main(["--only", "tweedy"]) == 2
+    assert "unknown example 'tweedy'; known: gain_advantages: joint" in capsys.readouterr().err
     with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
         main(["sm_80"])
