@@ -1,4 +1,4 @@
-"""GenEval: its rules beside the published code's verdicts, and detectors beside transformers'."""
+"""GenEval: its rules beside the published code's verdicts."""
 
 from __future__ import annotations
 
@@ -8,27 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
-from transformers import (
-    AutoImageProcessor,
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
-    Mask2FormerImageProcessorPil,
-    SwinConfig,
-    YolosConfig,
-    YolosForObjectDetection,
-    YolosImageProcessorPil,
-)
 
 from sfgrpo import rewards
 from sfgrpo.rewards import geneval
-from sfgrpo.rewards._detector import Box, Detector, Found
-from sfgrpo.rewards._weights import Place
-from tests.support.clip import pictures, save, to_bytes
-
-CPU = Place.of("geneval", device="cpu", dtype="fp32", batch=3)
-NAMES = {0: "cup", 1: "dog", 2: "mouse"}
+from sfgrpo.rewards._detector import Box, Found
+from tests.support import detectors
+from tests.support.clip import pictures, save
 
 
 def at(left: float, top: float, size: float = 20, score: float = 0.95) -> Found:
@@ -179,121 +165,8 @@ def test_metadata_in_another_format_are_refused(entry: dict, message: str) -> No
         told({}).check(["a prompt"], [entry])
 
 
-def decide(classifier: Any, std: float) -> None:
-    """Let each query be sure of a class that is one: random weights are sure of nothing."""
-    torch.nn.init.normal_(classifier.weight, std=std)
-    torch.nn.init.zeros_(classifier.bias)
-    classifier.bias.data[-1] = -9
-
-
-@pytest.fixture(scope="module")
-def masks(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny Mask2Former."""
-    path = tmp_path_factory.mktemp("masks")
-    torch.manual_seed(0)
-    swin: dict[str, Any] = {
-        "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 3,
-        "image_size": 64, "out_features": ["stage1", "stage2", "stage3", "stage4"],
-    }  # fmt: skip
-    config = Mask2FormerConfig(
-        backbone_config=SwinConfig(**swin), feature_size=32, mask_feature_size=32, hidden_dim=32,
-        encoder_feedforward_dim=32, dim_feedforward=32, encoder_layers=1, decoder_layers=2,
-        num_attention_heads=2, num_queries=5, id2label=NAMES,
-    )  # fmt: skip
-    network = Mask2FormerForUniversalSegmentation(config)
-    decide(network.class_predictor, std=1)
-    network.save_pretrained(path)
-    size = {"shortest_edge": 384, "longest_edge": 384}
-    Mask2FormerImageProcessorPil(size=size, size_divisor=32).save_pretrained(path)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def boxes(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A tiny YOLOS."""
-    path = tmp_path_factory.mktemp("boxes")
-    torch.manual_seed(0)
-    config = YolosConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        image_size=[32, 32], patch_size=8, num_detection_tokens=6, id2label=NAMES,
-    )  # fmt: skip
-    network = YolosForObjectDetection(config)
-    decide(network.class_labels_classifier.layers[-1], std=30)
-    network.save_pretrained(path)
-    size = {"shortest_edge": 32, "longest_edge": 64}
-    YolosImageProcessorPil(size=size).save_pretrained(path)
-    return str(path)
-
-
-def opened(images: Tensor) -> list[Image.Image]:
-    return [Image.fromarray(to_bytes(image)) for image in images]
-
-
-def flat(found: dict[str, list[Found]]) -> list[tuple[str, float]]:
-    pairs = [(name, it.score) for name, objects in found.items() for it in objects]
-    return sorted(pairs, key=lambda pair: -pair[1])
-
-
-def test_masks_are_those_of_transformers(masks: str) -> None:
-    """Where nothing is resized transformers' own instances are mmdetection's, and ours."""
-    images = pictures(3, 384, 384)
-    found = Detector(CPU, model=masks)(images, threshold=0.2)
-    processor: Any = AutoImageProcessor.from_pretrained(masks)
-    network: Any = Mask2FormerForUniversalSegmentation.from_pretrained(masks)
-    with torch.no_grad():
-        outputs = network(**processor(images=opened(images), return_tensors="pt"))
-    expected = processor.post_process_instance_segmentation(
-        outputs, threshold=0.2, target_sizes=[(384, 384)] * 3, return_binary_maps=True
-    )
-    assert sum(len(it["segments_info"]) for it in expected) > 3
-    for ours, theirs in zip(found, expected, strict=True):
-        infos = sorted(theirs["segments_info"], key=lambda info: -info["score"])
-        assert [name for name, _ in flat(ours)] == [NAMES[info["label_id"]] for info in infos]
-        scores = [score for _, score in flat(ours)]
-        assert scores == pytest.approx([info["score"] for info in infos], abs=2e-6)
-        by_score = {it.score: it for objects in ours.values() for it in objects}
-        for info, score in zip(infos, scores, strict=True):
-            mask = theirs["segmentation"][info["id"]].bool()
-            there = by_score[score].mask
-            assert there is not None
-            assert (there != mask).sum() <= 3  # of 147,456: a logit is 0 but for rounding
-            where = there.nonzero()
-            top, left = where.min(0).values.tolist()
-            bottom, right = (where.max(0).values + 1).tolist()
-            assert by_score[score].box == (left, top, right, bottom)
-
-
-def test_boxes_are_those_of_transformers(boxes: str) -> None:
-    images = pictures(3, 32, 48)
-    found = Detector(CPU, model=boxes)(images, threshold=0.4)
-    processor: Any = AutoImageProcessor.from_pretrained(boxes)
-    network: Any = YolosForObjectDetection.from_pretrained(boxes)
-    with torch.no_grad():
-        outputs = network(**processor(images=opened(images), return_tensors="pt"))
-    expected = processor.post_process_object_detection(
-        outputs, threshold=0.4, target_sizes=[(32, 48)] * 3
-    )
-    assert sum(len(it["scores"]) for it in expected) > 3
-    for ours, theirs in zip(found, expected, strict=True):
-        order = theirs["scores"].argsort(descending=True)
-        assert [name for name, _ in flat(ours)] == [NAMES[int(n)] for n in theirs["labels"][order]]
-        at_most = torch.tensor([48, 32, 48, 32])
-        clipped = theirs["boxes"].clamp(min=0).minimum(at_most)[order]
-        by_score = sorted((it for o in ours.values() for it in o), key=lambda it: -it.score)
-        torch.testing.assert_close(torch.tensor([it.box for it in by_score]), clipped)
-
-
-def test_sizes_that_the_detector_pads_are_cut_back(masks: str) -> None:
-    for it in Detector(CPU, model=masks)(pictures(2, 40, 70), threshold=0.2):
-        for found in (found for objects in it.values() for found in objects):
-            assert found.mask is not None
-            assert found.mask.shape == (40, 70)
-            assert found.box[2] <= 70
-            assert found.box[3] <= 40
-
-
-def test_it_is_a_reward_of_the_recipe(boxes: str, tmp_path: Path) -> None:
-    clip = save(tmp_path)
+def test_it_is_a_reward_of_the_recipe(tmp_path: Path) -> None:
+    clip, boxes = save(tmp_path / "clip"), detectors.boxes(tmp_path / "boxes")
     options = {"detector": boxes, "clip": clip, "score": "partial", "threshold": 0.1}
     mixture = rewards.load({"geneval": 1}, {"geneval": options})
     entry = {"include": [clause("cup", 2, color="red"), clause("dog", position=["above", 0])]}
@@ -304,10 +177,8 @@ def test_it_is_a_reward_of_the_recipe(boxes: str, tmp_path: Path) -> None:
     torch.testing.assert_close(total, torch.cat(alone))
 
 
-def test_values_that_make_no_sense_are_named(tmp_path: Path) -> None:
+def test_values_that_make_no_sense_are_named() -> None:
     with pytest.raises(ValueError, match=r"score must be one of .* got 'soft'"):
         rewards.build("geneval", score="soft")
     with pytest.raises(ValueError, match="counting_threshold must be from 0 and below 1, got 1"):
         rewards.build("geneval", counting_threshold=1)
-    with pytest.raises(ValueError, match="is of type clip, expected a detector"):
-        Detector(CPU, model=save(tmp_path))
