@@ -36,11 +36,10 @@ from sfgrpo.remote import pictures
 from sfgrpo.remote import token as secret
 from sfgrpo.remote.servers import Failed, Patience, Question, Servers, Unusable
 from sfgrpo.remote.wire import JSON
+from sfgrpo.rewards._template import PLACE, filled
 from sfgrpo.rewards.base import Metadata, Unscored
 
 Answer = Literal["score", "yes"]
-PLACE = re.compile(r"\{(prompt|metadata\.[\w-]+)\}")
-"""What is replaced in a template; other braces, as of JSON, stay."""
 FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 TOKENS = {"score": 256, "yes": 1}
 """Of an answer, unless `extra` has its own `max_tokens`."""
@@ -52,20 +51,6 @@ TEMPLATES = {
     "HIGH (perfectly).",
     "yes": 'Does this image show "{prompt}"? Answer yes or no.',
 }
-
-
-def filled(template: str, prompt: str, metadata: Metadata) -> str:
-    """The template with its places filled; KeyError for metadata that lack a key."""
-
-    def value(place: re.Match[str]) -> str:
-        if place[1] == "prompt":
-            return prompt
-        key = place[1].removeprefix("metadata.")
-        if key not in metadata:
-            raise KeyError(f"prompt {prompt!r} has no metadata {key!r}, which the template shows")
-        return str(metadata[key])
-
-    return PLACE.sub(value, template)
 
 
 @dataclass(frozen=True, kw_only=True)

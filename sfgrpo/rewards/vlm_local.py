@@ -1,7 +1,8 @@
 """A vision-language model as judge, in this process: any of transformers' image-text-to-text class.
 
-Each image is shown on its own, with a question in which {prompt} stands for its prompt, as one turn
-of the model's own chat template. There are two kinds of answer:
+Each image is shown on its own, with a question in which {prompt} stands for its prompt and
+{metadata.KEY} for what else its line of the prompt file says, as one turn of the model's own chat
+template. There are two kinds of answer:
 
     "yes"    the reward is P(yes) / (P(yes) + P(no)) of the first token, over those of the
              vocabulary that spell yes or no in any case; in [0, 1], and as smooth as the model is
@@ -27,6 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from sfgrpo.rewards._pixels import to_bytes
+from sfgrpo.rewards._template import PLACE, filled
 from sfgrpo.rewards._weights import Place, Weights
 from sfgrpo.rewards.base import Metadata
 
@@ -72,12 +74,19 @@ class LocalVlm:
     ) -> Tensor:
         found = [torch.empty(0)]
         for rows in self._place.batches(len(images)):
-            given = self._asked(images[rows], prompts[rows])
+            given = self._asked(images[rows], prompts[rows], metadata[rows])
             scores = self._yes(given) if self._answer == "yes" else self._score(given)
             found.append(scores.float().cpu())
         return torch.cat(found)
 
-    def _asked(self, images: Tensor, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+        """KeyError for metadata that lack what the question shows."""
+        for prompt, entry in zip(prompts, metadata, strict=True):
+            filled(self._question, prompt, entry)
+
+    def _asked(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
+    ) -> dict[str, Tensor]:
         """The network's inputs."""
         shown = [Image.fromarray(image) for image in to_bytes(images)]
         talks = [
@@ -86,11 +95,11 @@ class LocalVlm:
                     "role": "user",
                     "content": [
                         {"type": "image", "image": image},
-                        {"type": "text", "text": self._question.replace("{prompt}", prompt)},
+                        {"type": "text", "text": filled(self._question, prompt, entry)},
                     ],
                 }
             ]
-            for image, prompt in zip(shown, prompts, strict=True)
+            for image, prompt, entry in zip(shown, prompts, metadata, strict=True)
         ]
         given = self._processor.apply_chat_template(
             talks, add_generation_prompt=True, tokenize=True, return_dict=True,
@@ -146,7 +155,7 @@ def build(
         model: local folder or hub id of the model and its processor (safetensors), such as
             CodeGoat24/UnifiedReward-qwen-7b.
         answer: which of those above.
-        question: what is asked, with {prompt} in it; None is what is asked above.
+        question: what is asked, with {prompt} or {metadata.KEY} in it; None is what is asked above.
         pattern: regular expression of a score, with one group, the number.
         tokens: of an answer at most.
         device: "auto" is this rank's GPU, or the CPU where there is none.
@@ -162,8 +171,11 @@ def build(
             f"reward 'vlm_local': answer must be one of {list(QUESTIONS)}, got {answer!r}"
         )
     question = QUESTIONS[answer] if question is None else question
-    if "{prompt}" not in question:
-        raise ValueError(f"reward 'vlm_local': question has no {{prompt}} in it: {question!r}")
+    if not PLACE.search(question):
+        raise ValueError(
+            "reward 'vlm_local': question shows neither {prompt} nor {metadata.KEY}: "
+            f"{question!r}"
+        )
     try:
         groups = re.compile(pattern).groups
     except re.error as error:

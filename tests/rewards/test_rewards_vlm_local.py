@@ -159,11 +159,21 @@ def test_it_is_a_reward_of_the_recipe(folder: str) -> None:
     )  # bf16
 
 
+def test_a_question_may_show_metadata(folder: str) -> None:
+    """As the reward vlm's: with the prompt there, it is the question of the prompt."""
+    shown = build(folder, question=QUESTION.replace("{prompt}", "{metadata.of}"))
+    images = pictures(2)
+    found = shown(images, ["", ""], [{"of": prompt} for prompt in PROMPTS[:2]])
+    torch.testing.assert_close(found, build(folder)(images, PROMPTS[:2], [{}] * 2))
+    with pytest.raises(KeyError, match="has no metadata 'of'"):
+        shown.check(["a"], [{}])
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"answer": "maybe"}, r"answer must be one of \['yes', 'score'\], got 'maybe'"),
-        ({"question": "Is it good?"}, r"question has no \{prompt\} in it"),
+        ({"question": "Is it good?"}, r"question shows neither \{prompt\} nor \{metadata.KEY\}"),
         ({"pattern": "("}, "reward 'vlm_local': pattern: "),
         ({"pattern": "5"}, "needs a pattern with one group"),
         ({"tokens": 0}, "tokens of at least 1"),

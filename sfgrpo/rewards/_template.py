@@ -1,0 +1,24 @@
+"""Questions that show a prompt, or what else its line of the prompt file says."""
+
+from __future__ import annotations
+
+import re
+
+from sfgrpo.rewards.base import Metadata
+
+PLACE = re.compile(r"\{(prompt|metadata\.[\w-]+)\}")
+"""What is replaced in a template; other braces, as of JSON, stay."""
+
+
+def filled(template: str, prompt: str, metadata: Metadata) -> str:
+    """The template with its places filled; KeyError for metadata that lack a key."""
+
+    def value(place: re.Match[str]) -> str:
+        if place[1] == "prompt":
+            return prompt
+        key = place[1].removeprefix("metadata.")
+        if key not in metadata:
+            raise KeyError(f"prompt {prompt!r} has no metadata {key!r}, which the template shows")
+        return str(metadata[key])
+
+    return PLACE.sub(value, template)
