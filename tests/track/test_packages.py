@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def twice(folder: Path, name: str, **options: Any) -> str:
 @pytest.mark.filterwarnings("error:run.track")
 def test_wandb(tmp_path: Path) -> None:
     number = twice(tmp_path, "wandb", project="digits")
-    kept = [_wandb(path) for path in sorted((tmp_path / "tracking").rglob("run-*.wandb"))]
+    kept = _written(tmp_path / "tracking")
     assert [(run["id"], run["project"]) for run in kept] == [(number, "digits")] * 2
     rows = [row for run in kept for row in run["history"]]
     assert [row["iteration"] for row in rows] == [1, 2, 2, 3]
@@ -58,6 +59,8 @@ def _records(data: bytes) -> Iterator[bytes]:
             place += BLOCK - place % BLOCK
             continue
         _, length, kind = struct.unpack_from("<IHB", data, place)
+        if place + 7 + length > len(data):  # still being written
+            return
         record += data[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (FULL, LAST):
@@ -65,14 +68,26 @@ def _records(data: bytes) -> Iterator[bytes]:
             record = b""
 
 
+def _written(folder: Path) -> list[dict[str, Any]]:
+    """The runs below a folder, once wandb's service, a process of its own, has written their ends;
+    what there is of them after a minute, if it does not."""
+    for _ in range(600):
+        found = [_wandb(path) for path in sorted(folder.rglob("run-*.wandb"))]
+        if all(run["ended"] for run in found):
+            break
+        time.sleep(0.1)
+    return found
+
+
 def _wandb(path: Path) -> dict[str, Any]:
     """The run that an offline file holds, and its rows."""
     from wandb.proto import wandb_internal_pb2
 
-    found: dict[str, Any] = {"history": []}
+    found: dict[str, Any] = {"history": [], "ended": False}
     for data in _records(path.read_bytes()):
         record = getattr(wandb_internal_pb2, "Record")()  # noqa: B009, made at run time
         record.ParseFromString(data)
+        found["ended"] |= record.WhichOneof("record_type") == "exit"
         if record.WhichOneof("record_type") == "run":
             found |= {"id": record.run.run_id, "project": record.run.project}
         if record.WhichOneof("record_type") == "history":
