@@ -44,8 +44,8 @@ def alphabet(session: onnxruntime.InferenceSession) -> list[str]:
     return session.get_modelmeta().custom_metadata_map["character"].splitlines()
 
 
-class OcrReward:
-    """Probability of the character in `metadata["text"]`, at the position where it is largest."""
+class Recogniser:
+    """Reads an image as one line of text; `classes` are the numbers of its characters."""
 
     def __init__(self, *, threads: int, batch: int) -> None:
         options = onnxruntime.SessionOptions()
@@ -58,8 +58,8 @@ class OcrReward:
         )
         self._input = self._session.get_inputs()[0].name
         characters = alphabet(self._session)
-        self._class = {char: index for index, char in enumerate(characters, start=CTC_BLANK + 1)}
-        self._batch = batch
+        self.classes = {char: index for index, char in enumerate(characters, start=CTC_BLANK + 1)}
+        self.batch = batch
 
     def probabilities(self, images: Tensor) -> Iterator[Tensor]:
         """Class probabilities [B, T, K] of images [B, 3, H, W], one row per 8 columns of pixels; a
@@ -75,9 +75,16 @@ class OcrReward:
         )
         # The recogniser was trained on OpenCV images: blue first, in [-1, 1].
         pixels = (resized.flip(1) * 2 - 1).numpy()
-        for i in range(0, len(pixels), self._batch):
-            (found,) = self._session.run(None, {self._input: pixels[i : i + self._batch]})
+        for i in range(0, len(pixels), self.batch):
+            (found,) = self._session.run(None, {self._input: pixels[i : i + self.batch]})
             yield torch.from_numpy(np.asarray(found))
+
+
+class OcrReward:
+    """Probability of the character in `metadata["text"]`, at the position where it is largest."""
+
+    def __init__(self, *, threads: int, batch: int) -> None:
+        self._recogniser = Recogniser(threads=threads, batch=batch)
 
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
@@ -85,11 +92,11 @@ class OcrReward:
         if not metadata:
             return images.new_empty(0, dtype=torch.float32)
         targets = torch.tensor([self._target(entry) for entry in metadata], device="cpu")
-        parts = self.probabilities(images)
+        parts = self._recogniser.probabilities(images)
         return torch.cat(
             [
                 part.take_along_dim(target[:, None, None], 2).amax((1, 2))
-                for part, target in zip(parts, targets.split(self._batch), strict=True)
+                for part, target in zip(parts, targets.split(self._recogniser.batch), strict=True)
             ]
         )
 
@@ -102,11 +109,11 @@ class OcrReward:
         if "text" not in entry:
             raise KeyError("no metadata 'text', the character to be read")
         text = entry["text"]
-        if not isinstance(text, str) or text not in self._class:
+        if not isinstance(text, str) or text not in self._recogniser.classes:
             raise ValueError(
                 f"metadata['text'] must be one character of the recogniser's set, got {text!r}"
             )
-        return self._class[text]
+        return self._recogniser.classes[text]
 
 
 def build(*, threads: int = 2, batch: int = 64) -> OcrReward:
