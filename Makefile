@@ -22,7 +22,7 @@ export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup check quick test format demo bench compare lint clean
+.PHONY: setup check quick tests test format demo bench compare lint clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/.ready
@@ -53,9 +53,13 @@ format: setup
 # Two processes of one thread each: small tensors and Python gain nothing from a second thread, and
 # the tests that are about threads set their number. A file stays in one process, for its fixtures
 # train and compile; the longest files start first (tests/conftest.py).
-test: lint
+tests: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15 \
 	  --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# Types are checked meanwhile: on one core, and they would leave the other idle.
+test: setup
+	$(MAKE) --jobs=2 lint tests
 
 demo: setup
 	$(BIN)/sfgrpo train embedded --run.output_dir runs/demo --fresh
