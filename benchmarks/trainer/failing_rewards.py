@@ -23,7 +23,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from benchmarks.trainer.kill_run import differences, free_port
@@ -33,6 +32,7 @@ from sfgrpo.run import records
 from sfgrpo.run.checkpoints import STATE
 from sfgrpo.trainer import Trainer
 from tests.support import tiny
+from tests.support.rewards import failing
 
 SELF = "benchmarks.trainer.failing_rewards:build"
 
@@ -51,15 +51,7 @@ class Reward:
         Reward.calls += 1
         if self.random.random() < self.share:
             Reward.failed += 1
-            match self.random.randrange(4):
-                case 0:
-                    raise OSError("connection reset")
-                case 1:
-                    return torch.full((len(images),), torch.nan)
-                case 2:
-                    return torch.zeros(len(images) + 1)
-                case _:
-                    return ["no number"] * len(images)
+            return failing(self.random.randrange(4), len(images))
         return images[:, 0].mean((1, 2)) - images[:, 1:].mean((1, 2, 3))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
@@ -34,6 +32,8 @@ def test_sixty_four_clients(form: str, queue: int) -> None:
 
 
 def test_what_is_amiss_is_noticed() -> None:
-    swapped: Any = lambda images, *_: torch.arange(len(images) - 1.0, -1.0, -1.0)  # noqa: E731
+    def swapped(images: torch.Tensor, prompts: object, metadata: object) -> torch.Tensor:
+        return torch.arange(len(images) - 1.0, -1.0, -1.0)
+
     with served(app.build(Device("n", swapped, limits=Limits(), queue=9), None)) as url:
         assert not reward_server.measure(url, 4, 1, 4, "safetensors")["in order, each once"]

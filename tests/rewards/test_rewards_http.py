@@ -156,7 +156,9 @@ def test_batches_are_no_larger_than_the_server_takes() -> None:
 
 
 def test_several_rewards_have_labels() -> None:
-    half = lambda *given: mean(*given) / 2  # noqa: E731
+    def half(*given: Any) -> Tensor:
+        return mean(*given) / 2
+
     with served(serving(mean)) as one, served(serving(half, name="half")) as two:
         options = {"http/one": {"url": one}, "http/two": {"url": two}}
         mixed = rewards.load({"http/one": 1.0, "http/two": 2.0}, options)

@@ -63,6 +63,19 @@ class Blueness:
         return 100 * images[:, 2].mean((1, 2))
 
 
+def failing(way: int, count: int) -> Any:
+    """What a reward of `count` samples does that fails in one of four ways."""
+    match way:
+        case 0:
+            raise OSError("connection reset")
+        case 1:
+            return torch.full((count,), torch.nan)
+        case 2:
+            return torch.zeros(count + 1)
+        case _:
+            return ["no number"] * count
+
+
 class Flaky:
     """Redness of an environment of which a share of calls fails, each time in another way, by a
     generator of its own; of prompts with `spoilt` in them, every call."""
@@ -79,15 +92,7 @@ class Flaky:
         noise = torch.rand(len(images)) / 100  # from the run's own generator
         if kind.random.random() < kind.share:
             kind.failed += 1
-            match kind.random.randrange(4):
-                case 0:
-                    raise OSError("connection reset")
-                case 1:
-                    return torch.full((len(images),), torch.nan)
-                case 2:
-                    return torch.zeros(len(images) + 1)
-                case _:
-                    return ["no number"] * len(images)
+            return failing(kind.random.randrange(4), len(images))
         return Redness()(images, prompts, metadata) + noise
 
 

@@ -83,9 +83,11 @@ def _wandb(path: Path) -> dict[str, Any]:
     """The run that an offline file holds, and its rows."""
     from wandb.proto import wandb_internal_pb2
 
+    messages: Any = wandb_internal_pb2  # whose classes are made when it is imported
+
     found: dict[str, Any] = {"history": [], "ended": False}
     for data in _records(path.read_bytes()):
-        record = getattr(wandb_internal_pb2, "Record")()  # noqa: B009, made at run time
+        record = messages.Record()
         record.ParseFromString(data)
         found["ended"] |= record.WhichOneof("record_type") == "exit"
         if record.WhichOneof("record_type") == "run":
