@@ -65,7 +65,8 @@ class Update:
         """Split the rows over optimiser steps and micro-batches, and take the steps; returns what
         the iteration's metrics say of them."""
         train, statistics = self.recipe.train, RowStatistics()
-        self.engine.set_learning_rate(learning_rate(train, iteration))
+        rate = learning_rate(train, iteration)
+        self.engine.set_learning_rate(rate)
         scale = self.engine.row_weight(self.layout.rows_per_update)
         updates, budget = self.layout.updates(iteration), self.drift_budget(rows)
         old_MT = self.old_log_densities(field, rows, updates[1:], statistics)
@@ -93,8 +94,8 @@ class Update:
             statistics.add_step(norm, taken=taken)
             if self.ema and taken:
                 self.ema.update()
-        rate = {"learning_rate": learning_rate(train, iteration)} if changes(train) else {}
-        return {**statistics.summary(train.beta, budget), **rate, **self._scaling(statistics)}
+        told = {"learning_rate": rate} if changes(train) else {}
+        return {**statistics.summary(train.beta, budget), **told, **self._scaling(statistics)}
 
     @torch.no_grad()
     def old_log_densities(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfgrpo.rewards._pixels import Preprocess
 from sfgrpo.rewards._weights import Place
+from sfgrpo.rewards.base import Metadata
 
 
 class Clip:
@@ -113,6 +114,31 @@ class Clip:
     def _image(self, images: Tensor) -> Tensor:
         pixels = self._preprocess(images.detach().to(self.place.device)).to(self.place.dtype)
         return _pooled(self._network.get_image_features(pixel_values=pixels))
+
+
+class CosineReward:
+    """A reward that follows from the cosine of image and prompt; here the cosine itself."""
+
+    def __init__(self, clip: Clip, *, prefix: str = "") -> None:
+        """`prefix` stands before each prompt."""
+        self._clip = clip
+        self._prefix = prefix
+
+    def _score(self, cosines: Tensor) -> Tensor:
+        return cosines
+
+    @torch.no_grad()
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
+    ) -> Tensor:
+        return self._score(self._clip.cosines(images, self._texts(prompts)))
+
+    def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+        """Warn of prompts whose end the model will not see."""
+        self._clip.warn_of_cut(self._texts(prompts))
+
+    def _texts(self, prompts: Sequence[str]) -> list[str]:
+        return [self._prefix + prompt for prompt in prompts]
 
 
 def _pooled(features: Any) -> Tensor:

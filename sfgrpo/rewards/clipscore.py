@@ -13,40 +13,25 @@ weights of CLIP: MIT.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from sfgrpo.rewards._clip import Clip
+from sfgrpo.rewards._clip import Clip, CosineReward
 from sfgrpo.rewards._weights import Place, Settings, Weights
-from sfgrpo.rewards.base import Metadata
 
 PREFIX = {"clipscore": "A photo depicts ", "torchmetrics": ""}
 
 
-class ClipScore:
+class ClipScore(CosineReward):
     """A multiple of the cosine of image and prompt."""
 
     def __init__(self, clip: Clip, *, scale: str, prefix: str) -> None:
-        self._clip = clip
+        super().__init__(clip, prefix=prefix)
         self._scale = scale
-        self._prefix = prefix
 
-    @torch.no_grad()
-    def __call__(
-        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
-    ) -> Tensor:
-        cosines = self._clip.cosines(images, self._texts(prompts))
+    def _score(self, cosines: Tensor) -> Tensor:
         return 2.5 * cosines.clamp(min=0) if self._scale == "clipscore" else 100 * cosines
-
-    def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
-        """Warn of prompts whose end the model will not see."""
-        self._clip.warn_of_cut(self._texts(prompts))
-
-    def _texts(self, prompts: Sequence[str]) -> list[str]:
-        return [self._prefix + prompt for prompt in prompts]
 
 
 def build(

@@ -13,19 +13,16 @@ since; `antialias` chooses. Code and weights: Apache-2.0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sfgrpo.rewards import _open_clip, _weights
-from sfgrpo.rewards._clip import Clip
+from sfgrpo.rewards._clip import Clip, CosineReward
 from sfgrpo.rewards._pixels import CLIP_MEAN, CLIP_STD, normalise
 from sfgrpo.rewards._weights import Place, Settings, Weights
-from sfgrpo.rewards.base import Metadata
 
 HEADS = (64, 80)
 """Channels of one attention head, of ViT-H/14's text and image tower."""
@@ -53,23 +50,6 @@ class Padded:
         return normalise(F.pad(fitted, margins), CLIP_MEAN, CLIP_STD)
 
 
-class Hpsv2:
-    """The cosine of image and prompt."""
-
-    def __init__(self, clip: Clip) -> None:
-        self._clip = clip
-
-    @torch.no_grad()
-    def __call__(
-        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
-    ) -> Tensor:
-        return self._clip.cosines(images, prompts)
-
-    def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
-        """Warn of prompts whose end the model will not see."""
-        self._clip.warn_of_cut(prompts)
-
-
 def build(
     *,
     model: Weights = "xswu/HPSv2/HPS_v2.1_compressed.pt",
@@ -78,7 +58,7 @@ def build(
     device: str = "auto",
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
     batch: int = 32,
-) -> Hpsv2:
+) -> CosineReward:
     """The HPSv2 reward.
 
     Args:
@@ -109,4 +89,4 @@ def build(
     config = CLIPConfig(**settings)
     network = _weights.assemble(place, model, CLIPModel, config, state)
     preprocess = Padded(settings["vision_config"]["image_size"], antialias)
-    return Hpsv2(Clip(place, network=network, tokenizer=tokenizer, preprocess=preprocess))
+    return CosineReward(Clip(place, network=network, tokenizer=tokenizer, preprocess=preprocess))

@@ -11,34 +11,21 @@ and std. The processor rounds to 8 bits after resizing, this does not. Code and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
-from sfgrpo.rewards._clip import Clip
+from sfgrpo.rewards._clip import Clip, CosineReward
 from sfgrpo.rewards._weights import Place, Settings, Weights
-from sfgrpo.rewards.base import Metadata
 
 DIVISOR = 26
 
 
-class PickScore:
+class PickScore(CosineReward):
     """exp(s) cos(image, prompt) / 26."""
 
-    def __init__(self, clip: Clip) -> None:
-        self._clip = clip
-
-    @torch.no_grad()
-    def __call__(
-        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
-    ) -> Tensor:
-        return self._clip.scale * self._clip.cosines(images, prompts) / DIVISOR
-
-    def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
-        """Warn of prompts whose end the model will not see."""
-        self._clip.warn_of_cut(prompts)
+    def _score(self, cosines: Tensor) -> Tensor:
+        return self._clip.scale * cosines / DIVISOR
 
 
 def build(

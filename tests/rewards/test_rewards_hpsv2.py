@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sfgrpo.embedded import architecture
 from sfgrpo.rewards import _open_clip, hpsv2
+from sfgrpo.rewards._clip import CosineReward
 from tests.support.clip import pictures
 from tests.support.filled import Shapes, filled
 
@@ -65,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, state: dict[str, Tensor]) -
     return path
 
 
-def build(folder: Path, **options: Any) -> hpsv2.Hpsv2:
+def build(folder: Path, **options: Any) -> CosineReward:
     return hpsv2.build(model=str(folder / "hps.pt"), processor=str(folder), device="cpu", **options)
 
 
