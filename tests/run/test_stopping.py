@@ -18,7 +18,7 @@ import pytest
 
 from sfgrpo import config, train
 from sfgrpo.run import records, stopping
-from sfgrpo.run.stopping import Interrupted, Signals
+from sfgrpo.run.stopping import Interrupted, Signals, alive
 
 STEPS = """
 import os, sys, time
@@ -109,14 +109,6 @@ def ask(case: str, process: subprocess.Popen[bytes]) -> None:
         process.send_signal(signal.SIGHUP if case == "alone, SIGHUP" else signal.SIGTERM)
 
 
-def going(process: psutil.Process) -> bool:
-    """Whether it runs: one that has ended and that its parent has not asked for does not."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 @pytest.mark.slow
 def test_every_launcher_and_signal(tmp_path: Path) -> None:
     """All at once, to save time."""
@@ -128,14 +120,14 @@ def test_every_launcher_and_signal(tmp_path: Path) -> None:
         processes[case] = start([*launcher, str(script), str(folders[case])])
     for case, (world, _) in CASES.items():
         wait(lambda f=folders[case], w=world: len(list(f.glob("pid*"))) == w, processes[case], 120)
-    ranks = [psutil.Process(int(file.read_text())) for file in tmp_path.glob("*/pid*")]
+    ranks = {psutil.Process(int(f.read_text())): f for f in tmp_path.glob("*/pid*")}
     for case, process in processes.items():
         ask(case, process)
     _, left = psutil.wait_procs(ranks, timeout=25)
-    left = [process for process in left if going(process)]
+    left = list(filter(alive, left))  # one that ended may wait for whoever asks after it
     for process in left:
         process.kill()
-    assert not left
+    assert not left, [(ranks[process].relative_to(tmp_path), process) for process in left]
     for case, (world, _) in CASES.items():
         for rank in range(world):
             said = folders[case] / f"saved{rank}"
