@@ -23,7 +23,7 @@ def backends(network: Any) -> set[str | None]:
 
 @pytest.fixture
 def network() -> Any:
-    return families.flux().transformer
+    return families.images.flux().transformer
 
 
 def test_auto_is_pytorch_on_a_cpu(network: Any) -> None:
@@ -92,7 +92,7 @@ def test_every_family_has_a_head_size(family: str) -> None:
 
 def test_dispatched_joint_attention_is_the_library_s(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stable Diffusion 3, with and without text in a layer: the same values, by our processor."""
-    made = families.sd3().transformer
+    made = families.images.sd3().transformer
     generator = torch.Generator().manual_seed(0)
     inputs = {
         "hidden_states": torch.randn(2, 4, 4, 4, generator=generator),

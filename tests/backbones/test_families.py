@@ -177,7 +177,7 @@ def test_wan_with_the_scheduler_of_published_folders(tmp_path: Path) -> None:
     unipc = families.diffusers.UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
-    families.wan(scheduler=unipc).save_pretrained(tmp_path)
+    families.videos.wan(scheduler=unipc).save_pretrained(tmp_path)
     backbone = family_checks.load("wan", tmp_path)
     euler = families.scheduler(shift=3.0)
     euler.set_timesteps(6)

@@ -1,0 +1,168 @@
+"""Families that make images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+
+from sfgrpo.embedded import architecture
+from tests.support.families.parts import (
+    DYNAMIC,
+    WIDTH,
+    Family,
+    byte_tokenizer,
+    cfg,
+    diffusers,
+    language,
+    normal,
+    scheduler,
+    t5,
+    t5_tokenizer,
+    true_cfg,
+    vae,
+    wan_vae,
+)
+
+
+def sd3() -> Any:
+    """Stable Diffusion 3 with T5, which the embedded model leaves out."""
+    pipeline = architecture.build_pipeline(0)
+    encoder = architecture.build_text_encoder
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=4, patch_size=2, in_channels=4, out_channels=4, num_layers=2,
+        attention_head_dim=16, num_attention_heads=2, joint_attention_dim=256,
+        caption_projection_dim=32, pooled_projection_dim=2 * architecture.TEXT_WIDTH,
+        pos_embed_max_size=8, qk_norm="rms_norm", dual_attention_layers=(0,),
+    )  # fmt: skip
+    config = transformers.T5Config(
+        vocab_size=40, d_model=256, d_kv=8, d_ff=64, num_layers=2, num_heads=4
+    )
+    parts: dict[str, Any] = {
+        **pipeline.components, "scheduler": scheduler(shift=3.0), "vae": vae(),
+        "transformer": normal(transformer, 1, std=0.2), "text_encoder": normal(encoder(), 2),
+        "text_encoder_2": normal(encoder(), 4), "tokenizer_3": t5_tokenizer(),
+        "text_encoder_3": normal(transformers.T5EncoderModel(config), 5),
+    }  # fmt: skip
+    return diffusers.StableDiffusion3Pipeline(**parts)
+
+
+def flux() -> Any:
+    """FLUX.1-dev: reads its guidance."""
+    clip = architecture.build_text_encoder().config
+    transformer = diffusers.FluxTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=WIDTH, pooled_projection_dim=clip.hidden_size,
+        guidance_embeds=True, axes_dims_rope=(4, 4, 8),
+    )  # fmt: skip
+    return diffusers.FluxPipeline(
+        scheduler=scheduler(**DYNAMIC), vae=vae(), transformer=normal(transformer, 1, std=0.2),
+        text_encoder=normal(transformers.CLIPTextModel(clip), 2), text_encoder_2=t5("T5"),
+        tokenizer=architecture.build_tokenizer(), tokenizer_2=t5_tokenizer(),
+    )  # fmt: skip
+
+
+def flux2_parts(*, guidance: bool) -> dict[str, Any]:
+    """Scheduler, autoencoder and transformer of FLUX.2."""
+    autoencoder = diffusers.AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4,
+        mid_block_add_attention=False,
+    )  # fmt: skip
+    normal(autoencoder, 3, std=0.2)
+    autoencoder.bn.running_mean.normal_(generator=torch.Generator().manual_seed(0))
+    autoencoder.bn.running_var.uniform_(0.5, 2, generator=torch.Generator().manual_seed(1))
+    transformer = diffusers.Flux2Transformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=3 * WIDTH, timestep_guidance_channels=16,
+        axes_dims_rope=(4, 4, 4, 4), guidance_embeds=guidance,
+    )  # fmt: skip
+    normal(transformer, 1, std=0.2)
+    return {"scheduler": scheduler(**DYNAMIC), "vae": autoencoder, "transformer": transformer}
+
+
+def flux2() -> Any:
+    """FLUX.2-dev. Published folders wrap the tokenizer in a PixtralProcessor, which needs
+    torchvision; without images it does what the tokenizer does."""
+    config = transformers.Mistral3Config(
+        text_config={"model_type": "mistral", **language(30)},
+        vision_config={
+            "model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "image_size": 32,
+            "num_attention_heads": 2, "num_hidden_layers": 1, "patch_size": 8,
+        },
+        image_token_index=7,
+    )  # fmt: skip
+    encoder = normal(transformers.Mistral3ForConditionalGeneration(config), 2)
+    return diffusers.Flux2Pipeline(
+        **flux2_parts(guidance=True), text_encoder=encoder, tokenizer=byte_tokenizer()
+    )
+
+
+def klein() -> Any:
+    """FLUX.2-klein-base: Qwen 3, classifier-free guidance."""
+    encoder = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**language(27)))
+    return diffusers.Flux2KleinPipeline(
+        **flux2_parts(guidance=False), text_encoder=normal(encoder, 2), tokenizer=byte_tokenizer()
+    )
+
+
+def qwenimage() -> Any:
+    """Qwen-Image."""
+    config = transformers.Qwen2_5_VLConfig(
+        text_config=language(
+            2, rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2]}
+        ),
+        vision_config={
+            "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+            "out_hidden_size": WIDTH,
+        },
+    )  # fmt: skip
+    transformer = diffusers.QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=WIDTH, axes_dims_rope=(8, 4, 4),
+    )  # fmt: skip
+    encoder = transformers.Qwen2_5_VLForConditionalGeneration(config)
+    return diffusers.QwenImagePipeline(
+        scheduler=scheduler(**{**DYNAMIC, "max_shift": 0.9, "shift_terminal": 0.02}),
+        vae=normal(diffusers.AutoencoderKLQwenImage(**wan_vae()), 3, std=0.2),
+        transformer=normal(transformer, 1, std=0.2), text_encoder=normal(encoder, 2),
+        tokenizer=byte_tokenizer(),
+    )  # fmt: skip
+
+
+def zimage() -> Any:
+    """Z-Image."""
+    transformer = diffusers.ZImageTransformer2DModel(
+        in_channels=4, dim=32, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2,
+        cap_feat_dim=WIDTH, axes_dims=[8, 4, 4], axes_lens=[512, 32, 32],
+    )  # fmt: skip
+    encoder = transformers.Qwen3Model(transformers.Qwen3Config(**language()))
+    return diffusers.ZImagePipeline(
+        scheduler=scheduler(shift=3.0), vae=vae(), transformer=normal(transformer, 1, std=0.2),
+        text_encoder=normal(encoder, 2), tokenizer=byte_tokenizer(),
+    )  # fmt: skip
+
+
+FAMILIES = {
+    "sd3": Family(build=sd3, backbone="sd3", guided=cfg),
+    "flux": Family(
+        build=flux, backbone="flux", embedded_guidance=3.5, guided=true_cfg,
+        stock={"guidance_scale": 3.5},
+    ),
+    "flux2": Family(
+        build=flux2, backbone="flux2", embedded_guidance=4.0, length=512,
+        stock={"guidance_scale": 4.0},
+    ),
+    "flux2-klein": Family(
+        build=klein, backbone="flux2", length=96,
+        # klein's negative prompt is "".
+        guided=lambda scale: {"guidance_scale": scale},
+    ),
+    "qwenimage": Family(build=qwenimage, backbone="qwenimage", guided=true_cfg, length=256),
+    "zimage": Family(
+        build=zimage, backbone="zimage", length=96,
+        # Its pipeline's scale is 0 for none.
+        guided=lambda scale: {**cfg(scale), "guidance_scale": scale - 1},
+    ),
+}  # fmt: skip
