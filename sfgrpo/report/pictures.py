@@ -21,18 +21,29 @@ ROW_BYTES, VIDEO_BYTES = 32_000, 90_000
 
 
 class Grid:
-    """The kept images of one evaluation: a row of one picture for each prompt."""
+    """The kept images of one evaluation: a row of one picture for each prompt, whose images stand
+    side by side without a gap."""
 
-    def __init__(self, path: Path, prompts: int) -> None:
+    def __init__(self, path: Path, prompts: int, columns: int = 1) -> None:
         # Not Image.open, which takes a picture of more than 179 megapixels for an attack.
         with PngImageFile(path) as picture:
             self.pixels = np.asarray(picture)
-        self.side = len(self.pixels) // prompts
+        self.side, self.columns = len(self.pixels) // prompts, columns
 
     def row(self, prompt: int, alt: str) -> str:
         """The images of a prompt, side by side, as a part of a page."""
         pixels = self.pixels[self.side * prompt : self.side * (prompt + 1)]
-        return picture(pixels, alt, height=self.side)
+        return picture(apart(pixels, self.columns), alt, height=self.side)
+
+
+def apart(pixels: np.ndarray, columns: int) -> np.ndarray:
+    """Pixels [H, W, ...] with white between their equal columns; as they are if those do not fit:
+    a line of writing in one image must not go on in the next."""
+    if columns < 2 or pixels.shape[1] % columns:
+        return pixels
+    parts = np.split(pixels, columns, axis=1)
+    gap = np.full_like(pixels[:, : max(1, len(pixels) // 12)], 255)
+    return np.concatenate([part for each in parts for part in (gap, each)][1:], axis=1)
 
 
 def prompts(run: Path) -> list[str]:

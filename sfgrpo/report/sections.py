@@ -25,7 +25,8 @@ def images(run: Path, evaluations: Log) -> str:
     paths = [run / "images" / f"{iteration:06d}.png" for iteration in (first, last)]
     if not asked or not all(path.is_file() for path in paths):
         return ""
-    before, after = (pictures.Grid(path, len(asked)) for path in paths)
+    columns = logs.parsed(run).get("eval", {}).get("images_per_prompt", 1)
+    before, after = (pictures.Grid(path, len(asked), columns) for path in paths)
     changes = _changes(run, len(asked), first, last)
     if changes is None:
         chosen = [(prompt, "") for prompt in pictures.spread(len(asked), SHOWN)]

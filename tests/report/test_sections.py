@@ -1,4 +1,5 @@
-"""Sections about what newer runs keep: strips, rewards of prompts, signs of exploited rewards."""
+"""Sections about what newer runs keep: strips, rewards of prompts, signs of exploited rewards; and
+how images of a prompt are set."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from sfgrpo import report
-from sfgrpo.report import glance, hacking, sections
+from sfgrpo.report import glance, hacking, pictures, sections
 from tests.support.made_run import make_run
 
 PAIR = {
@@ -119,3 +120,15 @@ def test_every_colour_of_a_figure_has_a_variable(tmp_path: Path, night: bool) ->
         assert set(re.findall(r"var\((--\w+)\)", page)) <= declared
     assert {f"--c{c}" for c in ("1f2933", "0b6e99", "d9730d")} <= declared
     assert np.all([name not in page.partition("<main>")[2] for name in ("#1f2933", "#0b6e99")])
+
+
+def test_images_of_a_prompt_stand_apart() -> None:
+    """Three lines of writing side by side read as one without a gap."""
+    pixels = np.arange(12 * 24 * 3, dtype=np.uint8).reshape(12, 24, 3)
+    spaced = pictures.apart(pixels, 4)
+    assert spaced.shape == (12, 24 + 3, 3)
+    for k in range(4):
+        assert np.array_equal(spaced[:, 7 * k : 7 * k + 6], pixels[:, 6 * k : 6 * k + 6])
+    assert (spaced[:, 6::7] == 255).all()
+    assert np.array_equal(pictures.apart(pixels, 1), pixels)
+    assert np.array_equal(pictures.apart(pixels, 7), pixels)
