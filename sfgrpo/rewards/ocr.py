@@ -79,6 +79,16 @@ class Recogniser:
             (found,) = self._session.run(None, {self._input: pixels[i : i + self.batch]})
             yield torch.from_numpy(np.asarray(found))
 
+    def read(self, images: Tensor) -> list[str]:
+        """The likeliest text of each image by greedy decoding; the last class is the blank space,
+        which the alphabet leaves out."""
+        characters = {index: char for char, index in self.classes.items()}
+        return [
+            "".join(characters.get(int(index), " ") for index in row.unique_consecutive() if index)
+            for part in self.probabilities(images)
+            for row in part.argmax(2)
+        ]
+
 
 class OcrReward:
     """Probability of the character in `metadata["text"]`, at the position where it is largest."""
