@@ -113,12 +113,15 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--out", type=Path, help="of folders: picture to write (compare.png)")
     compare.add_argument("--metric", help="of folders: a name in eval.jsonl (reward)")
     pretrain = commands.add_parser(
-        "pretrain", help="train the embedded model from nothing (CPU, seeded)"
+        "pretrain", help="train an embedded model as it is shipped (CPU, seeded)"
     )
     pretrain.add_argument("out", type=Path, help="pipeline folder to write")
+    pretrain.add_argument("--task", default="embedded", help="embedded (default), numbers")
     pretrain.add_argument("--seed", type=int, default=0)
-    pretrain.add_argument("--vae-steps", type=int, help="batches for the autoencoder")
-    pretrain.add_argument("--steps", type=int, help="batches for the flow model")
+    pretrain.add_argument(
+        "--vae-steps", type=int, help="batches for the autoencoder (the task's own)"
+    )
+    pretrain.add_argument("--steps", type=int, help="batches for the flow model (the task's own)")
     pretrain.add_argument("--threads", type=int, help="CPU threads")
     return result
 
@@ -243,9 +246,14 @@ def _compare(parsed: argparse.Namespace, _: Pairs) -> int:
 
 def _pretrain(parsed: argparse.Namespace, _: Pairs) -> int:
     from sfgrpo.embedded.pretrain import pretrain
+    from sfgrpo.embedded.task import find
 
     given = {name: getattr(parsed, name) for name in ("seed", "vae_steps", "steps", "threads")}
-    pretrain(parsed.out, **{name: value for name, value in given.items() if value is not None})
+    pretrain(
+        parsed.out,
+        task=find(parsed.task),
+        **{name: value for name, value in given.items() if value is not None},
+    )
     return 0
 
 

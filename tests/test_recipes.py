@@ -9,7 +9,7 @@ from importlib.resources import files
 import pytest
 import torch
 
-from sfgrpo import config, prompts, rewards
+from sfgrpo import backbones, config, prompts, rewards
 from sfgrpo.backbones._pipeline import PipelineBackbone
 from sfgrpo.doctor import examination as doctor
 from sfgrpo.doctor import footprint, memory, published
@@ -19,7 +19,9 @@ from sfgrpo.layout import Layout
 
 pytestmark = pytest.mark.slow
 
-NAMES = [name for name in config.recipe_names() if name != "embedded"]
+NAMES = [
+    name for name in config.recipe_names() if config.load(name).model.path not in backbones.EMBEDDED
+]
 RANKS, DEVICE = 8, 80 * GIB
 CALLS = re.compile(
     r"needs ([\d.]+) gib per rank on 8 ranks: sfgrpo doctor (\S+) --world 8\.\n", re.I

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sfgrpo import config
+from sfgrpo import backbones, config
 from sfgrpo.config import Recipe
 from sfgrpo.doctor import examination as doctor
 from sfgrpo.doctor import footprint, memory
@@ -83,7 +83,7 @@ def main() -> int:
     models, variants = [], []
     for name in config.recipe_names():
         recipe = config.load(name)
-        if recipe.model.path == "embedded":
+        if recipe.model.path in backbones.EMBEDDED:
             continue
         network, works = footprint.measure(recipe, RANKS)
         models.append(facts(name, recipe, network, works))

@@ -100,15 +100,17 @@ def pipeline(folder: Path) -> None:
     from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
     from sfgrpo.embedded import architecture
+    from sfgrpo.embedded.task import DIGIT
 
+    side = DIGIT.height // architecture.REDUCTION
     made = architecture.build_pipeline(0)
     transformer = SD3Transformer2DModel(
-        sample_size=architecture.LATENT_SIZE, patch_size=2, num_layers=2,
+        sample_size=side, patch_size=2, num_layers=2,
         in_channels=architecture.LATENT_CHANNELS, out_channels=architecture.LATENT_CHANNELS,
         attention_head_dim=16, num_attention_heads=2, caption_projection_dim=32,
         joint_attention_dim=2 * architecture.TEXT_WIDTH,
         pooled_projection_dim=2 * architecture.TEXT_WIDTH,
-        pos_embed_max_size=architecture.LATENT_SIZE // 2, qk_norm="rms_norm",
+        pos_embed_max_size=side // 2, qk_norm="rms_norm",
     )  # fmt: skip
     for parameter in transformer.parameters():
         if parameter.dim() > 1:

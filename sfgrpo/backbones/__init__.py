@@ -62,8 +62,12 @@ __all__ = [
     "pipelines",
 ]
 
-EMBEDDED = Path(__file__).parents[1] / "embedded" / "model"
-"""The small model in this package."""
+EMBEDDED = {
+    name: Path(__file__).parents[1] / "embedded" / place
+    for name, place in (("embedded", "model"), ("numbers", "numbers/model"))
+}
+"""The small models in this package, by what recipes call them; a folder of such a name is written
+`./numbers`."""
 
 
 def available() -> list[str]:
@@ -74,7 +78,7 @@ def available() -> list[str]:
 def load(
     name: str, path: str | Path, *, options: Mapping[str, Any] | None = None, **settings: Any
 ) -> Backbone:
-    """Load the weights at `path` (a folder, a Hub id, or "embedded") with the backbone `name`.
+    """Load the weights at `path` (a folder, a Hub id, one of `EMBEDDED`) with backbone `name`.
 
     Args:
         options: the recipe's `model.options`, checked against the signature of the backbone's own
@@ -96,8 +100,8 @@ def pipelines(name: str) -> list[str]:
 
 def folder(path: str | Path) -> Path:
     """The folder on this disk of a pipeline that `load` would load; downloads one of the Hub."""
-    if str(path) == "embedded":
-        return EMBEDDED
+    if str(path) in EMBEDDED:
+        return EMBEDDED[str(path)]
     if Path(path).is_dir():
         return Path(path)
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline

@@ -101,7 +101,7 @@ class PipelineBackbone(Sizes):
         """Load a pipeline folder or a Hub id with diffusers' `from_pretrained`.
 
         Args:
-            path: local folder or Hub id; "embedded" is the small model in this package.
+            path: local folder or Hub id; "embedded" and "numbers" are models in this package.
             pipeline: a pipeline that is loaded already, in place of `path`.
             device: where the network, the decoder and (if resident) the text encoders lie.
             dtype: of the network and the text encoders; the decoder is float32.
@@ -119,7 +119,7 @@ class PipelineBackbone(Sizes):
             OSError: says where a folder or id was looked for.
             ValueError: options that the model or the device cannot serve, naming the key.
         """
-        path = backbones.EMBEDDED if str(path) == "embedded" else path
+        path = backbones.EMBEDDED.get(str(path), path)
         given = pipeline is not None
         pipeline = pipeline or _loading.read(
             cls.pipeline_classes, path, dtype, text_encoders, from_pretrained

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 and 3.5, and any pipeline folder of the same classes (the embedded model)."""
+"""Stable Diffusion 3 and 3.5, and any pipeline folder of the same classes (the embedded models)."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class SD3Backbone(PipelineBackbone):
         if self.pipeline.transformer is None and self.pipeline.text_encoder_3 is None:
             # Without T5 the pipeline pads prompts to the width that the network's configuration
             # says; where the text encoders alone are loaded, that is all it needs of it.
-            folder = backbones.EMBEDDED if str(path) == "embedded" else path
+            folder = backbones.EMBEDDED.get(str(path), path)
             config: Any = SD3Transformer2DModel.load_config(folder, subfolder="transformer")
             with torch.device("meta"):
                 self.pipeline.transformer = SD3Transformer2DModel.from_config(config)

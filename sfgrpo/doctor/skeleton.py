@@ -1,6 +1,6 @@
 """A recipe's pipeline without weights: built from configurations, on the meta device.
 
-A hub id that this package knows (`sfgrpo.doctor.published`) and "embedded" need no network
+A hub id that this package knows (`sfgrpo.doctor.published`) and the embedded models need no network
 connection; a folder is read from its own configuration files, another hub id from those of the Hub.
 """
 
@@ -31,7 +31,7 @@ def configuration(path: str) -> published.Published:
     Raises:
         OSError: says where a folder or hub id was looked for.
     """
-    if path == "embedded" or Path(path).is_dir():
+    if path in backbones.EMBEDDED or Path(path).is_dir():
         return published.describe(backbones.folder(path))
     return published.find(path) or published.describe(path)
 

@@ -1,1 +1,1 @@
-"""A small Stable Diffusion 3 that trains on two CPU cores, with its data, prompts and judges."""
+"""Small Stable Diffusion 3 models that train on two CPU cores: data, prompts, weights, judges."""

@@ -1,8 +1,8 @@
 """The embedded model: Stable Diffusion 3's own classes, three orders of magnitude smaller.
 
-32 x 32 images, latents of 4 x 8 x 8, two CLIP text encoders over a vocabulary of the captions'
-words, no T5. A stock `StableDiffusion3Pipeline` in every respect, so that whatever runs on it runs
-on SD3.5.
+Latents of 4 channels at a quarter of the resolution, two CLIP text encoders over a vocabulary of
+the captions' words, no T5. A stock `StableDiffusion3Pipeline` in every respect, so that whatever
+runs on it runs on SD3.5.
 """
 
 from __future__ import annotations
@@ -21,23 +21,27 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
-from sfgrpo.embedded.data import IMAGE_SIZE, prompts
+from sfgrpo.embedded.data import prompts
+from sfgrpo.embedded.task import DIGIT, Task
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 MAX_TOKENS = 12
 TEXT_WIDTH = 64
 WIDTH = 128
 LATENT_CHANNELS = 4
-LATENT_SIZE = 8
+REDUCTION = 4
+"""Pixels to a latent, in each direction."""
 
 
-def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+def vocabulary(task: Task = DIGIT) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Byte-pair vocabulary and merges that make every word of the captions one token.
 
     A word is merged from left to right ("r e", "re d</w>"). Letters stay in the vocabulary, so any
-    lower-case text can be tokenised, if not understood.
+    lower-case text can be tokenised, if not understood. CLIP's tokenizer takes numerals one by one,
+    so "472" is three words.
     """
-    words = {word for entry in prompts() for word in entry["prompt"].split()}
+    written = {word for entry in prompts(task) for word in entry["prompt"].split()}
+    words = {part for word in written for part in (word if word.isdigit() else [word])}
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     symbols = letters + [letter + "</w>" for letter in letters]
     merges: dict[tuple[str, str], None] = {}
@@ -48,20 +52,21 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
             merges[(pieces[0], pieces[1])] = None
             pieces = [pieces[0] + pieces[1], *pieces[2:]]
     symbols += ["".join(pair) for pair in merges]
+    symbols += sorted(word + "</w>" for word in words if word.isdigit())
     unique = list(dict.fromkeys([*symbols, BOS, EOS]))
     return {symbol: index for index, symbol in enumerate(unique)}, list(merges)
 
 
-def build_tokenizer() -> CLIPTokenizer:
+def build_tokenizer(task: Task = DIGIT) -> CLIPTokenizer:
     """A CLIP tokenizer of the captions' words, padded to `MAX_TOKENS`."""
-    vocab, merges = vocabulary()
+    vocab, merges = vocabulary(task)
     options: dict[str, Any] = {"vocab": vocab, "merges": merges, "model_max_length": MAX_TOKENS}
     return CLIPTokenizer(**options)
 
 
-def build_text_encoder() -> CLIPTextModelWithProjection:
+def build_text_encoder(task: Task = DIGIT) -> CLIPTextModelWithProjection:
     """A two-layer CLIP text encoder; SD3 reads the last but one of its hidden states."""
-    vocab, _ = vocabulary()
+    vocab, _ = vocabulary(task)
     config = CLIPTextConfig(
         vocab_size=len(vocab),
         hidden_size=TEXT_WIDTH,
@@ -77,7 +82,7 @@ def build_text_encoder() -> CLIPTextModelWithProjection:
     return CLIPTextModelWithProjection(config)
 
 
-def build_vae() -> AutoencoderKL:
+def build_vae(task: Task = DIGIT) -> AutoencoderKL:
     """An autoencoder of factor 4, without attention: at 8 x 8 it costs more than it gives."""
     options: dict[str, Any] = {
         "down_block_types": ("DownEncoderBlock2D",) * 3,
@@ -86,7 +91,7 @@ def build_vae() -> AutoencoderKL:
         "layers_per_block": 1,
         "latent_channels": LATENT_CHANNELS,
         "norm_num_groups": 4,
-        "sample_size": IMAGE_SIZE,
+        "sample_size": max(task.height, task.width),
         "use_quant_conv": False,
         "use_post_quant_conv": False,
         "mid_block_add_attention": False,
@@ -96,10 +101,14 @@ def build_vae() -> AutoencoderKL:
     return AutoencoderKL(**options)
 
 
-def build_transformer() -> SD3Transformer2DModel:
-    """A four-layer MMDiT of width 128, with SD3.5's query-key normalisation."""
+def build_transformer(task: Task = DIGIT) -> SD3Transformer2DModel:
+    """A four-layer MMDiT of width 128, with SD3.5's query-key normalisation.
+
+    Positions are a square's, of which an image takes the middle (`PatchEmbed.cropped_pos_embed`).
+    """
+    side = max(task.height, task.width) // REDUCTION
     transformer = SD3Transformer2DModel(
-        sample_size=LATENT_SIZE,
+        sample_size=side,
         patch_size=2,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
@@ -109,7 +118,7 @@ def build_transformer() -> SD3Transformer2DModel:
         joint_attention_dim=2 * TEXT_WIDTH,
         caption_projection_dim=WIDTH,
         pooled_projection_dim=2 * TEXT_WIDTH,
-        pos_embed_max_size=LATENT_SIZE // 2,
+        pos_embed_max_size=side // 2,
         qk_norm="rms_norm",
     )
     initialise(transformer)
@@ -132,17 +141,17 @@ def initialise(transformer: SD3Transformer2DModel) -> None:
             nn.init.zeros_(module.bias)
 
 
-def build_pipeline(seed: int) -> StableDiffusion3Pipeline:
+def build_pipeline(seed: int, task: Task = DIGIT) -> StableDiffusion3Pipeline:
     """The untrained pipeline. Seeds PyTorch's global generator, which initialises the weights."""
     torch.manual_seed(seed)
     parts: dict[str, Any] = {
-        "transformer": build_transformer(),
+        "transformer": build_transformer(task),
         "scheduler": FlowMatchEulerDiscreteScheduler(shift=1.0),
-        "vae": build_vae(),
-        "text_encoder": build_text_encoder(),
-        "tokenizer": build_tokenizer(),
-        "text_encoder_2": build_text_encoder(),
-        "tokenizer_2": build_tokenizer(),
+        "vae": build_vae(task),
+        "text_encoder": build_text_encoder(task),
+        "tokenizer": build_tokenizer(task),
+        "text_encoder_2": build_text_encoder(task),
+        "tokenizer_2": build_tokenizer(task),
         "text_encoder_3": None,
         "tokenizer_3": None,
     }

@@ -1,8 +1,8 @@
 """Captioned images made from scikit-learn's 1,797 handwritten digits.
 
-Every image is one real digit (8 x 8, 17 grey levels, UCI "Optical Recognition of Handwritten
-Digits", in the scikit-learn wheel) enlarged to 32 x 32 and recoloured, so a caption such as
-"a red seven on a dark blue background" has three attributes that combine freely.
+Every image is a line of real digits (8 x 8, 17 grey levels, UCI "Optical Recognition of
+Handwritten Digits", in the scikit-learn wheel), enlarged and recoloured: digits and colours of a
+caption combine freely. How many digits, and how large, a `Task` says.
 
 The digits are split by index, once and for all: even a judge that is fitted while a run is under
 way never sees a digit the generator was trained on.
@@ -21,13 +21,14 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from sfgrpo.embedded.task import DIGIT, Task
 from sfgrpo.rewards.colour import COLOURS, colour
 
-IMAGE_SIZE = 32
 PRETRAINING_DIGITS = slice(0, 1197)
 JUDGE_DIGITS = slice(1197, 1797)
 
-NUMERALS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+STRIDE = 7
+"""From one text's pairs of colours to the next's; prime to their number, so that all come up."""
 
 MIN_CONTRAST = 3.0
 """Least WCAG 2 contrast ratio between digit and background; below it even a human guesses."""
@@ -47,9 +48,9 @@ class Batch:
     """Images with the attributes they were drawn from."""
 
     images: Tensor
-    """[B, 3, 32, 32] float32 in [0, 1]."""
+    """[B, 3, H, W] float32 in [0, 1]."""
     labels: Tensor
-    """[B] int64, the digit."""
+    """[B L] int64, the L digits of each image, one image after the other."""
     records: list[PromptRecord]
     """[B] captions and attributes."""
 
@@ -72,20 +73,26 @@ def colour_pairs() -> list[tuple[str, str]]:
     return [(f, b) for f in COLOURS for b in COLOURS if f != b and contrast(f, b) >= MIN_CONTRAST]
 
 
-def record(label: int, foreground: str, background: str) -> PromptRecord:
-    """The caption of a digit and its attributes."""
-    article = "an" if foreground[0] in "aeiou" else "a"
+def record(text: str | int, foreground: str, background: str, task: Task = DIGIT) -> PromptRecord:
+    """The caption of a text (numerals) and its attributes."""
     return {
-        "prompt": f"{article} {foreground} {NUMERALS[label]} on a {background} background",
-        "text": str(label),
+        "prompt": task.describe(str(text), foreground, background),
+        "text": str(text),
         "foreground": foreground,
         "background": background,
     }
 
 
-def prompts() -> list[PromptRecord]:
-    """Every digit in every readable pair of colours, in a fixed order."""
-    return [record(label, f, b) for label in range(10) for f, b in colour_pairs()]
+def prompts(task: Task = DIGIT) -> list[PromptRecord]:
+    """Every text of the task, in all readable pairs of colours or in some, in a fixed order."""
+    pairs = colour_pairs()
+    count = len(pairs) if task.pairs is None else task.pairs
+    first = 0 if task.pairs is None else STRIDE
+    return [
+        record(text, *pairs[(number * first + index) % len(pairs)], task)
+        for number, text in enumerate(task.texts)
+        for index in range(count)
+    ]
 
 
 def as_jsonl(records: Sequence[PromptRecord]) -> str:
@@ -100,27 +107,28 @@ def digits(split: slice) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(masks), torch.from_numpy(np.asarray(labels, dtype=np.int64)[split])
 
 
-def enlarge(masks: Tensor, generator: torch.Generator) -> Tensor:
-    """Ink masks [B, 8, 8] -> [B, 1, 32, 32] in [0, 1], each at its own size, place and slant.
+def enlarge(masks: Tensor, generator: torch.Generator, task: Task = DIGIT) -> Tensor:
+    """Ink masks [B L, 8, 8] -> [B, 1, H, W] in [0, 1], each digit at its own size and slant.
 
-    The digit is 23 to 28 pixels high and moves by up to 2 in each direction. Bicubic enlargement
-    leaves blurred edges; the smoothstep makes strokes of them. The scans are as wide as they are
-    high, printed digits are not, hence the narrowing.
+    It lies in the middle of its cell, give or take a sixteenth of its size. Bicubic enlargement
+    leaves blurred edges; the smoothstep makes strokes of them.
     """
-    count = masks.shape[0]
+    count, height, width = masks.shape[0], task.height, task.width
     drawn = torch.rand(4, count, generator=generator, dtype=torch.float32, device="cpu")
     size, across, down, slant = drawn.unbind()
-    scale = IMAGE_SIZE / (23 + 5 * size)
+    tall = task.shortest + (task.tallest - task.shortest) * size
+    cells = (torch.arange(task.digits, device="cpu") * 2 + 1) / task.digits - 1
     theta = masks.new_zeros(count, 2, 3)
-    theta[:, 0, 0] = scale / 0.85
-    theta[:, 1, 1] = scale
+    theta[:, 0, 0] = width / tall / task.narrowing
+    theta[:, 1, 1] = height / tall
     theta[:, 0, 1] = (slant - 0.5) * 0.3
-    theta[:, 0, 2] = (across - 0.5) * 0.25
+    theta[:, 0, 2] = (across - 0.5) * 0.25 - theta[:, 0, 0] * cells.repeat(count // task.digits)
     theta[:, 1, 2] = (down - 0.5) * 0.25
-    grid = F.affine_grid(theta, [count, 1, IMAGE_SIZE, IMAGE_SIZE], align_corners=False)
+    grid = F.affine_grid(theta, [count, 1, height, width], align_corners=False)
     large = F.grid_sample(masks[:, None], grid, mode="bicubic", align_corners=False)
     sharp = ((large - 0.05) / 0.9).clamp(0, 1)
-    return sharp * sharp * (3 - 2 * sharp)
+    strokes = sharp * sharp * (3 - 2 * sharp)
+    return strokes.reshape(-1, task.digits, height, width).amax(1, keepdim=True)
 
 
 def recolour(ink: Tensor, records: Sequence[PromptRecord]) -> Tensor:
@@ -130,15 +138,14 @@ def recolour(ink: Tensor, records: Sequence[PromptRecord]) -> Tensor:
     return back + ink * (front - back)
 
 
-def sample(count: int, *, split: slice, generator: torch.Generator) -> Batch:
+def sample(count: int, *, split: slice, generator: torch.Generator, task: Task = DIGIT) -> Batch:
     """Draw captioned images: digits of `split`, colour pairs and placement all at random."""
     masks, labels = digits(split)
     pairs = colour_pairs()
-    chosen = torch.randint(len(masks), (count,), generator=generator, device="cpu")
-    coloured = torch.randint(len(pairs), (count,), generator=generator, device="cpu").tolist()
-    ink = enlarge(masks[chosen], generator)
-    records = [
-        record(label, *pairs[pair])
-        for label, pair in zip(labels[chosen].tolist(), coloured, strict=True)
-    ]
+    chosen = torch.randint(len(masks), (count * task.digits,), generator=generator, device="cpu")
+    drawn = torch.randint(len(pairs), (count,), generator=generator, device="cpu")
+    coloured: list[int] = drawn.tolist()
+    ink = enlarge(masks[chosen], generator, task)
+    texts = ["".join(map(str, row)) for row in labels[chosen].reshape(count, -1).tolist()]
+    records = [record(text, *pairs[pair], task) for text, pair in zip(texts, coloured, strict=True)]
     return Batch(images=recolour(ink, records), labels=labels[chosen], records=records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from itertools import pairwise
 
 import torch
@@ -10,7 +11,11 @@ from torch import Tensor
 from sfgrpo.backbones.sd3 import SD3Backbone
 from sfgrpo.embedded import data
 from sfgrpo.embedded.judges import classifier_accuracy
-from sfgrpo.rewards import colour, ocr
+from sfgrpo.embedded.task import DIGIT, Task
+from sfgrpo.rewards import colour, line, ocr
+
+STRIDE = 37
+"""Prime to 10: from one number to the next of those that are asked for."""
 
 
 @torch.no_grad()
@@ -18,13 +23,14 @@ def sample_ode(
     backbone: SD3Backbone,
     records: list[data.PromptRecord],
     *,
+    task: Task = DIGIT,
     num_steps: int = 10,
     guidance: float = 1.0,
     seed: int = 0,
 ) -> Tensor:
     """Images [B, 3, H, W] of B prompts by Euler's method, the noise drawn from `seed`."""
     generator = torch.Generator().manual_seed(seed)
-    shape = backbone.latent_shape(*backbone.image_size)
+    shape = backbone.latent_shape(task.height, task.width)
     x = torch.randn(len(records), *shape, generator=generator)
     cond = backbone.encode([entry["prompt"] for entry in records])
     free = backbone.encode([""] * len(records))
@@ -39,28 +45,40 @@ def sample_ode(
     return backbone.decode(x)
 
 
-def evaluation_prompts(per_digit: int) -> list[data.PromptRecord]:
-    """`per_digit` prompts of every digit, colour pairs taken in turn."""
+def evaluation_prompts(per_digit: int, task: Task = DIGIT) -> list[data.PromptRecord]:
+    """`per_digit` prompts of texts that begin with each digit, colour pairs taken in turn."""
     pairs = data.colour_pairs()
+    following = 10 ** (task.digits - 1)
     return [
-        data.record(label, *pairs[(label * per_digit + index) * 7 % len(pairs)])
+        data.record(
+            task.texts[label * following + index * STRIDE % following],
+            *pairs[(label * per_digit + index) * 7 % len(pairs)],
+            task,
+        )
         for label in range(10)
         for index in range(per_digit)
     ]
 
 
-def evaluate(backbone: SD3Backbone, *, per_digit: int, guidance: float = 1.0) -> dict[str, float]:
-    """Scores of 10-step samples: OCR, colour, the classifier's accuracy, OCR of every digit."""
-    records = evaluation_prompts(per_digit)
-    images = sample_ode(backbone, records, guidance=guidance)
-    prompts = [entry["prompt"] for entry in records]
-    read = ocr.build()(images, prompts, records)
+def evaluate(
+    backbone: SD3Backbone, *, per_digit: int, guidance: float = 1.0, task: Task = DIGIT
+) -> dict[str, float]:
+    """Scores of 10-step samples: OCR, colour, how often OCR and the classifier read what was asked,
+    OCR of the images in which a digit was asked for."""
+    records = evaluation_prompts(per_digit, task)
+    images = sample_ode(backbone, records, task=task, guidance=guidance)
+    prompts, texts = ([entry[key] for entry in records] for key in ("prompt", "text"))
+    read = (ocr if task.digits == 1 else line).build()(images, prompts, records)
     tint = colour.build()(images, prompts, records)
-    labels = torch.arange(10).repeat_interleave(per_digit)
-    by_digit = read.reshape(10, per_digit).mean(1).tolist()
+    found = ocr.Recogniser(threads=2, batch=64).read(images)
+    by_digit = {
+        f"ocr_{digit}": float(read[[str(digit) in text for text in texts]].mean())
+        for digit in range(10)
+    }
     return {
         "ocr": float(read.mean()),
         "colour": float(tint.mean()),
-        "classifier": classifier_accuracy(images, labels),
-        **{f"ocr_{digit}": value for digit, value in enumerate(by_digit)},
+        "classifier": classifier_accuracy(images, texts, task),
+        "right": sum(map(operator.eq, found, texts)) / len(texts),
+        **by_digit,
     }

@@ -1,10 +1,9 @@
-"""Pretrain the embedded model: autoencoder first, then text encoders and transformer together.
+"""Pretrain an embedded model: autoencoder first, then text encoders and transformer together.
 
 Rectified flow as in Stable Diffusion 3 (Esser et al. 2024, arXiv 2403.03206): t is logit-normal,
-x_t = (1 - t) x_0 + t x_1, the target is x_1 - x_0. Left out: discriminator and perceptual loss of
-the autoencoder (flat colours need neither), learning-rate decay of the flow. The latter so that a
-shorter run is a prefix of a longer one: the shipped model is stopped early on purpose, before it
-is good, since it is there to be improved by reinforcement learning.
+x_t = (1 - t) x_0 + t x_1, the target is x_1 - x_0. Left out: learning-rate decay of the flow, so
+that a shorter run is a prefix of a longer one: a shipped model is stopped early on purpose, before
+it is good, since it is there to be improved by reinforcement learning.
 """
 
 from __future__ import annotations
@@ -27,30 +26,31 @@ from tqdm import tqdm
 from sfgrpo.backbones.sd3 import SD3Backbone, encode_prompts
 from sfgrpo.embedded import data
 from sfgrpo.embedded.architecture import build_pipeline
+from sfgrpo.embedded.autoencoder import encode_images, train_autoencoder, train_decoder
 from sfgrpo.embedded.card import write_card
 from sfgrpo.embedded.evaluate import evaluate
+from sfgrpo.embedded.task import DIGIT, NUMERALS, Task, find
 
-VAE_BATCH = 96
-FLOW_BATCH = 64
 CAPTION_DROPOUT = 0.1
-KL_WEIGHT = 1e-3
+TOKENS = "text_model.embeddings.token_embedding.weight"
 TRAINED = ("transformer", "text_encoder", "text_encoder_2")
 
 
 def pretrain(
     out: Path,
     *,
+    task: Task = DIGIT,
     seed: int = 0,
-    vae_steps: int = 1000,
-    steps: int = 3000,
-    latents: int = 24_000,
+    vae_steps: int | None = None,
+    steps: int | None = None,
+    latents: int | None = None,
     threads: int | None = None,
     evaluate_every: int = 500,
 ) -> dict[str, float]:
-    """Train the embedded model and write it to the folder `out`; returns its measured scores.
+    """Train the model of `task` and write it to the folder `out`; returns its measured scores.
 
-    `vae_steps` batches fit the autoencoder; `latents` images are then encoded once, and `steps`
-    batches of them fit the flow.
+    `vae_steps` batches fit the autoencoder, `latents` images are then encoded once, and `steps`
+    batches of them fit the flow; None is the task's own number of each.
 
     The result depends on `seed`, the step counts and, in the last bits, on the number of threads
     (`threads`; None leaves PyTorch's own) and the CPU. `evaluate_every` flow steps, scores of a
@@ -59,6 +59,8 @@ def pretrain(
     Raises:
         ValueError: `out` holds anything or cannot be made; a count below 1.
     """
+    vae_steps = task.vae_steps if vae_steps is None else vae_steps
+    steps = task.steps if steps is None else steps
     for name, count in (("vae_steps", vae_steps), ("steps", steps), ("threads", threads)):
         if count is not None and count < 1:
             raise ValueError(f"{name} must be at least 1, got {count}")
@@ -67,80 +69,66 @@ def pretrain(
         torch.set_num_threads(threads)
     started = time.monotonic()
     generator = torch.Generator().manual_seed(seed)
-    pipeline = build_pipeline(seed)
-    train_autoencoder(pipeline.vae, steps=vae_steps, generator=generator)
-    bank, captions = latent_bank(pipeline.vae, latents, generator)
+    pipeline = build_pipeline(seed, task)
+    if task.start is None:
+        train_autoencoder(pipeline.vae, task=task, steps=vae_steps, generator=generator)
+    else:
+        adopt(pipeline, find(task.start))
+        train_decoder(pipeline.vae, task=task, steps=vae_steps, seed=seed)
+    bank, captions = latent_bank(pipeline.vae, latents or task.images, generator, task)
     averaged = train_flow(
         pipeline,
         bank,
         captions,
+        task=task,
         steps=steps,
         generator=generator,
         evaluate_every=evaluate_every,
     )
     minutes = (time.monotonic() - started) / 60
     save(averaged, out)
-    scores = evaluate(SD3Backbone(averaged, max_sequence_length=0), per_digit=24)
-    command = f"sfgrpo pretrain OUT --seed {seed} --vae-steps {vae_steps} --steps {steps}"
+    scores = evaluate(SD3Backbone(averaged, max_sequence_length=0), task=task, per_digit=24)
+    command = f"sfgrpo pretrain OUT --task {task.name} --seed {seed}"
+    command += f" --vae-steps {vae_steps} --steps {steps} --threads {torch.get_num_threads()}"
     sizes = [p.numel() for name in ("vae", *TRAINED) for p in getattr(averaged, name).parameters()]
-    write_card(out, scores=scores, parameters=sum(sizes), minutes=minutes, command=command)
+    write_card(
+        out, task=task, scores=scores, parameters=sum(sizes), minutes=minutes, command=command
+    )
     tqdm.write("  ".join(f"{name} {value:.3f}" for name, value in scores.items()))
     return scores
 
 
-def train_autoencoder(vae: AutoencoderKL, *, steps: int, generator: torch.Generator) -> None:
-    """Fit the autoencoder, then set its scaling so that latents have mean 0 and variance 1."""
-    vae.train()
-    nn.utils.convert_conv2d_weight_memory_format(vae, torch.channels_last)
-    optimiser = torch.optim.AdamW(vae.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, max_lr=2e-3, total_steps=max(steps, 2), pct_start=0.1
-    )
-    bar = tqdm(range(steps), desc="autoencoder", unit="step")
-    for _ in bar:
-        images = autoencoder_images(generator)
-        (posterior,) = vae.encode(images, return_dict=False)
-        decoded = vae.decoder(posterior.sample(generator))
-        kl = posterior.kl().mean() / posterior.mean[0].numel()
-        loss = F.l1_loss(decoded, images) + KL_WEIGHT * kl
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        bar.set_postfix(loss=f"{loss.item():.4f}", kl=f"{kl.item():.2f}", refresh=False)
-    vae.eval().requires_grad_(False)
-    batch = data.sample(2000, split=data.PRETRAINING_DIGITS, generator=generator)
-    latents = encode_images(vae, batch)
-    vae.register_to_config(
-        shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std())
-    )
+def adopt(pipeline: StableDiffusion3Pipeline, source: Task) -> None:
+    """Give `pipeline` the autoencoder of another task, and its other weights as a start.
 
-
-def autoencoder_images(generator: torch.Generator) -> Tensor:
-    """A batch in [-1, 1], half of it in colours beyond the palette."""
-    batch = data.sample(VAE_BATCH, split=data.PRETRAINING_DIGITS, generator=generator)
-    half = VAE_BATCH // 2
-    masks, _ = data.digits(data.PRETRAINING_DIGITS)
-    ink = data.enlarge(masks[torch.randint(len(masks), (half,), generator=generator)], generator)
-    front, back = torch.rand(2, half, 3, 1, 1, generator=generator).unbind()
-    images = torch.cat([batch.images[half:], back + ink * (front - back)])
-    return (images * 2 - 1).contiguous(memory_format=torch.channels_last)
-
-
-@torch.no_grad()
-def encode_images(vae: AutoencoderKL, batch: data.Batch) -> Tensor:
-    """Posterior means [B, 4, 8, 8], before scaling."""
-    parts = (batch.images * 2 - 1).split(250)
-    return torch.cat([vae.encode(part, return_dict=False)[0].mean for part in parts])
+    All but what depends on the size of the images, which is the transformer's positions, and on the
+    vocabulary: of tokens those are taken over that both have, and "seven" for "7".
+    """
+    found = SD3Backbone.load(source.folder / "model", max_sequence_length=0).pipeline
+    pipeline.register_modules(vae=found.vae.eval().requires_grad_(False))
+    weights = found.transformer.state_dict()
+    weights["pos_embed.pos_embed"] = pipeline.transformer.pos_embed.pos_embed
+    pipeline.transformer.load_state_dict(weights)
+    spelled = {f"{digit}</w>": f"{word}</w>" for digit, word in enumerate(NUMERALS)}
+    known = found.tokenizer.get_vocab()
+    rows = {
+        row: known[spelled.get(token, token)]
+        for token, row in pipeline.tokenizer.get_vocab().items()
+        if spelled.get(token, token) in known
+    }
+    for name in ("text_encoder", "text_encoder_2"):
+        weights = getattr(found, name).state_dict()
+        tokens = getattr(pipeline, name).get_input_embeddings().weight.detach().clone()
+        tokens[list(rows)] = weights[TOKENS][list(rows.values())]
+        getattr(pipeline, name).load_state_dict({**weights, TOKENS: tokens})
 
 
 def latent_bank(
-    vae: AutoencoderKL, count: int, generator: torch.Generator
+    vae: AutoencoderKL, count: int, generator: torch.Generator, task: Task = DIGIT
 ) -> tuple[Tensor, list[str]]:
-    """Scaled latents [count, 4, 8, 8] of captioned images, and the captions."""
-    batch = data.sample(count, split=data.PRETRAINING_DIGITS, generator=generator)
-    raw = encode_images(vae, batch)
+    """Scaled latents [count, 4, H / 4, W / 4] of captioned images, and the captions."""
+    batch = data.sample(count, split=data.PRETRAINING_DIGITS, generator=generator, task=task)
+    raw = encode_images(vae, batch.images)
     latents = (raw - vae.config["shift_factor"]) * vae.config["scaling_factor"]
     return latents.contiguous(), [entry["prompt"] for entry in batch.records]
 
@@ -150,6 +138,7 @@ def train_flow(
     latents: Tensor,
     captions: list[str],
     *,
+    task: Task = DIGIT,
     steps: int,
     generator: torch.Generator,
     evaluate_every: int,
@@ -160,12 +149,12 @@ def train_flow(
     shadow = {name: average.module.get_submodule(name) for name in TRAINED}
     averaged = StableDiffusion3Pipeline(**{**pipeline.components, **shadow})
     optimiser = torch.optim.AdamW(
-        trained.parameters(), lr=2e-3, betas=(0.9, 0.99), weight_decay=1e-2
+        trained.parameters(), lr=task.learning_rate, betas=(0.9, 0.99), weight_decay=1e-2
     )
     warmup = torch.optim.lr_scheduler.LinearLR(optimiser, start_factor=0.01, total_iters=200)
     bar = tqdm(range(1, steps + 1), desc="flow", unit="step")
     for step in bar:
-        loss = flow_loss(pipeline, latents, captions, generator)
+        loss = flow_loss(pipeline, latents, captions, generator, task.batch)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
@@ -174,7 +163,7 @@ def train_flow(
         average.update_parameters(trained)
         bar.set_postfix(loss=f"{loss.item():.4f}", refresh=False)
         if evaluate_every and step % evaluate_every == 0 and step < steps:
-            scores = evaluate(SD3Backbone(averaged, max_sequence_length=0), per_digit=8)
+            scores = evaluate(SD3Backbone(averaged, max_sequence_length=0), task=task, per_digit=8)
             shown = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
             bar.write(f"step {step}: {shown}")
     return averaged
@@ -207,17 +196,18 @@ def flow_loss(
     latents: Tensor,
     captions: list[str],
     generator: torch.Generator,
+    batch: int,
 ) -> Tensor:
     """Rectified-flow matching loss of one random batch, with caption dropout."""
-    chosen = torch.randint(len(latents), (FLOW_BATCH,), generator=generator)
-    dropped = torch.rand(FLOW_BATCH, generator=generator) < CAPTION_DROPOUT
+    chosen = torch.randint(len(latents), (batch,), generator=generator)
+    dropped = torch.rand(batch, generator=generator) < CAPTION_DROPOUT
     prompts = [
         "" if drop else captions[index]
         for index, drop in zip(chosen.tolist(), dropped.tolist(), strict=True)
     ]
     x_0 = latents[chosen]
     x_1 = torch.randn(x_0.shape, generator=generator)
-    t = torch.randn(FLOW_BATCH, generator=generator).sigmoid()
+    t = torch.randn(batch, generator=generator).sigmoid()
     x_t = torch.lerp(x_0, x_1, t[:, None, None, None])
     cond = encode_prompts(pipeline, prompts, 0)
     (velocity,) = pipeline.transformer(

@@ -17,7 +17,8 @@ class Model(Section):
     options: dict[str, Any] = Field(default={})
     """Arguments of the backbone's `load` that no other key sets."""
     path: Source = "embedded"
-    """Local folder or hub id of a diffusers pipeline; "embedded" is the model in this package."""
+    """Local folder or hub id of a diffusers pipeline; "embedded" and "numbers" are
+    models in this package."""
     resolution: int | tuple[int, int] = 32
     """Pixels: the side of square images, or [height, width]."""
     num_frames: Count = 1
