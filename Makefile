@@ -1,4 +1,4 @@
-# make demo   trains the embedded text-to-image model with Stepwise-Flow-GRPO and writes runs/demo/report.html
+# make demo   trains an embedded text-to-image model with Stepwise-Flow-GRPO and writes runs/demo/report.html
 # make check  lint, types and the quick tests, side by side on two cores: two to three minutes on two cores
 # make test   everything that is checked: lint, types, all tests
 # make format formats the code and fixes what ruff can fix safely
@@ -62,7 +62,7 @@ test: setup
 	$(MAKE) --jobs=2 lint tests
 
 demo: setup
-	$(BIN)/sfgrpo train embedded --run.output_dir runs/demo --fresh
+	$(BIN)/sfgrpo train numbers --run.output_dir runs/demo --fresh
 
 # Waiting threads may spin here, which is what a machine of one's own does.
 bench: setup
