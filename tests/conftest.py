@@ -14,8 +14,8 @@ SLOW = ("ops/test_aot_compile.py", "ops/test_dispatch.py", "ops/test_triton_*.py
 
 LONGEST = (
     "engine/test_zero.py", "ops/test_aot_compile.py", "backbones/test_families.py",
-    "test_recipes.py", "doctor/test_doctor.py", "run/test_stopping.py", "test_trainer.py",
-    "ops/test_dispatch.py", "benchmarks/test_ops_table.py",
+    "test_recipes.py", "doctor/test_doctor.py", "engine/test_nodes.py", "run/test_stopping.py",
+    "test_trainer.py", "ops/test_dispatch.py", "benchmarks/test_ops_table.py",
 )  # fmt: skip
 """Started first where several processes share the tests: one of them, left to the end, would run
 alone. A file that is missing here costs time, and nothing else."""

@@ -57,6 +57,7 @@ MIRRORED = {
     "own_network": "sfgrpo/backbones/_module.py",
     "readme": "README.md",
     "scheduler_changes": "sfgrpo/scheduler.py",
+    "scheduler_pipelines": "sfgrpo/scheduler.py",
     "structure": "pyproject.toml",
 }
 """What a test on top is about where no module is called like it: tests/test_NAME.py -> path."""

@@ -15,7 +15,6 @@ lines wherever they are, in images large enough to have some.
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Sequence
 from typing import Literal
@@ -25,6 +24,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from sfgrpo.cores import cores
 from sfgrpo.rewards import ocr
 from sfgrpo.rewards.base import Metadata
 
@@ -90,7 +90,7 @@ class TextReward:
                 # It warns of every image without text.
                 "Global.log_level": "error",
                 # A number above that of the cores would be ignored.
-                "EngineConfig.onnxruntime.intra_op_num_threads": min(threads, os.cpu_count() or 1),
+                "EngineConfig.onnxruntime.intra_op_num_threads": min(threads, cores()),
                 "EngineConfig.onnxruntime.inter_op_num_threads": 1,
             }
         )

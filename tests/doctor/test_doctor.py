@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +18,6 @@ from sfgrpo.doctor import footprint, machine, memory, selfcheck
 from sfgrpo.doctor.memory import Network, Setting, Work
 from sfgrpo.ops._library import REFERENCES
 from sfgrpo.policy import Policy
-from sfgrpo.run import records
 from sfgrpo.trainer import Trainer
 from tests.support import families
 from tests.support.families import FAMILIES
@@ -278,42 +273,3 @@ def test_the_command(
     assert "more than there is" in capsys.readouterr().out
     assert cli.main(["doctor", str(path), "--model.path", str(tmp_path / "none")]) == 1
     assert "PROBLEM" in capsys.readouterr().out
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.mark.slow
-def test_two_nodes_do_what_one_process_does(recipe, tmp_path: Path) -> None:
-    """Multi-node without ssh: a launcher on each node, here two on one machine with a rank each."""
-    alone, both = recipe(run__output_dir=str(tmp_path / "a")), tmp_path / "b"
-    path, hosts = tmp_path / "recipe.yaml", tmp_path / "hostfile"
-    path.write_text(json.dumps(alone.model_dump(mode="json")))
-    hosts.write_text("node-0 slots=1\nnode-1 slots=1\n")
-    environment = {
-        **os.environ, "PYTHONPATH": os.getcwd(), "DS_ACCELERATOR": "cpu",
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }  # fmt: skip
-    command = [
-        "deepspeed", "--hostfile", str(hosts), "--no_ssh", "--master_addr", "127.0.0.1",
-        "--master_port", str(free_port()),
-    ]  # fmt: skip
-    training = ["--module", "sfgrpo.train", str(path), "--run.output_dir", str(both)]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    nodes = [
-        subprocess.Popen([*command, "--node_rank", str(rank), *training], env=environment, **pipes)
-        for rank in range(2)
-    ]
-    Trainer(alone).train()
-    for node in nodes:
-        output, _ = node.communicate(timeout=200)
-        assert node.returncode == 0, output
-    for log in ("metrics.jsonl", "eval.jsonl"):
-        pairs = zip(records.read(tmp_path / "a" / log), records.read(both / log), strict=True)
-        for one, two in pairs:
-            for name in one.keys() - {"loss", "ratio_min", "ratio_max"}:
-                if "drift" not in name:
-                    assert two[name] == pytest.approx(one[name], rel=2e-3, abs=2e-5), name
