@@ -53,7 +53,7 @@ Tensor gain_advantages(const GainOperands& o) {
     dense_mask = o.mask->is_contiguous() ? *o.mask : torch::stable::contiguous(*o.mask);
   }
   const Tensor advantages =
-      torch::stable::new_empty(rewards, {prompts, trajectories, steps}, ScalarType::Float);
+      new_empty(rewards, {prompts, trajectories, steps}, ScalarType::Float);
   std::vector<uint8_t> finite(prompts, 1);
   const GainArgs args{trajectories,
                       steps,

@@ -23,9 +23,8 @@ struct NoiseRow {
   void move_to(const NoiseIds& ids, int64_t row_) {
     if (row == row_) return;
     row = row_;
-    const uint64_t sample = static_cast<uint64_t>(ids.sample_ids[row]);
-    const uint32_t step =
-        ids.step_ids == nullptr ? ids.step : static_cast<uint32_t>(ids.step_ids[row]);
+    const uint64_t sample = static_cast<uint64_t>(ids.samples->data[row]);
+    const uint32_t step = ids.steps ? static_cast<uint32_t>(ids.steps->data[row]) : ids.step;
     uint32_t k0 = static_cast<uint32_t>(ids.seed), k1 = static_cast<uint32_t>(ids.seed >> 32);
     for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u) {
       key0[round] = k0;

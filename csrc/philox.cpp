@@ -29,7 +29,7 @@ struct NoiseOperands {
 Tensor philox_normal(const NoiseOperands& o) {
   const Shape shape(o.sample_ids.numel(), o.numel);
   const NoiseIds ids(o.seed, o.sample_ids, o.step, o.step_ids, shape.rows);
-  const Tensor out = torch::stable::new_empty(o.sample_ids, {shape.rows, o.numel}, o.dtype);
+  const Tensor out = new_empty(o.sample_ids, {shape.rows, o.numel}, o.dtype);
   const NormalArgs args{shape, Operand("dtype", out).array, ids};
   for_blocks(shape, SFGRPO_SELECT(philox_normal), args);
   return out;

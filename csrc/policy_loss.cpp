@@ -124,9 +124,9 @@ std::tuple<Tensor, Tensor, Tensor> policy_loss(const PolicyOperands& o) {
       o.weights ? numbers("weights", *o.weights, rows)
                 : std::vector<double>(rows, 1.0 / std::max<int64_t>(noisy, 1));
 
-  const Tensor loss = torch::stable::new_empty(o.coef, {}, o.coef.scalar_type());
-  const Tensor stats = torch::stable::new_empty(o.coef, {rows, 5}, o.coef.scalar_type());
-  const Tensor back = torch::stable::new_empty(o.coef, {rows, 2}, o.coef.scalar_type());
+  const Tensor loss = new_empty(o.coef, {}, o.coef.scalar_type());
+  const Tensor stats = new_empty(o.coef, {rows, 5}, o.coef.scalar_type());
+  const Tensor back = new_empty(o.coef, {rows, 2}, o.coef.scalar_type());
   const Array stats_out = Operand("stats", stats).array, back_out = Operand("back", back).array;
   double total = 0;
   for (int64_t row = 0; row < rows; ++row) {

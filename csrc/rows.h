@@ -11,8 +11,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <optional>
-#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -23,33 +21,17 @@
 #include <arm_neon.h>
 #endif
 
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
+#include "tensors.h"
 
 namespace sfgrpo {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Optional = std::optional<Tensor>;
 
 // Five float32 buffers of a block fit the smallest L1 cache in use; a multiple of 64, the number
 // of normals that one round of the generator makes.
 constexpr int kBlock = 1024;
 constexpr double kHalfLog2Pi = 0.91893853320467274178;
 
-enum class Type : int { f32, f64, bf16, f16 };
-
-// Contiguous data of one of the four types; null where an optional tensor is absent.
-struct Array {
-  void* data = nullptr;
-  Type type = Type::f32;
-};
-
-[[noreturn]] inline void fail(const std::string& message) { throw std::runtime_error(message); }
-
-// A kernel takes one struct of operands, whose tie() names its fields in the schema's order;
-// Unpacked<kernel>::call takes them one by one, which is what the dispatcher needs.
+// A kernel takes one struct of operands, which declares its fields in the schema's order, as does
+// its tie(); Unpacked<kernel>::call takes them one by one, which is what the dispatcher needs.
 template <class Result, class Operands>
 Operands operands_of(Result (*)(const Operands&));
 template <auto kernel, class Fields = decltype(operands_of(kernel).tie())>
@@ -57,55 +39,12 @@ struct Unpacked;
 template <auto kernel, class... Fields>
 struct Unpacked<kernel, std::tuple<Fields&...>> {
   static auto call(Fields... fields) {
-    decltype(operands_of(kernel)) operands;
-    operands.tie() = std::tuple<Fields...>(std::move(fields)...);
-    return kernel(operands);
+    return kernel(decltype(operands_of(kernel)){std::move(fields)...});
   }
 };
 
 // Inside of STABLE_TORCH_LIBRARY_IMPL: the kernel of the op of its name.
 #define SFGRPO_OP(name) library.impl(#name, TORCH_BOX(&sfgrpo::Unpacked<&sfgrpo::name>::call))
-
-inline Type type_of(const char* name, const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return Type::f32;
-    case ScalarType::Double: return Type::f64;
-    case ScalarType::BFloat16: return Type::bf16;
-    case ScalarType::Half: return Type::f16;
-    default: fail(std::string(name) + ": expected float32, float64, bfloat16 or float16");
-  }
-}
-
-// A contiguous operand and, if a copy had to be made for that, its owner.
-struct Operand {
-  Tensor tensor;
-  Array array;
-
-  Operand() = default;
-  Operand(const char* name, const Tensor& source)
-      : tensor(source.is_contiguous() ? source : torch::stable::contiguous(source)),
-        array{tensor.data_ptr(), type_of(name, source)} {}
-  Operand(const char* name, const Optional& source)
-      : Operand(source ? Operand(name, *source) : Operand()) {}
-
-  // After the operand was overwritten: back into the tensor it was copied from, if it was.
-  void write_back(Tensor source) const {
-    if (tensor.data_ptr() != source.data_ptr()) torch::stable::copy_(source, tensor);
-  }
-};
-
-inline Tensor empty_as(const Tensor& like, ScalarType type) {
-  return torch::stable::new_empty(like, like.sizes(), type);
-}
-inline Tensor empty_as(const Tensor& like) { return empty_as(like, like.scalar_type()); }
-
-// A result that is there only if asked for, [0] otherwise; `array` points at its data.
-inline Tensor optional_result(bool wanted, const Tensor& like, ScalarType type, Array& array) {
-  if (!wanted) return torch::stable::new_empty(like, {0}, type);
-  const Tensor result = empty_as(like, type);
-  array = Operand("result", result).array;
-  return result;
-}
 
 // [rows, elements], and each row in blocks.
 struct Shape {
@@ -150,40 +89,46 @@ struct Block {
 inline std::vector<double> numbers(const char* name, const Tensor& tensor, int64_t expected) {
   if (tensor.numel() != expected) fail(std::string(name) + ": wrong number of elements");
   const Operand operand(name, tensor);
-  std::vector<double> values(expected);
-  for (int64_t i = 0; i < expected; ++i) {
-    switch (operand.array.type) {
-      case Type::f32: values[i] = static_cast<const float*>(operand.array.data)[i]; break;
-      case Type::f64: values[i] = static_cast<const double*>(operand.array.data)[i]; break;
-      default: fail(std::string(name) + ": expected float32 or float64");
+  const void* data = operand.array.data;
+  switch (operand.array.type) {
+    case Type::f32: {
+      const float* values = static_cast<const float*>(data);
+      return std::vector<double>(values, values + expected);
     }
+    case Type::f64: {
+      const double* values = static_cast<const double*>(data);
+      return std::vector<double>(values, values + expected);
+    }
+    default: fail(std::string(name) + ": expected float32 or float64");
   }
-  return values;
 }
 
-inline Tensor int64_rows(const char* name, const Tensor& tensor, int64_t rows) {
-  if (tensor.scalar_type() != ScalarType::Long || tensor.numel() != rows)
-    fail(std::string(name) + ": expected int64, one per row");
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
+// int64 [rows].
+struct RowIds {
+  Optional copy;
+  const int64_t* data;
+
+  RowIds(const char* name, const Tensor& ids, int64_t rows) {
+    if (ids.scalar_type() != ScalarType::Long || ids.numel() != rows)
+      fail(std::string(name) + ": expected int64, one per row");
+    if (!ids.is_contiguous()) copy = torch::stable::contiguous(ids);
+    data = static_cast<const int64_t*>((copy ? *copy : ids).data_ptr());
+  }
+};
 
 // Which noise the rows draw; owns the ids.  One step for all rows unless there are step_ids.
 struct NoiseIds {
-  Tensor samples, steps;
+  std::optional<RowIds> samples, steps;
   uint64_t seed = 0;
   uint32_t step = 0;
-  const int64_t *sample_ids = nullptr, *step_ids = nullptr;
 
   NoiseIds() = default;
-  NoiseIds(int64_t seed_, const Tensor& sample_ids_, int64_t step_,
-           const Optional& step_ids_, int64_t rows)
-      : samples(int64_rows("sample_ids", sample_ids_, rows)),
+  NoiseIds(int64_t seed_, const Tensor& sample_ids, int64_t step_, const Optional& step_ids,
+           int64_t rows)
+      : samples(RowIds("sample_ids", sample_ids, rows)),
         seed(static_cast<uint64_t>(seed_)),
-        step(static_cast<uint32_t>(step_)),
-        sample_ids(static_cast<const int64_t*>(samples.data_ptr())) {
-    if (!step_ids_) return;
-    steps = int64_rows("step_ids", *step_ids_, rows);
-    step_ids = static_cast<const int64_t*>(steps.data_ptr());
+        step(static_cast<uint32_t>(step_)) {
+    if (step_ids) steps = RowIds("step_ids", *step_ids, rows);
   }
 };
 

@@ -61,7 +61,7 @@ std::tuple<Tensor, Tensor> sde_logprob(const LogprobOperands& o) {
   for_blocks(shape,
              rows.f64 ? SFGRPO_SELECT(sde_logprob<double>) : SFGRPO_SELECT(sde_logprob<float>),
              args);
-  const Tensor logp = torch::stable::new_empty(o.coef, {shape.rows}, o.coef.scalar_type());
+  const Tensor logp = new_empty(o.coef, {shape.rows}, o.coef.scalar_type());
   const Array out = Operand("logp", logp).array;
   for (int64_t row = 0; row < shape.rows; ++row) {
     const double n = rows.coef[row].n;

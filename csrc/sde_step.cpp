@@ -45,7 +45,7 @@ struct StepResults {
 
 // Fills in the results, of which x_next may be x itself, and returns logp.
 Tensor run_step(const StepOperands& o, const Operand& x, const StepResults& results) {
-  const Shape shape(x.tensor);
+  const Shape shape(o.x);
   const bool f64 = x.array.type == Type::f64;
   const Operand v = shape.operand("v", o.v, f64);
   const Operand v_uncond = shape.operand("v_uncond", o.v_uncond, f64);
@@ -54,7 +54,7 @@ Tensor run_step(const StepOperands& o, const Operand& x, const StepResults& resu
   if (!o.noise && !o.sample_ids) fail("sde_step: without noise, sample_ids are needed");
   const NoiseIds ids =
       o.noise ? NoiseIds() : NoiseIds(o.seed, *o.sample_ids, o.step, o.step_ids, shape.rows);
-  const Tensor logp = torch::stable::new_empty(o.coef, {shape.rows}, o.coef.scalar_type());
+  const Tensor logp = new_empty(o.coef, {shape.rows}, o.coef.scalar_type());
   RowSums sums(shape);
   const StepArgs args{shape,       x.array,        v.array,        v_uncond.array,
                       noise.array, results.x_next, results.x0_hat, results.mean,
