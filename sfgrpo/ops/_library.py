@@ -12,16 +12,15 @@ says so once; the C++ library takes over the CPU key, Triton the CUDA key (see `
 from __future__ import annotations
 
 import functools
-import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
-_LIBRARY = torch.library.Library("sfgrpo", "DEF")
+LIBRARY = torch.library.Library("sfgrpo", "DEF")
 Record = TypeVar("Record", bound=NamedTuple)
 
 Choice = Annotated[int, "int"]
@@ -87,11 +86,11 @@ def define(
         float64_on_gpus=float64_on_gpus,
     )
     schema = name + _schema(definition, reference, without)
-    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     DEFINITIONS[name] = definition
     REFERENCES[name] = taking(record, reference)
-    _LIBRARY.impl(name, announced(REFERENCES[name]), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"sfgrpo::{name}", taking(record, fake), lib=_LIBRARY)
+    LIBRARY.impl(name, announced(REFERENCES[name]), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"sfgrpo::{name}", taking(record, fake), lib=LIBRARY)
     op = getattr(torch.ops.sfgrpo, name).default
     if written:
         _work_in_place(name, op)
@@ -137,7 +136,6 @@ def _work_in_place(name: str, op: Any) -> None:
     so that a graph which had saved it refuses to run.
     """
     fields = DEFINITIONS[name].record._fields
-    written = [fields.index(operand) for operand in DEFINITIONS[name].written]
 
     def refuse_gradients(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
         if torch.is_grad_enabled():
@@ -153,117 +151,30 @@ def _work_in_place(name: str, op: Any) -> None:
     def bump_versions(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
         with torch._C._AutoDispatchBelowADInplaceOrView():
             results = op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args)
-        for index in written:
-            if args[index] is not None:
-                torch.autograd.graph.increment_version(args[index])
+        mark_overwritten(name, args)
         return results
 
-    _LIBRARY.impl(name, refuse_gradients, "Autograd", with_keyset=True)
-    _LIBRARY.impl(name, bump_versions, "ADInplaceOrView", with_keyset=True)
+    LIBRARY.impl(name, refuse_gradients, "Autograd", with_keyset=True)
+    LIBRARY.impl(name, bump_versions, "ADInplaceOrView", with_keyset=True)
 
 
-def without_gradient(op: Any) -> Callable[..., Any]:
-    """``op``, whose results ask for no gradient even where its operands do.
-
-    ``torch.no_grad()`` takes as long as all checks of a step together, and is left to the calls
-    that need it.
-    """
-    # What OpOverload.__call__ passes its arguments on to.
-    direct = op._op
-
-    def call(*args: Any) -> Any:
-        if (
-            torch.compiler.is_compiling()
-            or torch._C._are_functorch_transforms_active()
-            or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args))
-        ):
-            with torch.no_grad():
-                return op(*args)
-        return direct(*args)
-
-    return call
-
-
-def differentiate(
-    name: str,
-    backward: Callable[..., dict[str, Tensor | None]],
-    setup_context: Callable[[Any, Any, Any], None],
-    operands: tuple[str, ...],
-) -> Callable[..., Any]:
-    """Attach an autograd formula to an op defined here and return what is to be called.
-
-    That is the op only while a graph is compiled, and for who calls the op itself.
-    ``torch.func``'s transforms look for an autograd.Function in the caller's hands and do not find
-    one behind the dispatcher (PyTorch 2.13).  A plain call goes to another one, since the
-    dispatcher's own reads the schema anew in every call: as long as all the rest takes together.
-    To PyTorch that one is a function of ``operands`` only, as each further argument costs time.
-
-    Args:
-        name: of the op.
-        backward: ``(ctx, needed, *gradients of the results)`` -> gradients of the operands by name;
-            ``needed`` says by name of which of ``operands`` one is wanted.
-        setup_context: ``(ctx, operands, results)``; keeps in ``ctx`` what backward needs.
-        operands: names of those that have a gradient; no other one may ask for it.
-    """
-    op = getattr(torch.ops.sfgrpo, name).default
-    record = DEFINITIONS[name].record
-    differentiable = operator.itemgetter(*map(record._fields.index, operands))
-    no_gradients = dict.fromkeys(record._fields)
-
-    def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        setup_context(ctx, record(*inputs), output)
-
-    def gradients(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        needed = dict(zip(operands, differentiable(ctx.needs_input_grad), strict=True))
-        return tuple((no_gradients | backward(ctx, needed, *grads)).values())
-
-    torch.library.register_autograd(f"sfgrpo::{name}", gradients, setup_context=keep, lib=_LIBRARY)
-
-    direct = op._op
-
-    def compute(*args: Any) -> Any:
-        with torch._C._AutoDispatchBelowAutograd():
-            return direct(*args)
-
-    def compute_and_keep(ctx: Any, o: Any, *_: Tensor | None) -> Any:
-        output = compute(*o)
-        setup_context(ctx, o, output)
-        return output
-
-    def gradients_of_operands(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        needed = dict(zip(operands, ctx.needs_input_grad[1:], strict=True))
-        return (None, *map(backward(ctx, needed, *grads).get, operands))
-
-    def function(**members: Any) -> Any:
-        methods: dict[str, Any] = {key: staticmethod(member) for key, member in members.items()}
-        return type(f"sfgrpo_{name}", (torch.autograd.Function,), methods)
-
-    plain = function(forward=compute_and_keep, backward=gradients_of_operands)
-    transformed = function(forward=compute, backward=gradients, setup_context=keep)
-    transformed.generate_vmap_rule = True
-
-    def call(o: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return op(*o)
-        if torch._C._are_functorch_transforms_active():
-            return transformed.apply(*o)
-        if torch.is_grad_enabled():
-            asked = differentiable(o)
-            if torch._C._any_requires_grad(*asked):
-                return plain.apply(o, *asked)
-        return compute(*o)
-
-    return call
+def mark_overwritten(name: str, args: Sequence[Any]) -> None:
+    """Raise the versions of what the op ``name`` has overwritten of its arguments."""
+    definition = DEFINITIONS[name]
+    for operand in definition.written:
+        tensor = args[definition.record._fields.index(operand)]
+        if tensor is not None and not tensor.is_inference():  # those have no version
+            torch.autograd.graph.increment_version(tensor)
 
 
 def vectorise(name: str, rule: Callable[..., Any]) -> None:
     """Attach a ``torch.vmap`` rule to an op defined here (see ``_vmap.py``)."""
-    torch.library.register_vmap(f"sfgrpo::{name}", rule, lib=_LIBRARY)
+    torch.library.register_vmap(f"sfgrpo::{name}", rule, lib=LIBRARY)
 
 
 def implement(name: str, kernel: Callable[..., Any], key: str) -> None:
     """Register ``kernel`` for one dispatch key, e.g. ``"CUDA"``."""
-    _LIBRARY.impl(name, kernel, key)
+    LIBRARY.impl(name, kernel, key)
 
 
 def announced(reference: Callable[..., Any]) -> Callable[..., Any]:

@@ -23,7 +23,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sfgrpo.ops import _checks
+from sfgrpo.ops import _checks, _overlap
+from sfgrpo.ops._calls import in_place
 from sfgrpo.ops._library import Choice, define, vectorise
 from sfgrpo.ops._vmap import fold_into_rows
 
@@ -101,13 +102,14 @@ def _fake(o: GainOperands) -> Tensor:
 _op = define(
     "gain_advantages", GainOperands, gain_advantages_reference, _fake, float64_on_gpus=True
 )
-_op_in_place = define(
+define(
     "gain_advantages_",
     GainOperands,
     gain_advantages__reference,
     written=("rewards",),
     float64_on_gpus=True,
 )
+_call_in_place = in_place("gain_advantages_")
 vectorise("gain_advantages", fold_into_rows(_op))
 
 
@@ -160,8 +162,8 @@ def gain_advantages_(
         final rewards.
     """
     o = _checked(rewards, normalize, mask, clamp)
-    _checks.overwritable(o._asdict(), ("rewards",))
-    _op_in_place(*o)
+    _overlap.overwritable(o, ("rewards",))
+    _call_in_place(o)
     return rewards[:, :, :-1]
 
 

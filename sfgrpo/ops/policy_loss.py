@@ -35,9 +35,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sfgrpo.ops import _checks
+from sfgrpo.ops import _checks, _overlap
+from sfgrpo.ops._calls import differentiate, in_place
 from sfgrpo.ops._density import Density, gaussian_kl_scale, unnormalised
-from sfgrpo.ops._library import define, differentiate, vectorise
+from sfgrpo.ops._library import define, vectorise
 from sfgrpo.ops._policy_checks import Ratio, policy_settings
 from sfgrpo.ops._policy_operands import PolicyBackwardOperands, PolicyOperands
 from sfgrpo.ops._rows import columns, compute_dtype, gaussian_logp, guided, to_rows
@@ -154,12 +155,13 @@ _op = define("policy_loss", PolicyOperands, policy_loss_reference, _fake)
 _op_backward = define(
     "policy_loss_backward", PolicyBackwardOperands, policy_loss_backward_reference, _fake_backward
 )
-_op_backward_in_place = define(
+define(
     "policy_loss_backward_",
     PolicyBackwardOperands,
     policy_loss_backward__reference,
     written=("v", "v_uncond"),
 )
+_backward_in_place = in_place("policy_loss_backward_")
 vectorise("policy_loss", one_by_one(_op))
 vectorise("policy_loss_backward", one_by_one(_op_backward))
 
@@ -180,8 +182,8 @@ def _backward(
     x, v, x_next, coef, back, v_uncond, *others = ctx.saved_tensors
     o = PolicyBackwardOperands(grad_loss, x, v, x_next, coef, back, v_uncond, ctx.guidance, *others)
     # A graph being compiled learns of storages, not of places: there both may not even share one.
-    if ctx.reuse_v and not _checks.traced_together(v, v_uncond):
-        _op_backward_in_place(*o)
+    if ctx.reuse_v and not _overlap.traced_together(v, v_uncond):
+        _backward_in_place(o)
         return {"v": v.detach(), "v_uncond": None if v_uncond is None else v_uncond.detach()}
     grad_v, grad_v_uncond = _op_backward(*o)
     return {"v": grad_v, "v_uncond": None if v_uncond is None else grad_v_uncond}
@@ -266,7 +268,7 @@ def policy_loss(
         kl_scale, weights, reuse_v, guard, v_old,
     )  # fmt: skip
     if reuse_v and torch.is_grad_enabled():
-        _checks.overwritable(o._asdict(), ("v", "v_uncond"))
+        _overlap.overwritable(o, ("v", "v_uncond"))
         _checks.not_a_leaf("v", v)
         _checks.not_a_leaf("v_uncond", v_uncond)
     loss, stats, _ = _call(o)

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from sfgrpo.ops import _checks
+from sfgrpo.ops._calls import differentiate
 from sfgrpo.ops._density import Density, is_gaussian, unnormalised
-from sfgrpo.ops._library import define, differentiate, vectorise
+from sfgrpo.ops._library import define, vectorise
 from sfgrpo.ops._rows import columns, compute_dtype, gaussian_logp, guided, to_rows
 from sfgrpo.ops._vmap import fold_into_rows
 

@@ -16,8 +16,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from sfgrpo.ops import _checks
-from sfgrpo.ops._library import define, vectorise, without_gradient
+from sfgrpo.ops import _checks, _overlap
+from sfgrpo.ops._calls import in_place, without_gradient
+from sfgrpo.ops._library import define, vectorise
 from sfgrpo.ops._rows import columns, compute_dtype, gaussian_logp, guided, to_rows
 from sfgrpo.ops._vmap import fold_into_rows
 from sfgrpo.ops.philox import NoiseOperands, philox_normal_reference
@@ -94,7 +95,7 @@ def _fake(o: StepOperands) -> tuple[Tensor, ...]:
 
 _op = define("sde_step", StepOperands, sde_step_reference, _fake)
 _call = without_gradient(_op)
-_op_in_place = define(
+define(
     "sde_step_",
     StepOperands,
     sde_step__reference,
@@ -102,6 +103,7 @@ _op_in_place = define(
     written=("x",),
     without=("with_mean",),
 )
+_call_in_place = in_place("sde_step_")
 vectorise("sde_step", fold_into_rows(_op))
 
 
@@ -227,8 +229,8 @@ def sde_step_(
         ``x`` itself, which now holds ``x_next``, and ``logp [B]``.
     """
     o = _checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise, False)
-    _checks.overwritable(o._asdict(), ("x",))
-    logp, _ = _op_in_place(*o[:-1])
+    _overlap.overwritable(o, ("x",))
+    logp, _ = _call_in_place(o[:-1])
     return x, logp
 
 
@@ -254,6 +256,6 @@ def sde_step_x0_(
         ``x`` itself, which now holds ``x_next``; ``logp [B]``; ``x0_hat`` in the dtype of ``x``.
     """
     o = _checked(x, v, coef, seed, sample_ids, step_ids, v_uncond, guidance, noise, True)
-    _checks.overwritable(o._asdict(), ("x",))
-    logp, x0_hat = _op_in_place(*o[:-1])
+    _overlap.overwritable(o, ("x",))
+    logp, x0_hat = _call_in_place(o[:-1])
     return x, logp, x0_hat

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from sfgrpo.ops import _checks
-from sfgrpo.ops._library import define, differentiate, vectorise
+from sfgrpo.ops import _checks, _overlap
+from sfgrpo.ops._calls import differentiate, in_place
+from sfgrpo.ops._library import define, vectorise
 from sfgrpo.ops._rows import compute_dtype, to_rows
 from sfgrpo.ops._vmap import fold_into_rows
 
@@ -54,7 +55,8 @@ def tweedie__reference(o: TweedieOperands) -> None:
 
 
 _op = define("tweedie", TweedieOperands, tweedie_reference, lambda o: o.x.new_empty(o.x.shape))
-_op_in_place = define("tweedie_", TweedieOperands, tweedie__reference, written=("v",))
+define("tweedie_", TweedieOperands, tweedie__reference, written=("v",))
+_call_in_place = in_place("tweedie_")
 vectorise("tweedie", fold_into_rows(_op))
 
 
@@ -121,6 +123,6 @@ def tweedie_(x: Tensor, v: Tensor, t: float | Tensor) -> Tensor:
         ``v`` itself.
     """
     o = _checked(x, v, t)
-    _checks.overwritable(o._asdict(), ("v",))
-    _op_in_place(*o)
+    _overlap.overwritable(o, ("v",))
+    _call_in_place(o)
     return v
