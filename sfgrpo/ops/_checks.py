@@ -110,7 +110,7 @@ def seed(value: int) -> int:
     return value
 
 
-def sample_ids(ids: Tensor, rows: int | None = None, device: torch.device | None = None) -> Tensor:
+def sample_ids(ids: Tensor, rows: int | None = None, device: torch.device | None = None) -> None:
     """int64 ``[B]``."""
     if not isinstance(ids, Tensor):
         raise TypeError(f"sample_ids: got {type(ids).__name__}, expected an int64 tensor")
@@ -121,22 +121,14 @@ def sample_ids(ids: Tensor, rows: int | None = None, device: torch.device | None
         raise ValueError(f"sample_ids: got shape {tuple(ids.shape)}, expected {expected}")
     if device is not None and ids.device != device:
         raise ValueError(f"sample_ids: got device {ids.device}, expected {device}")
-    return ids
 
 
-def step_ids(ids: int | Tensor, samples: Tensor) -> tuple[int, Tensor | None]:
-    """One step for all rows, an int in [0, 2**32), or int64 ``[B]`` (its low 32 bits are used).
+def steps(ids: int | Tensor) -> tuple[int, Tensor | None]:
+    """One step for all rows, an int in [0, 2**32), or a tensor, for ``step_ids`` to check.
 
     Returns the two as the schemas take them: (step of all rows, steps of the rows or None).
     """
     if isinstance(ids, Tensor):
-        if ids.dtype != torch.int64:
-            raise TypeError(f"step_ids: got dtype {ids.dtype}, expected torch.int64")
-        if ids.shape != samples.shape:
-            raise ValueError(
-                f"step_ids: got shape {tuple(ids.shape)}, expected {tuple(samples.shape)}"
-            )
-        same_device("step_ids", ids, samples)
         return 0, ids
     ids = ids.item() if isinstance(ids, np.generic) else ids
     if isinstance(ids, bool) or not isinstance(ids, int):
@@ -144,6 +136,15 @@ def step_ids(ids: int | Tensor, samples: Tensor) -> tuple[int, Tensor | None]:
     if not 0 <= ids < 2**32:
         raise ValueError(f"step_ids: got {ids}, expected 0 <= step < 2**32")
     return ids, None
+
+
+def step_ids(ids: Tensor, samples: Tensor) -> None:
+    """int64 ``[B]``, of which the low 32 bits are used."""
+    if ids.dtype != torch.int64:
+        raise TypeError(f"step_ids: got dtype {ids.dtype}, expected torch.int64")
+    if ids.shape != samples.shape:
+        raise ValueError(f"step_ids: got shape {tuple(ids.shape)}, expected {tuple(samples.shape)}")
+    same_device("step_ids", ids, samples)
 
 
 def not_a_leaf(name: str, tensor: Tensor | None) -> None:

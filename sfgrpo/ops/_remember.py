@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import torch
@@ -26,7 +27,14 @@ def remembered(check: Callable[..., Answer]) -> Callable[..., Answer]:
     def recall(*args: Any) -> Answer:
         if torch.compiler.is_compiling():
             return check(*args)
-        kind = (torch.is_grad_enabled(), *map(_kind, args))
+        kind: Any = [torch.is_grad_enabled()]
+        for arg in args:
+            # First what most arguments are: in a small call a function for each is felt.
+            if type(arg) is Tensor:
+                kind.append(_described(arg))
+            else:
+                kind.append(None if arg is None else _kind(arg))
+        kind = tuple(kind)
         try:
             answer = answers.get(kind)
         except TypeError:  # a size of a graph, or a list, has no hash
@@ -42,10 +50,11 @@ def remembered(check: Callable[..., Answer]) -> Callable[..., Answer]:
     return recall
 
 
+_described = attrgetter("dtype", "shape", "device", "requires_grad")
+
+
 def _kind(arg: Any) -> object:
-    if arg is None:
-        return None
     if isinstance(arg, Tensor):
-        return type(arg), arg.dtype, arg.shape, arg.device, arg.requires_grad
+        return type(arg), *_described(arg)
     # With its type, since True equals 1.
     return type(arg), tuple(map(_kind, arg)) if isinstance(arg, tuple) else arg

@@ -200,6 +200,9 @@ def philox_normal(
     if min(shape, default=0) < 0 or numel > 2**34:
         raise ValueError(f"shape: got {tuple(shape)}, expected sizes >= 0, at most 2**34 elements")
     _checks.sample_ids(sample_ids)
-    step, steps = _checks.step_ids(step_ids, sample_ids)
+    step, steps = _checks.steps(step_ids)
+    if steps is not None:
+        _checks.step_ids(steps, sample_ids)
     o = NoiseOperands(numel, _checks.seed(seed), sample_ids, step, steps, dtype)
-    return _op(*o).reshape(sample_ids.shape[0], *shape)
+    normals = _op(*o)
+    return normals if len(shape) == 1 else normals.reshape(sample_ids.shape[0], *shape)

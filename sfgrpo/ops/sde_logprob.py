@@ -23,6 +23,7 @@ from sfgrpo.ops import _checks
 from sfgrpo.ops._calls import differentiate
 from sfgrpo.ops._density import Density, is_gaussian, unnormalised
 from sfgrpo.ops._library import define, vectorise
+from sfgrpo.ops._remember import remembered
 from sfgrpo.ops._rows import columns, compute_dtype, gaussian_logp, guided, to_rows
 from sfgrpo.ops._vmap import fold_into_rows
 
@@ -154,6 +155,30 @@ def _backward(
 _call = differentiate("sde_logprob", _backward, _setup_context, DIFFERENTIABLE)
 
 
+@remembered
+def _accepted(
+    x: Tensor,
+    v: Tensor,
+    x_next: Tensor,
+    coef: Tensor,
+    v_uncond: Tensor | None,
+    guidance: float,
+    reduction: str,
+    density: str,
+) -> tuple[float, bool]:
+    """(the guidance's scale, whether the density is the Gaussian's)."""
+    _checks.latents("x", x)
+    _checks.like("v", v, x)
+    _checks.like("x_next", x_next, x)
+    _checks.coefficients(coef, x)
+    _checks.no_grad(coef=coef)
+    if v_uncond is not None:
+        _checks.like("v_uncond", v_uncond, x)
+    if reduction not in ("mean", "sum"):
+        raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'sum'")
+    return _checks.number("guidance", guidance), is_gaussian(density)
+
+
 @overload
 def sde_logprob(
     x: Tensor,
@@ -225,18 +250,9 @@ def sde_logprob(
             density is unknown.
         RuntimeError: on the CPU, a coefficient is not finite, n < 0 or t outside [0, 1].
     """
-    _checks.latents("x", x)
-    _checks.like("v", v, x)
-    _checks.like("x_next", x_next, x)
-    _checks.coefficients(coef, x)
-    _checks.no_grad(coef=coef)
-    if v_uncond is not None:
-        _checks.like("v_uncond", v_uncond, x)
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction: got {reduction!r}, expected 'mean' or 'sum'")
-    scale = _checks.number("guidance", guidance)
+    scale, gaussian = _accepted(x, v, x_next, coef, v_uncond, guidance, reduction, density)
     shift = None
-    if not is_gaussian(density):
+    if not gaussian:
         coef, shift = unnormalised(coef, x)
         shift = shift if reduction == "mean" else shift * x[:1].numel()
     o = LogprobOperands(x, v, x_next, coef, v_uncond, scale, reduction == "mean", return_mean)

@@ -19,6 +19,7 @@ from torch import Tensor
 from sfgrpo.ops import _checks, _overlap
 from sfgrpo.ops._calls import in_place, without_gradient
 from sfgrpo.ops._library import define, vectorise
+from sfgrpo.ops._remember import remembered
 from sfgrpo.ops._rows import columns, compute_dtype, gaussian_logp, guided, to_rows
 from sfgrpo.ops._vmap import fold_into_rows
 from sfgrpo.ops.philox import NoiseOperands, philox_normal_reference
@@ -107,6 +108,32 @@ _call_in_place = in_place("sde_step_")
 vectorise("sde_step", fold_into_rows(_op))
 
 
+@remembered
+def _accepted(
+    x: Tensor,
+    v: Tensor,
+    coef: Tensor,
+    sample_ids: Tensor | None,
+    steps: Tensor | None,
+    v_uncond: Tensor | None,
+    guidance: float,
+    noise: Tensor | None,
+) -> float:
+    """The guidance's scale; either there is noise or there are ids."""
+    _checks.latents("x", x)
+    _checks.like("v", v, x)
+    _checks.coefficients(coef, x)
+    if v_uncond is not None:
+        _checks.like("v_uncond", v_uncond, x)
+    if noise is not None:
+        _checks.like("noise", noise, x)
+    if sample_ids is not None:
+        _checks.sample_ids(sample_ids, x.shape[0], x.device)
+        if steps is not None:
+            _checks.step_ids(steps, sample_ids)
+    return _checks.number("guidance", guidance)
+
+
 def _checked(
     x: Tensor,
     v: Tensor,
@@ -119,22 +146,16 @@ def _checked(
     noise: Tensor | None,
     with_x0: bool,
 ) -> StepOperands:
-    _checks.latents("x", x)
-    _checks.like("v", v, x)
-    _checks.coefficients(coef, x)
-    if v_uncond is not None:
-        _checks.like("v_uncond", v_uncond, x)
     step, steps = 0, None
     if noise is not None:
-        _checks.like("noise", noise, x)
         seed, sample_ids = 0, None
     else:
         if seed is None or sample_ids is None or step_ids is None:
             raise ValueError("noise: got None, expected noise or all of seed, sample_ids, step_ids")
+        # These change from call to call, so they are no part of a kind.
         seed = _checks.seed(seed)
-        sample_ids = _checks.sample_ids(sample_ids, x.shape[0], x.device)
-        step, steps = _checks.step_ids(step_ids, sample_ids)
-    scale = _checks.number("guidance", guidance)
+        step, steps = _checks.steps(step_ids)
+    scale = _accepted(x, v, coef, sample_ids, steps, v_uncond, guidance, noise)
     return StepOperands(x, v, coef, seed, sample_ids, step, steps, v_uncond, scale, noise, with_x0)
 
 

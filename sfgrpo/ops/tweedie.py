@@ -12,6 +12,7 @@ from torch import Tensor
 from sfgrpo.ops import _checks, _overlap
 from sfgrpo.ops._calls import differentiate, in_place
 from sfgrpo.ops._library import define, vectorise
+from sfgrpo.ops._remember import remembered
 from sfgrpo.ops._rows import compute_dtype, to_rows
 from sfgrpo.ops._vmap import fold_into_rows
 
@@ -77,16 +78,25 @@ def _backward(ctx: Any, needed: dict[str, bool], grad: Tensor) -> dict[str, Tens
 _call = differentiate("tweedie", _backward, _setup_context, ("x", "v"))
 
 
-def _checked(x: Tensor, v: Tensor, t: float | Tensor) -> TweedieOperands:
+@remembered
+def _accepted(x: Tensor, v: Tensor, t: Tensor | None) -> bool:
     _checks.latents("x", x)
     _checks.like("v", v, x)
-    if isinstance(t, Tensor):
+    if t is not None:
         _checks.per_row("t", t, x)
         _checks.no_grad(t=t)
+    return True
+
+
+def _checked(x: Tensor, v: Tensor, t: float | Tensor) -> TweedieOperands:
+    if isinstance(t, Tensor):
+        _accepted(x, v, t)
         return TweedieOperands(x, v, t, 0.0)
-    if not 0.0 <= _checks.number("t", t) <= 1.0:
+    _accepted(x, v, None)
+    time = _checks.number("t", t)
+    if not 0.0 <= time <= 1.0:
         raise ValueError(f"t: got {t}, expected 0 <= t <= 1")
-    return TweedieOperands(x, v, None, float(t))
+    return TweedieOperands(x, v, None, time)
 
 
 def tweedie(x: Tensor, v: Tensor, t: float | Tensor) -> Tensor:
