@@ -267,4 +267,15 @@ inline void fill_normals(const NoiseRow& row, int64_t offset, int count, float* 
   for (; i < count; i += kTail) words_to_normals<2>(out + i);
 }
 
+constexpr int kNormals = kBlock + 64;  // with what the last group of a tile writes beyond its end
+
+// The normals of all rows of a tile, in their order: each one's group ends in the next one's place.
+inline void fill_tile(const NoiseIds& ids, const Tile& tile, NoiseRow& row, float* out,
+                      const Lookahead& ahead = {}) {
+  for (int r = 0, at = 0; r < tile.rows; ++r, at += tile.part) {
+    row.move_to(ids, tile.row + r);
+    fill_normals(row, tile.offset, tile.part, out + at, ahead);
+  }
+}
+
 }  // namespace sfgrpo::SFGRPO_TARGET

@@ -31,7 +31,7 @@ Tensor philox_normal(const NoiseOperands& o) {
   const NoiseIds ids(o.seed, o.sample_ids, o.step, o.step_ids, shape.rows);
   const Tensor out = new_empty(o.sample_ids, {shape.rows, o.numel}, o.dtype);
   const NormalArgs args{shape, Operand("dtype", out).array, ids};
-  for_blocks(shape, SFGRPO_SELECT(philox_normal), args);
+  for_tiles(shape, kGrainNoise, SFGRPO_SELECT(philox_normal), args);
   return out;
 }
 
@@ -50,20 +50,19 @@ namespace sfgrpo::SFGRPO_TARGET {
 namespace {
 
 void philox_normal(const NormalArgs& args, int64_t first, int64_t last) {
-  alignas(64) float normals[kBlock];
+  alignas(64) float normals[kNormals];
   NoiseRow row;
   for (int64_t task = first; task < last; ++task) {
-    const Block block(args.shape, task);
-    row.move_to(args.ids, block.row);
-    fill_normals(row, block.offset, block.count, normals);
+    const Tile tile(args.shape, task);
+    fill_tile(args.ids, tile, row, normals);
     if (args.out.type == Type::f64) {
-      double* __restrict out = static_cast<double*>(args.out.data) + block.begin;
-      for (int i = 0; i < block.count; ++i) out[i] = normals[i];
+      double* __restrict out = static_cast<double*>(args.out.data) + tile.begin;
+      for (int i = 0; i < tile.count; ++i) out[i] = normals[i];
     } else if (args.out.type == Type::f32) {
-      __builtin_memcpy(static_cast<float*>(args.out.data) + block.begin, normals,
-                       block.count * sizeof(float));
+      __builtin_memcpy(static_cast<float*>(args.out.data) + tile.begin, normals,
+                       tile.count * sizeof(float));
     } else {
-      store(args.out, block.begin, block.count, normals);
+      store(args.out, tile.begin, tile.count, normals);
     }
   }
 }

@@ -109,7 +109,7 @@ std::tuple<Tensor, Tensor, Tensor> policy_loss(const PolicyOperands& o) {
   args.residual_sums = residuals.partial.get();
   args.kl_sums = kls.partial.get();
   args.move_sums = moves.partial.get();
-  for_blocks(shape,
+  for_tiles(shape, kGrainSums,
              operands.f64 ? SFGRPO_SELECT(policy_loss<double>) : SFGRPO_SELECT(policy_loss<float>),
              args);
 
@@ -161,7 +161,7 @@ void run_backward(const PolicyBackwardOperands& o, const PolicyRows& operands, c
   args.back = factors.data();
   args.grad_v = grad_v;
   args.grad_v_uncond = grad_v_uncond;
-  for_blocks(operands.shape,
+  for_tiles(operands.shape, kGrainSums,
              operands.f64 ? SFGRPO_SELECT(policy_loss_backward<double>)
                           : SFGRPO_SELECT(policy_loss_backward<float>),
              args);
@@ -195,6 +195,7 @@ STABLE_TORCH_LIBRARY_IMPL(sfgrpo, CPU, library) {
 #else  // once per instruction set
 
 #include "vec.h"
+#include "sums.h"
 
 namespace sfgrpo::SFGRPO_TARGET {
 namespace {
@@ -203,43 +204,40 @@ namespace {
 template <class T>
 double move_along_noise(const Coefficients& coef, const T* x, const T* v, const T* x_next,
                         const T* v_old, int count) {
-  using Sum = LaneSum<T>;
   const T a = static_cast<T>(coef.a), b = static_cast<T>(coef.b);
-  Sum sum;
-  int i = 0;
-  for (; i + 16 <= count; i += 16)
-    for (int j = 0; j < Sum::kVecs; ++j) {
-      const int k = i + j * Sum::kLanes;
-      sum.add_product(j, Sum::at(x_next + k) - (a * Sum::at(x + k) + b * Sum::at(v_old + k)),
-                      Sum::at(v + k) - Sum::at(v_old + k));
-    }
-  T noise[16], move[16];
-  for (int k = 0; i + k < count; ++k) {
-    noise[k] = x_next[i + k] - (a * x[i + k] + b * v_old[i + k]);
-    move[k] = v[i + k] - v_old[i + k];
-  }
-  return sum.total(noise, move, count - i);
+  return lane_sum<T>(count, [&](int k, auto lanes) {
+    const auto old = lanes.at(v_old + k);
+    const auto noise = lanes.at(x_next + k) - (a * lanes.at(x + k) + b * old);
+    return noise * (lanes.at(v + k) - old);
+  });
 }
 
 template <class T>
 void policy_loss(const PolicyArgs& args, int64_t first, int64_t last) {
   alignas(64) T x_buffer[kBlock], v_buffer[kBlock], uncond_buffer[kBlock], next_buffer[kBlock];
   for (int64_t task = first; task < last; ++task) {
-    const Block block(args.shape, task);
-    const int64_t begin = block.begin;
-    const int count = block.count;
+    const Tile tile(args.shape, task);
+    const int64_t begin = tile.begin;
+    const int count = tile.count, part = tile.part;
     const T* v =
         velocity(args.v, args.v_uncond, args.guidance, begin, count, v_buffer, uncond_buffer);
     const T* x = load(args.x, begin, count, x_buffer);
     const T* x_next = load(args.x_next, begin, count, next_buffer);
-    args.residual_sums[task] = residual_square(args.coef[block.row], x, v, x_next, count);
-    if (args.v_ref.data != nullptr)
-      args.kl_sums[task] =
-          square_distance(v, load(args.v_ref, begin, count, uncond_buffer), count);
-    if (args.v_old.data != nullptr)
-      args.move_sums[task] =
-          move_along_noise(args.coef[block.row], x, v, x_next,
-                           load(args.v_old, begin, count, uncond_buffer), count);
+    const Coefficients* coef = args.coef + tile.row;
+    for (int row = 0, at = 0; row < tile.rows; ++row, at += part)
+      args.residual_sums[tile.sum + row] =
+          residual_square(coef[row], x + at, v + at, x_next + at, part);
+    if (args.v_ref.data != nullptr) {
+      const T* v_ref = load(args.v_ref, begin, count, uncond_buffer);
+      for (int row = 0, at = 0; row < tile.rows; ++row, at += part)
+        args.kl_sums[tile.sum + row] = square_distance(v + at, v_ref + at, part);
+    }
+    if (args.v_old.data != nullptr) {
+      const T* v_old = load(args.v_old, begin, count, uncond_buffer);
+      for (int row = 0, at = 0; row < tile.rows; ++row, at += part)
+        args.move_sums[tile.sum + row] =
+            move_along_noise(coef[row], x + at, v + at, x_next + at, v_old + at, part);
+    }
   }
 }
 
@@ -259,9 +257,9 @@ void policy_loss_backward(const PolicyArgs& args, int64_t first, int64_t last) {
   alignas(64) T ref_buffer[kBlock], old_buffer[kBlock], grad_buffer[kBlock];
   const bool anchored = args.v_ref.data != nullptr, moved = args.v_old.data != nullptr;
   for (int64_t task = first; task < last; ++task) {
-    const Block block(args.shape, task);
-    const int64_t begin = block.begin;
-    const int count = block.count;
+    const Tile tile(args.shape, task);
+    const int64_t begin = tile.begin;
+    const int count = tile.count, part = tile.part;
     const T* v = anchored || !moved ? velocity(args.v, args.v_uncond, args.guidance, begin, count,
                                                v_buffer, uncond_buffer)
                                     : nullptr;
@@ -270,13 +268,15 @@ void policy_loss_backward(const PolicyArgs& args, int64_t first, int64_t last) {
     const T* x_next = load(args.x_next, begin, count, next_buffer);
     const bool guided = args.v_uncond.data != nullptr;
     T* grad = guided ? grad_buffer : target(args.grad_v, begin, grad_buffer);
-    const double* back = args.back + 2 * block.row;
-    const Coefficients& coef = args.coef[block.row];
-    if (anchored) {
-      const T* v_ref = load(args.v_ref, begin, count, ref_buffer);
-      loss_gradient(coef, x, v_scored, v, x_next, v_ref, count, back, grad);
-    } else {
-      scaled_residual(coef, x, v_scored, x_next, count, back[0], grad);
+    const T* v_ref = anchored ? load(args.v_ref, begin, count, ref_buffer) : nullptr;
+    for (int row = 0, at = 0; row < tile.rows; ++row, at += part) {
+      const double* back = args.back + 2 * (tile.row + row);
+      const Coefficients& coef = args.coef[tile.row + row];
+      if (anchored)
+        loss_gradient(coef, x + at, v_scored + at, v + at, x_next + at, v_ref + at, part, back,
+                      grad + at);
+      else
+        scaled_residual(coef, x + at, v_scored + at, x_next + at, part, back[0], grad + at);
     }
     if (guided) {
       store_scaled(args.grad_v, begin, count, args.guidance, grad, x_buffer);

@@ -46,12 +46,15 @@ struct Unpacked<kernel, std::tuple<Fields&...>> {
 // Inside of STABLE_TORCH_LIBRARY_IMPL: the kernel of the op of its name.
 #define SFGRPO_OP(name) library.impl(#name, TORCH_BOX(&sfgrpo::Unpacked<&sfgrpo::name>::call))
 
-// [rows, elements], and each row in blocks.
+// [rows, elements], each row in blocks; a task is one block, or several rows that fit one.
 struct Shape {
-  int64_t rows = 0, elements = 0, blocks = 0;
+  int64_t rows = 0, elements = 0, blocks = 0, rows_per_task = 1, tasks = 0;
 
   Shape(int64_t rows_, int64_t elements_)
-      : rows(rows_), elements(elements_), blocks((elements_ + kBlock - 1) / kBlock) {}
+      : rows(rows_), elements(elements_), blocks((elements_ + kBlock - 1) / kBlock) {
+    if (blocks == 1) rows_per_task = kBlock / elements;
+    tasks = blocks == 1 ? (rows + rows_per_task - 1) / rows_per_task : rows * blocks;
+  }
   explicit Shape(const Tensor& x) : Shape(x.size(0), row_elements(x)) {}
 
   static int64_t row_elements(const Tensor& x) {
@@ -73,16 +76,23 @@ struct Shape {
   }
 };
 
-// The part of a row that one block covers.
-struct Block {
-  int64_t row, offset, begin;  // offset within the row, begin within the tensor
-  int count;
+// What a task covers, contiguous in memory: a block of a long row, or whole short rows, so that
+// what is done once per task is not done once per few elements.
+struct Tile {
+  int64_t row, offset, begin;  // the first row, offset within it, begin within the tensor
+  int64_t sum;                 // where the partial sum of the first row stands
+  int rows, part, count;       // rows, elements of each, elements of all
 
-  Block(const Shape& shape, int64_t task)
-      : row(task / shape.blocks),
-        offset((task - row * shape.blocks) * kBlock),
-        begin(row * shape.elements + offset),
-        count(static_cast<int>(std::min<int64_t>(kBlock, shape.elements - offset))) {}
+  Tile(const Shape& shape, int64_t task) {
+    const int64_t each = shape.rows_per_task;
+    row = shape.blocks > 1 ? task / shape.blocks : task * each;
+    offset = shape.blocks > 1 ? (task - row * shape.blocks) * kBlock : 0;
+    begin = row * shape.elements + offset;
+    sum = shape.blocks > 1 ? task : row;
+    rows = static_cast<int>(std::min(each, shape.rows - row));
+    part = static_cast<int>(std::min<int64_t>(kBlock, shape.elements - offset));
+    count = rows * part;
+  }
 };
 
 // One number per row, in double: float64 or float32 tensors, [rows * columns].
@@ -141,19 +151,29 @@ struct Coefficients {
   double a, b, n, t;
 };
 
-inline std::vector<Coefficients> coefficients(const Tensor& coef, int64_t rows) {
-  const std::vector<double> values = numbers("coef", coef, 4 * rows);
+template <class T>
+std::vector<Coefficients> coefficients_from(const T* values, int64_t rows) {
   std::vector<Coefficients> result(rows);
-  for (int64_t row = 0; row < rows; ++row) {
-    const double* c = &values[4 * row];
-    const bool finite = std::isfinite(c[0] + c[1]) && std::isfinite(c[2]) && std::isfinite(c[3]);
-    if (!finite || c[2] < 0 || c[3] < 0 || c[3] > 1)
-      fail("coef: row " + std::to_string(row) + " is (a, b, n, t) = (" + std::to_string(c[0]) +
-           ", " + std::to_string(c[1]) + ", " + std::to_string(c[2]) + ", " +
-           std::to_string(c[3]) + "); expected finite values with n >= 0 and 0 <= t <= 1");
-    result[row] = {c[0], c[1], c[2], c[3]};
+  for (int64_t row = 0; row < rows; ++row, values += 4) {
+    const double a = values[0], b = values[1], n = values[2], t = values[3];
+    const bool finite = std::isfinite(a + b) && std::isfinite(n);
+    if (!(finite && n >= 0 && t >= 0 && t <= 1))
+      fail("coef: row " + std::to_string(row) + " is (a, b, n, t) = (" + std::to_string(a) + ", " +
+           std::to_string(b) + ", " + std::to_string(n) + ", " + std::to_string(t) +
+           "); expected finite values with n >= 0 and 0 <= t <= 1");
+    result[row] = {a, b, n, t};
   }
   return result;
+}
+
+inline std::vector<Coefficients> coefficients(const Tensor& coef, int64_t rows) {
+  if (coef.numel() != 4 * rows) fail("coef: wrong number of elements");
+  const Operand operand("coef", coef);
+  switch (operand.array.type) {
+    case Type::f32: return coefficients_from(static_cast<const float*>(operand.array.data), rows);
+    case Type::f64: return coefficients_from(static_cast<const double*>(operand.array.data), rows);
+    default: fail("coef: expected float32 or float64");
+  }
 }
 
 // A stored transition; owns the copies that contiguity may need.
@@ -194,15 +214,17 @@ struct RowSums {
   }
 };
 
-// Runs kernel(args, first task, last task) over all blocks on PyTorch's own threads.
+// Elements worth handing to another thread: 15 microseconds of work or more, what waking it takes.
+constexpr int64_t kGrainNoise = 16384, kGrainSums = 32768, kGrainCopy = 65536;
+
+// Runs kernel(args, first task, last task) over all tasks on PyTorch's own threads.
 template <class Args>
-void for_blocks(const Shape& shape, void (*kernel)(const Args&, int64_t, int64_t),
-                const Args& args) {
-  constexpr int64_t kGrainElements = 16384;  // about 15 microseconds of work per hand-over
-  const int64_t task = std::max<int64_t>(1, std::min<int64_t>(kBlock, shape.elements));
-  torch::stable::parallel_for(
-      0, shape.rows * shape.blocks, std::max<int64_t>(1, kGrainElements / task),
-      [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+void for_tiles(const Shape& shape, int64_t grain, void (*kernel)(const Args&, int64_t, int64_t),
+               const Args& args) {
+  if (shape.tasks == 0) return;
+  const int64_t task = std::max<int64_t>(1, shape.rows * shape.elements / shape.tasks);
+  torch::stable::parallel_for(0, shape.tasks, std::max<int64_t>(1, grain / task),
+                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
 }
 
 enum class Isa { baseline, avx2, avx512 };

@@ -58,7 +58,7 @@ std::tuple<Tensor, Tensor> sde_logprob(const LogprobOperands& o) {
   RowSums sums(shape);
   args.square_sums = sums.partial.get();
   const Tensor mean = optional_result(o.with_mean, o.x, o.coef.scalar_type(), args.mean);
-  for_blocks(shape,
+  for_tiles(shape, kGrainSums,
              rows.f64 ? SFGRPO_SELECT(sde_logprob<double>) : SFGRPO_SELECT(sde_logprob<float>),
              args);
   const Tensor logp = new_empty(o.coef, {shape.rows}, o.coef.scalar_type());
@@ -94,7 +94,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sde_logprob_backward(
   const Tensor grad_x_next = wanted(o.need_x_next, o.x_next, args.grad_x_next);
   const Tensor grad_v_uncond =
       wanted(o.need_v_uncond && o.v_uncond, o.v_uncond ? *o.v_uncond : o.x, args.grad_v_uncond);
-  for_blocks(shape,
+  for_tiles(shape, kGrainSums,
              rows.f64 ? SFGRPO_SELECT(sde_logprob_backward<double>)
                           : SFGRPO_SELECT(sde_logprob_backward<float>),
              args);
@@ -111,6 +111,7 @@ STABLE_TORCH_LIBRARY_IMPL(sfgrpo, CPU, library) {
 #else  // once per instruction set
 
 #include "vec.h"
+#include "sums.h"
 
 namespace sfgrpo::SFGRPO_TARGET {
 namespace {
@@ -120,15 +121,19 @@ void sde_logprob(const LogprobArgs& args, int64_t first, int64_t last) {
   alignas(64) T x_buffer[kBlock], v_buffer[kBlock], uncond_buffer[kBlock];
   alignas(64) T next_buffer[kBlock], mean_buffer[kBlock];
   for (int64_t task = first; task < last; ++task) {
-    const Block block(args.shape, task);
-    const T* v = velocity(args.v, args.v_uncond, args.guidance, block.begin, block.count, v_buffer,
+    const Tile tile(args.shape, task);
+    const T* v = velocity(args.v, args.v_uncond, args.guidance, tile.begin, tile.count, v_buffer,
                           uncond_buffer);
-    const T* x = load(args.x, block.begin, block.count, x_buffer);
-    const T* x_next = load(args.x_next, block.begin, block.count, next_buffer);
-    const Coefficients& coef = args.coef[block.row];
-    args.square_sums[task] = residual_square(coef, x, v, x_next, block.count);
-    if (args.mean.data != nullptr)  // in the dtype of the arithmetic
-      transition_mean(coef, x, v, block.count, target(args.mean, block.begin, mean_buffer));
+    const T* x = load(args.x, tile.begin, tile.count, x_buffer);
+    const T* x_next = load(args.x_next, tile.begin, tile.count, next_buffer);
+    // In the dtype of the arithmetic.
+    T* mean = args.mean.data == nullptr ? nullptr : target(args.mean, tile.begin, mean_buffer);
+    for (int row = 0, at = 0; row < tile.rows; ++row, at += tile.part) {
+      const Coefficients& coef = args.coef[tile.row + row];
+      args.square_sums[tile.sum + row] =
+          residual_square(coef, x + at, v + at, x_next + at, tile.part);
+      if (mean != nullptr) transition_mean(coef, x + at, v + at, tile.part, mean + at);
+    }
   }
 }
 
@@ -137,24 +142,29 @@ void sde_logprob_backward(const LogprobArgs& args, int64_t first, int64_t last) 
   alignas(64) T x_buffer[kBlock], v_buffer[kBlock], uncond_buffer[kBlock];
   alignas(64) T next_buffer[kBlock], grad[kBlock];
   for (int64_t task = first; task < last; ++task) {
-    const Block block(args.shape, task);
-    const Coefficients& coef = args.coef[block.row];
-    const int64_t begin = block.begin;
-    const int count = block.count;
+    const Tile tile(args.shape, task);
+    const int64_t begin = tile.begin;
+    const int count = tile.count, part = tile.part;
     const T* v =
         velocity(args.v, args.v_uncond, args.guidance, begin, count, v_buffer, uncond_buffer);
     const T* x = load(args.x, begin, count, x_buffer);
     const T* x_next = load(args.x_next, begin, count, next_buffer);
-    scaled_residual(coef, x, v, x_next, count, args.scale[block.row], grad);
+    for (int row = 0, at = 0; row < tile.rows; ++row, at += part)
+      scaled_residual(args.coef[tile.row + row], x + at, v + at, x_next + at, part,
+                      args.scale[tile.row + row], grad + at);
     const double w = args.v_uncond.data == nullptr ? 1.0 : args.guidance;
     store_scaled(args.grad_x_next, begin, count, -1.0, grad, x_buffer);
     if (args.grad_mean.data != nullptr) {
       const T* grad_mean = load(args.grad_mean, begin, count, x_buffer);
       for (int i = 0; i < count; ++i) grad[i] += grad_mean[i];
     }
-    store_scaled(args.grad_x, begin, count, coef.a, grad, x_buffer);
-    store_scaled(args.grad_v, begin, count, coef.b * w, grad, x_buffer);
-    store_scaled(args.grad_v_uncond, begin, count, coef.b * (1.0 - w), grad, x_buffer);
+    for (int row = 0, at = 0; row < tile.rows; ++row, at += part) {
+      const Coefficients& coef = args.coef[tile.row + row];
+      const T* rows = grad + at;
+      store_scaled(args.grad_x, begin + at, part, coef.a, rows, x_buffer);
+      store_scaled(args.grad_v, begin + at, part, coef.b * w, rows, x_buffer);
+      store_scaled(args.grad_v_uncond, begin + at, part, coef.b * (1.0 - w), rows, x_buffer);
+    }
   }
 }
 

@@ -59,7 +59,8 @@ Tensor run_step(const StepOperands& o, const Operand& x, const StepResults& resu
   const StepArgs args{shape,       x.array,        v.array,        v_uncond.array,
                       noise.array, results.x_next, results.x0_hat, results.mean,
                       rows.data(), o.guidance,     ids,            sums.partial.get()};
-  for_blocks(shape, f64 ? SFGRPO_SELECT(sde_step<double>) : SFGRPO_SELECT(sde_step<float>), args);
+  for_tiles(shape, o.noise ? kGrainSums : kGrainNoise,
+            f64 ? SFGRPO_SELECT(sde_step<double>) : SFGRPO_SELECT(sde_step<float>), args);
   const Array out = Operand("logp", logp).array;
   for (int64_t row = 0; row < shape.rows; ++row) {
     const double n = rows[row].n;
@@ -98,6 +99,7 @@ STABLE_TORCH_LIBRARY_IMPL(sfgrpo, CPU, library) {
 #else  // once per instruction set
 
 #include "vec.h"
+#include "sums.h"
 #include "normal.h"
 
 namespace sfgrpo::SFGRPO_TARGET {
@@ -106,73 +108,72 @@ namespace {
 // x_next = a x + b v + n eps of one block; returns the sum of (x_next - a x - b v)^2.
 template <class T>
 double move(const T* x, const T* v, const T* eps, int count, const Coefficients& coef, T* x_next) {
-  using Sum = LaneSum<T>;
   const T a = static_cast<T>(coef.a), b = static_cast<T>(coef.b), n = static_cast<T>(coef.n);
-  Sum sum;
-  int i = 0;
-  for (; i + 16 <= count; i += 16) {
-    for (int j = 0; j < Sum::kVecs; ++j) {
-      const int k = i + j * Sum::kLanes;
-      const auto mean = a * Sum::at(x + k) + b * Sum::at(v + k);
-      const auto next = mean + n * Sum::at(eps + k);
-      put(x_next + k, next);
-      sum.add_square(j, next - mean);
-    }
-  }
-  T trailing[16];
-  for (int k = 0; i + k < count; ++k) {
-    const T mean = a * x[i + k] + b * v[i + k];
-    x_next[i + k] = mean + n * eps[i + k];
-    trailing[k] = x_next[i + k] - mean;
-  }
-  return sum.total(trailing, count - i);
+  return lane_sum<T>(count, [&](int k, auto lanes) {
+    const auto mean = a * lanes.at(x + k) + b * lanes.at(v + k);
+    const auto next = mean + n * lanes.at(eps + k);
+    lanes.put(x_next + k, next);
+    return (next - mean) * (next - mean);
+  });
 }
 
 template <class T>
-const T* noise_block(const StepArgs& args, const Block& block, NoiseRow& row, float* normals,
-                     T* scratch) {
-  if (args.noise.data != nullptr) return load(args.noise, block.begin, block.count, scratch);
-  row.move_to(args.ids, block.row);
+const T* noise_tile(const StepArgs& args, const Tile& tile, NoiseRow& row, float* normals,
+                    T* scratch) {
+  if (args.noise.data != nullptr) return load(args.noise, tile.begin, tile.count, scratch);
   Lookahead ahead;
-  ahead.add(args.x, block.begin);
-  ahead.add(args.v, block.begin);
-  ahead.add(args.v_uncond, block.begin);
-  ahead.add(args.x_next, block.begin);
-  fill_normals(row, block.offset, block.count, normals, ahead);
-  return load(Array{normals, Type::f32}, 0, block.count, scratch);
+  if (tile.rows == 1) {
+    ahead.add(args.x, tile.begin);
+    ahead.add(args.v, tile.begin);
+    ahead.add(args.v_uncond, tile.begin);
+    ahead.add(args.x_next, tile.begin);
+  }
+  fill_tile(args.ids, tile, row, normals, ahead);
+  return load(Array{normals, Type::f32}, 0, tile.count, scratch);
 }
 
 template <class T>
 void sde_step(const StepArgs& args, int64_t first, int64_t last) {
-  alignas(64) float normals[kBlock];
+  alignas(64) float normals[kNormals];
   alignas(64) T x_buffer[kBlock], v_buffer[kBlock], uncond_buffer[kBlock], noise_buffer[kBlock];
   alignas(64) T mean_buffer[kBlock], next_buffer[kBlock];
-  NoiseRow row;
+  NoiseRow noise_row;
+  const bool with_x0 = args.x0_hat.data != nullptr, with_mean = args.mean.data != nullptr;
   for (int64_t task = first; task < last; ++task) {
-    const Block block(args.shape, task);
-    const int64_t begin = block.begin;
-    const int count = block.count;
-    const Coefficients& coef = args.coef[block.row];
-    const bool noisy = coef.n > 0, rounded = args.x_next.type != kType<T>;
-    const T* eps = noisy ? noise_block(args, block, row, normals, noise_buffer) : nullptr;
+    const Tile tile(args.shape, task);
+    const int64_t begin = tile.begin;
+    const int count = tile.count, part = tile.part;
+    const Coefficients* coefs = args.coef + tile.row;
+    const bool rounded = args.x_next.type != kType<T>;
+    bool noisy = false;
+    for (int row = 0; row < tile.rows; ++row) noisy |= coefs[row].n > 0;
+    const T* eps = noisy ? noise_tile(args, tile, noise_row, normals, noise_buffer) : nullptr;
     const T* x = load(args.x, begin, count, x_buffer);
     const T* v =
         velocity(args.v, args.v_uncond, args.guidance, begin, count, v_buffer, uncond_buffer);
-    if (args.x0_hat.data != nullptr) {  // first: x_next may take the place of x
+    if (with_x0) {  // first: x_next may take the place of x
       T* x0_hat = target(args.x0_hat, begin, next_buffer);
-      clean(x, v, count, coef.t, x0_hat);
+      for (int row = 0, at = 0; row < tile.rows; ++row, at += part)
+        clean(x + at, v + at, part, coefs[row].t, x0_hat + at);
       store(args.x0_hat, begin, count, x0_hat);
     }
-    T* mean = args.mean.data == nullptr ? mean_buffer : target(args.mean, begin, mean_buffer);
-    if (args.mean.data != nullptr || (noisy && rounded)) transition_mean(coef, x, v, count, mean);
+    T* mean = with_mean ? target(args.mean, begin, mean_buffer) : mean_buffer;
     T* x_next = target(args.x_next, begin, next_buffer);
-    args.square_sums[task] = 0;
-    if (noisy) args.square_sums[task] = move(x, v, eps, count, coef, x_next);
-    else transition_mean(coef, x, v, count, x_next);
+    for (int row = 0, at = 0; row < tile.rows; ++row, at += part) {
+      const Coefficients& coef = coefs[row];
+      if (with_mean || (noisy && rounded))
+        transition_mean(coef, x + at, v + at, part, mean + at);
+      double& sum = args.square_sums[tile.sum + row];
+      sum = 0;
+      if (coef.n > 0) sum = move(x + at, v + at, eps + at, part, coef, x_next + at);
+      else transition_mean(coef, x + at, v + at, part, x_next + at);
+    }
     store(args.x_next, begin, count, x_next);
-    if (noisy && rounded)  // what was stored is what is scored
-      args.square_sums[task] =
-          square_distance(load(args.x_next, begin, count, next_buffer), mean, count);
+    if (!noisy || !rounded) continue;
+    const T* stored = load(args.x_next, begin, count, next_buffer);  // what is scored
+    for (int row = 0, at = 0; row < tile.rows; ++row, at += part)
+      if (coefs[row].n > 0)
+        args.square_sums[tile.sum + row] = square_distance(stored + at, mean + at, part);
   }
 }
 

@@ -17,9 +17,11 @@ struct TweedieArgs {
 
 namespace sfgrpo {
 
-void check_time(double time, int64_t row) {
-  if (!(time >= 0 && time <= 1))
-    fail("t: t of row " + std::to_string(row) + " is " + std::to_string(time) +
+void check_times(const double* times, int64_t rows) {
+  const auto wrong =
+      std::find_if_not(times, times + rows, [](double time) { return time >= 0 && time <= 1; });
+  if (wrong != times + rows)
+    fail("t: t of row " + std::to_string(wrong - times) + " is " + std::to_string(*wrong) +
          "; expected 0 <= t <= 1");
 }
 
@@ -37,10 +39,10 @@ void run_tweedie(const TweedieOperands& o, const Tensor* x0_hat) {
   const Operand x("x", o.x), v = shape.operand("v", o.v, f64);
   std::vector<double> times;
   if (o.t) times = numbers("t", *o.t, shape.rows);
-  for (int64_t row = 0; row < shape.rows; ++row) check_time(o.t ? times[row] : o.time, row);
+  check_times(o.t ? times.data() : &o.time, o.t ? shape.rows : 1);
   const Array out = x0_hat ? Operand("x0_hat", *x0_hat).array : v.array;
   const TweedieArgs args{shape, x.array, v.array, out, o.time, o.t ? times.data() : nullptr};
-  for_blocks(shape, f64 ? SFGRPO_SELECT(tweedie<double>) : SFGRPO_SELECT(tweedie<float>), args);
+  for_tiles(shape, kGrainCopy, f64 ? SFGRPO_SELECT(tweedie<double>) : SFGRPO_SELECT(tweedie<float>), args);
   if (!x0_hat) v.write_back(o.v);
 }
 
@@ -70,12 +72,15 @@ template <class T>
 void tweedie(const TweedieArgs& args, int64_t first, int64_t last) {
   alignas(64) T x_buffer[kBlock], v_buffer[kBlock], out_buffer[kBlock];
   for (int64_t task = first; task < last; ++task) {
-    const Block block(args.shape, task);
-    const T* x = load(args.x, block.begin, block.count, x_buffer);
-    const T* v = load(args.v, block.begin, block.count, v_buffer);
-    T* out = target(args.x0_hat, block.begin, out_buffer);
-    clean(x, v, block.count, args.times == nullptr ? args.time : args.times[block.row], out);
-    store(args.x0_hat, block.begin, block.count, out);
+    const Tile tile(args.shape, task);
+    const T* x = load(args.x, tile.begin, tile.count, x_buffer);
+    const T* v = load(args.v, tile.begin, tile.count, v_buffer);
+    T* out = target(args.x0_hat, tile.begin, out_buffer);
+    for (int row = 0, at = 0; row < tile.rows; ++row, at += tile.part) {
+      const double time = args.times == nullptr ? args.time : args.times[tile.row + row];
+      clean(x + at, v + at, tile.part, time, out + at);
+    }
+    store(args.x0_hat, tile.begin, tile.count, out);
   }
 }
 

@@ -1,5 +1,5 @@
 // Kernel side (included once per instruction set): vectors of the compiler's own vector extension,
-// conversion of the four element types, and sums whose order does not depend on the vector width.
+// conversion of the four element types, and what is computed element by element.
 namespace sfgrpo::SFGRPO_TARGET {
 
 #define SFGRPO_INLINE inline __attribute__((always_inline))
@@ -164,48 +164,6 @@ inline void store(const Array& to, int64_t begin, int count, const T* __restrict
   }
 }
 
-// Sum of one block.  Sixteen lanes in every instruction set, lane i taking the elements i mod 16,
-// and one tree at the end: the order is part of the result.
-template <class T>
-struct LaneSum {
-  typedef T Vec __attribute__((vector_size(SFGRPO_BYTES)));
-  static constexpr int kLanes = SFGRPO_BYTES / sizeof(T), kVecs = 16 / kLanes;
-  Vec sums[kVecs] = {};
-
-  static SFGRPO_INLINE Vec at(const T* values) { return vector_at<Vec>(values); }
-  SFGRPO_INLINE void add_product(int j, Vec one, Vec other) { sums[j] += one * other; }
-  SFGRPO_INLINE void add_square(int j, Vec value) { add_product(j, value, value); }
-
-  // With the products of up to fifteen trailing elements, one per lane.
-  SFGRPO_INLINE double total(const T* one, const T* other, int count) const {
-    T lanes[16];
-    __builtin_memcpy(lanes, sums, sizeof(lanes));
-    for (int i = 0; i < count; ++i) lanes[i] += one[i] * other[i];
-    double tree[16];
-    for (int i = 0; i < 16; ++i) tree[i] = lanes[i];
-    for (int half = 8; half > 0; half /= 2)
-      for (int i = 0; i < half; ++i) tree[i] += tree[i + half];
-    return tree[0];
-  }
-  SFGRPO_INLINE double total(const T* trailing, int count) const {
-    return total(trailing, trailing, count);
-  }
-};
-
-// Sum of squared differences of one block.
-template <class T>
-inline double square_distance(const T* a, const T* b, int count) {
-  using Sum = LaneSum<T>;
-  Sum sum;
-  int i = 0;
-  for (; i + 16 <= count; i += 16)
-    for (int j = 0; j < Sum::kVecs; ++j)
-      sum.add_square(j, Sum::at(a + i + j * Sum::kLanes) - Sum::at(b + i + j * Sum::kLanes));
-  T trailing[16];
-  for (int k = 0; i + k < count; ++k) trailing[k] = a[i + k] - b[i + k];
-  return sum.total(trailing, count - i);
-}
-
 // v_uncond + w (v - v_uncond), or v itself without v_uncond; buffers hold one block each.
 template <class T>
 inline const T* velocity(const Array& v, const Array& v_uncond, double guidance, int64_t begin,
@@ -223,25 +181,6 @@ template <class T>
 inline void transition_mean(const Coefficients& coef, const T* x, const T* v, int count, T* mean) {
   const T a = static_cast<T>(coef.a), b = static_cast<T>(coef.b);
   SFGRPO_IN_PLACE for (int i = 0; i < count; ++i) mean[i] = a * x[i] + b * v[i];
-}
-
-// Sum of (x_next - a x - b v)^2 of one block.
-template <class T>
-inline double residual_square(const Coefficients& coef, const T* x, const T* v, const T* x_next,
-                              int count) {
-  using Sum = LaneSum<T>;
-  const T a = static_cast<T>(coef.a), b = static_cast<T>(coef.b);
-  Sum sum;
-  int i = 0;
-  for (; i + 16 <= count; i += 16)
-    for (int j = 0; j < Sum::kVecs; ++j) {
-      const int k = i + j * Sum::kLanes;
-      sum.add_square(j, Sum::at(x_next + k) - (a * Sum::at(x + k) + b * Sum::at(v + k)));
-    }
-  T trailing[16];
-  for (int k = 0; i + k < count; ++k)
-    trailing[k] = x_next[i + k] - (a * x[i + k] + b * v[i + k]);
-  return sum.total(trailing, count - i);
 }
 
 // factor * (x_next - a x - b v); may take the place of any of them.

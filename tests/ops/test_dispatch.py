@@ -95,11 +95,20 @@ def test_threads_do_not_change_a_bit(name: str, full: bool, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("name", sorted({*OPS} - {"gain_advantages", "gain_advantages_"}))
-def test_batch_splits_do_not_change_a_bit(name: str) -> None:
-    """A row's results are the same alone as among others; its weight, too, is given."""
-    args = arguments(rows(4, (3, 700)), full=True)[name]
+@pytest.mark.parametrize(
+    ("batch", "shape", "dtype"), [(4, (3, 700), F32), (23, (90,), F32), (23, (90,), BF16)]
+)
+def test_batch_splits_do_not_change_a_bit(
+    name: str, batch: int, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """A row's results are the same alone as among others; its weight, too, is given.
+
+    Short rows share a block of 1,024 elements: eleven of 90, so that rows 10 and 11 are
+    neighbours in two of them.
+    """
+    args = arguments(rows(batch, shape, dtype, dtype), full=True)[name]
     whole = call(name, args)
-    for row in range(4):
+    for row in {0, 1, 10, 11, batch - 1} & {*range(batch)}:
         part = tuple(
             a[row : row + 1].contiguous() if isinstance(a, Tensor) and a.ndim > 0 else a
             for a in args
