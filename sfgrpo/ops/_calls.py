@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -129,3 +129,23 @@ def differentiate(
         return compute(*o)
 
     return call
+
+
+def differentiate_once(name: str) -> Callable[[Any], Any]:
+    """What calls the backward of an op; to ask for a gradient of its results is an error.
+
+    A second derivative of a density or a loss is asked for seldom, and would take a kernel for
+    every pair of operands.  Without an error PyTorch takes the gradient for a constant:
+    ``torch.func.grad`` of it is 0, without a word.
+    """
+    types = get_type_hints(DEFINITIONS[name].record)
+    tensors = tuple(field for field, kind in types.items() if kind in (Tensor, Tensor | None))
+
+    def refuse(ctx: Any, needed: dict[str, bool], *grads: Tensor) -> dict[str, Tensor | None]:
+        raise RuntimeError(
+            f"sfgrpo.ops.{name.removesuffix('_backward')}: got its gradient to differentiate, "
+            "expected one differentiation: the fused backward has no gradient; write the formula "
+            "in PyTorch's own operations"
+        )
+
+    return differentiate(name, refuse, lambda ctx, o, output: None, tensors)

@@ -36,7 +36,7 @@ import torch
 from torch import Tensor
 
 from sfgrpo.ops import _checks, _overlap
-from sfgrpo.ops._calls import differentiate, in_place
+from sfgrpo.ops._calls import differentiate, differentiate_once, in_place
 from sfgrpo.ops._density import Density, gaussian_kl_scale, unnormalised
 from sfgrpo.ops._library import define, vectorise
 from sfgrpo.ops._policy_checks import Ratio, policy_settings
@@ -161,7 +161,8 @@ define(
     policy_loss_backward__reference,
     written=("v", "v_uncond"),
 )
-_backward_in_place = in_place("policy_loss_backward_")
+_call_backward = differentiate_once("policy_loss_backward")
+_call_backward_in_place = in_place("policy_loss_backward_")
 vectorise("policy_loss", one_by_one(_op))
 vectorise("policy_loss_backward", one_by_one(_op_backward))
 
@@ -183,9 +184,9 @@ def _backward(
     o = PolicyBackwardOperands(grad_loss, x, v, x_next, coef, back, v_uncond, ctx.guidance, *others)
     # A graph being compiled learns of storages, not of places: there both may not even share one.
     if ctx.reuse_v and not _overlap.traced_together(v, v_uncond):
-        _backward_in_place(o)
+        _call_backward_in_place(o)
         return {"v": v.detach(), "v_uncond": None if v_uncond is None else v_uncond.detach()}
-    grad_v, grad_v_uncond = _op_backward(*o)
+    grad_v, grad_v_uncond = _call_backward(o)
     return {"v": grad_v, "v_uncond": None if v_uncond is None else grad_v_uncond}
 
 
@@ -251,7 +252,8 @@ def policy_loss(
         TypeError: an argument has the wrong type or dtype.
         ValueError: wrong shape, device or range, a tensor other than ``v`` and ``v_uncond``
             requires grad, or ``reuse_v`` would overwrite what it must not.
-        RuntimeError: on the CPU, a coefficient is not finite, n < 0 or t outside [0, 1].
+        RuntimeError: on the CPU, a coefficient is not finite, n < 0 or t outside [0, 1]; when its
+            gradient is differentiated.
     """
     settings = policy_settings(
         x, v, x_next, coef, logp_old, advantages, v_uncond, guidance, v_ref, clip_range, kl_weight,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sfgrpo.ops import _checks
-from sfgrpo.ops._calls import differentiate
+from sfgrpo.ops._calls import differentiate, differentiate_once
 from sfgrpo.ops._density import Density, is_gaussian, unnormalised
 from sfgrpo.ops._library import define, vectorise
 from sfgrpo.ops._remember import remembered
@@ -131,6 +131,7 @@ _op = define("sde_logprob", LogprobOperands, sde_logprob_reference, _fake)
 _op_backward = define(
     "sde_logprob_backward", LogprobBackwardOperands, sde_logprob_backward_reference, _fake_backward
 )
+_call_backward = differentiate_once("sde_logprob_backward")
 vectorise("sde_logprob", fold_into_rows(_op))
 vectorise("sde_logprob_backward", fold_into_rows(_op_backward))
 
@@ -148,7 +149,7 @@ def _backward(
         grad, grad_mean if ctx.with_mean else None, x, v, x_next, coef, v_uncond, ctx.guidance,
         ctx.mean_reduction, *map(needed.__getitem__, DIFFERENTIABLE),
     )  # fmt: skip
-    found = zip(DIFFERENTIABLE, _op_backward(*o), o.wanted(), strict=True)
+    found = zip(DIFFERENTIABLE, _call_backward(o), o.wanted(), strict=True)
     return {name: gradient for name, gradient, like in found if like is not None}
 
 
@@ -248,7 +249,8 @@ def sde_logprob(
         TypeError: an argument has the wrong type or dtype.
         ValueError: an argument has the wrong shape or device, or the reduction or
             density is unknown.
-        RuntimeError: on the CPU, a coefficient is not finite, n < 0 or t outside [0, 1].
+        RuntimeError: on the CPU, a coefficient is not finite, n < 0 or t outside [0, 1]; when its
+            gradient is differentiated.
     """
     scale, gaussian = _accepted(x, v, x_next, coef, v_uncond, guidance, reduction, density)
     shift = None

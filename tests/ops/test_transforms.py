@@ -95,6 +95,27 @@ def test_functional_gradients(name: str) -> None:
     torch.testing.assert_close(each, _loop(plain, STATES))
 
 
+@pytest.mark.parametrize("name", sorted(GRADIENTS.keys() - {"tweedie"}))
+@pytest.mark.parametrize("transformed", [False, True])
+def test_a_second_derivative_is_an_error(name: str, transformed: bool) -> None:
+    """Never the 0 of a gradient that was taken for a constant."""
+
+    def slope(v: Tensor) -> Tensor:
+        if transformed:
+            return grad(GRADIENTS[name])(v, STATES[0])
+        return torch.autograd.grad(GRADIENTS[name](v, STATES[0]), v, create_graph=True)[0]
+
+    def second(v: Tensor) -> Tensor:
+        if transformed:
+            return grad(lambda v: slope(v).square().sum())(v)
+        return torch.autograd.grad(slope(v).square().sum() + v.sum(), v)[0]
+
+    v = R.v.clone().requires_grad_(not transformed)
+    assert bool(slope(v).any())
+    with pytest.raises(RuntimeError, match=rf"ops.{name.split(',')[0]}: .* one differentiation"):
+        second(v)
+
+
 @pytest.mark.parametrize("dtype", [BF16, torch.float16])
 def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
     """The ops take what they are given and compute in float32, whatever autocast would prefer."""
