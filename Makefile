@@ -2,7 +2,8 @@
 # make check  lint, types and the quick tests, side by side on two cores: two to three minutes on two cores
 # make test   everything that is checked: lint, types, all tests
 # make format formats the code and fixes what ruff can fix safely
-# make bench  the benchmark table of the ops on this device
+# make bench  the benchmark table of the ops on this device, on all threads and on one, and a picture
+#             of how they compare from size to size
 # make compare  stepwise against uniform credit, five seeds each, with intervals (an hour and three
 #               quarters; goes on after a kill): runs/compare/stepwise_vs_uniform
 #               CLAIM=NAME another grid of benchmarks/claims; all of them take a night
@@ -67,6 +68,7 @@ demo: setup
 # Waiting threads may spin here, which is what a machine of one's own does.
 bench: setup
 	env -u OMP_WAIT_POLICY $(BIN)/python -m pytest --benchmark-only
+	$(BIN)/python -m benchmarks.ops.crossings
 
 compare: setup
 	$(BIN)/sfgrpo compare benchmarks/claims/$(CLAIM).yaml

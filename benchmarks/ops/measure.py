@@ -84,6 +84,13 @@ def seconds(call: Callable[[], object]) -> float:
     return now() - start
 
 
+def rounds(call: Callable[[], object], count: int) -> list[float]:
+    """Seconds of each of ``count`` calls, after two that are not timed."""
+    for _ in range(2):
+        call()
+    return [seconds(call) for _ in range(count)]
+
+
 def rounds_for(call: Callable[[], object], budget: float = SECONDS) -> int:
     """How many calls fit the time given to an entry."""
     once = min(seconds(call) for _ in range(2))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.ops import machine
+from benchmarks.ops.disturbance import Timed
 from benchmarks.ops.measure import quantiles
 from benchmarks.ops.table import Entry
 from sfgrpo import files
@@ -23,6 +24,13 @@ FIELDS = {
     "gb_per_s": "bytes over the median time",
     "of_copy": "median time of a plain copy that moves as many bytes, over that of the call",
     "peak_bytes": "most memory allocated at a time by a call, results included, operands not",
+    "attempts": "how often the entry was timed, because the machine was disturbed",
+    "spread": "last quartile of the rounds over the first",
+    "copy_slower": "slowest copy beside the entry over the fastest of its size in this table",
+    "load": "load average of the last minute, this table's own included",
+    "disturbed": "whether even the calmest attempt was (benchmarks.ops.disturbance)",
+    "one_thread": "times and disturbance on one thread; none on accelerators, for torch.compile, "
+    "and where all is on one thread",
     "host_us": "quantiles .2, .5, .8 of what a call takes the CPU with operands of a few numbers "
     "(benchmarks.ops.host), microseconds; none for torch.compile",
 }
@@ -30,26 +38,34 @@ FIELDS = {
 
 def measurements(
     entry: Entry,
-    times: list[float],
-    copy_seconds: float,
+    timed: Timed,
+    one_thread: Timed | None,
     peak_bytes: int,
     host_us: Sequence[float] | None,
 ) -> dict[str, Any]:
     """What is told of an entry besides its name: its line of the file, and its ``extra_info``."""
-    low, middle, high = quantiles(times)
+    return {
+        **_speed(entry, timed),
+        "bytes": entry.bytes,
+        "bytes_per_element": entry.row.bytes_per_element(entry.precision),
+        "peak_bytes": peak_bytes,
+        "host_us": None if host_us is None else list(host_us),
+        "one_thread": None if one_thread is None else _speed(entry, one_thread),
+        "threads": torch.get_num_threads(),
+        "device": machine.device_name(),
+    }
+
+
+def _speed(entry: Entry, timed: Timed) -> dict[str, Any]:
+    low, middle, high = quantiles(list(timed.attempt.times))
     return {
         "p20_us": _short(low * 1e6),
         "p50_us": _short(middle * 1e6),
         "p80_us": _short(high * 1e6),
-        "rounds": len(times),
-        "bytes": entry.bytes,
-        "bytes_per_element": entry.row.bytes_per_element(entry.precision),
+        "rounds": len(timed.attempt.times),
         "gb_per_s": _short(entry.bytes / middle * 1e-9),
-        "of_copy": _short(copy_seconds / middle),
-        "peak_bytes": peak_bytes,
-        "host_us": None if host_us is None else list(host_us),
-        "threads": torch.get_num_threads(),
-        "device": machine.device_name(),
+        "of_copy": _short(timed.attempt.copy_seconds / middle),
+        **timed.record(),
     }
 
 
@@ -113,8 +129,25 @@ class Record:
         self.folder.mkdir(parents=True, exist_ok=True)
         files.write(self.partial, self.text())
 
+    @property
+    def disturbed(self) -> list[str]:
+        """Entries whose times are not to be trusted."""
+        on_one = ((name, line["one_thread"] or {}) for name, line in self.found.items())
+        return [name for name, line in self.found.items() if line["disturbed"]] + [
+            f"{name} (one thread)" for name, speed in on_one if speed.get("disturbed")
+        ]
+
     def finish(self) -> str:
         """Give a complete table its name; what to tell the user."""
+        told = self._told()
+        if disturbed := self.disturbed:
+            told += (
+                f"\nbenchmarks: the machine was busy; {len(disturbed)} times stayed disturbed, as "
+                f"their lines say: {listing(disturbed)}"
+            )
+        return told
+
+    def _told(self) -> str:
         if self.missing:
             return (
                 f"{len(self.found)} of {len(self.expected)} entries ran, kept in "
