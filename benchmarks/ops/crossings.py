@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.ops import machine
 from benchmarks.ops.host import FEW, FEW_REWARDS
@@ -90,6 +91,13 @@ def _panel(axes: Axes, row: Row, results: Mapping[str, Any]) -> None:
     axes.axhline(1.0, color=MUTED, linewidth=0.8)
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    for axis, marks in (
+        (axes.xaxis, EngFormatter(sep="")),
+        (axes.yaxis, StrMethodFormatter("{x:g}")),
+    ):
+        axis.set_major_formatter(marks)
+        axis.set_minor_formatter(NullFormatter())
     axes.set_title(row.title, fontsize=9.5)
     axes.tick_params(labelsize=8)
 
