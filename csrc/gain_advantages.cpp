@@ -73,12 +73,28 @@ Tensor gain_advantages(const GainOperands& o) {
   return advantages;
 }
 
+// Rows of T advantages over the first T of the T + 1 rewards.
+template <class R>
+void overwrite(R* rewards, const float* advantages, int64_t rows, int64_t steps) {
+  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, kGrainCopy / steps),
+                              [&](int64_t begin, int64_t end) {
+                                for (int64_t row = begin; row < end; ++row)
+                                  std::copy_n(advantages + row * steps, steps,
+                                              rewards + row * (steps + 1));
+                              });
+}
+
 // The advantage of step k over the reward of state k; the final rewards stay.
 void gain_advantages_(const GainOperands& o) {
-  const Tensor advantages = gain_advantages(o);
-  Tensor all = o.rewards;
-  Tensor overwritten = torch::stable::narrow(all, 2, 0, all.size(2) - 1);
-  torch::stable::copy_(overwritten, advantages);
+  const Tensor result = gain_advantages(o);
+  const Operand all("rewards", o.rewards);
+  const float* advantages = static_cast<const float*>(result.data_ptr());
+  const int64_t rows = result.size(0) * result.size(1), steps = result.size(2);
+  if (all.array.type == Type::f64)
+    overwrite(static_cast<double*>(all.array.data), advantages, rows, steps);
+  else
+    overwrite(static_cast<float*>(all.array.data), advantages, rows, steps);
+  all.write_back(o.rewards);
 }
 
 }  // namespace sfgrpo

@@ -164,7 +164,7 @@ def gain_advantages_(
     o = _checked(rewards, normalize, mask, clamp)
     _overlap.overwritable(o, ("rewards",))
     _call_in_place(o)
-    return rewards[:, :, :-1]
+    return rewards.narrow(2, 0, rewards.shape[2] - 1)
 
 
 def _checked(
