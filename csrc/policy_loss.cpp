@@ -178,7 +178,9 @@ std::tuple<Tensor, Tensor> policy_loss_backward(const PolicyBackwardOperands& o)
 }
 
 void policy_loss_backward_(const PolicyBackwardOperands& o) {
-  const PolicyRows operands(o);
+  PolicyRows operands(o);
+  operands.v = operands.shape.dense("v", o.v, operands.f64);
+  operands.v_uncond = operands.shape.dense("v_uncond", o.v_uncond, operands.f64);
   run_backward(o, operands, operands.v.array, operands.v_uncond.array);
   operands.v.write_back(o.v);
   if (o.v_uncond) operands.v_uncond.write_back(*o.v_uncond);
@@ -219,21 +221,20 @@ void policy_loss(const PolicyArgs& args, int64_t first, int64_t last) {
     const Tile tile(args.shape, task);
     const int64_t begin = tile.begin;
     const int count = tile.count, part = tile.part;
-    const T* v =
-        velocity(args.v, args.v_uncond, args.guidance, begin, count, v_buffer, uncond_buffer);
-    const T* x = load(args.x, begin, count, x_buffer);
-    const T* x_next = load(args.x_next, begin, count, next_buffer);
+    const T* v = velocity(args.v, args.v_uncond, args.guidance, tile, v_buffer, uncond_buffer);
+    const T* x = load(args.x, tile, x_buffer);
+    const T* x_next = load(args.x_next, tile, next_buffer);
     const Coefficients* coef = args.coef + tile.row;
     for (int row = 0, at = 0; row < tile.rows; ++row, at += part)
       args.residual_sums[tile.sum + row] =
           residual_square(coef[row], x + at, v + at, x_next + at, part);
     if (args.v_ref.data != nullptr) {
-      const T* v_ref = load(args.v_ref, begin, count, uncond_buffer);
+      const T* v_ref = load(args.v_ref, tile, uncond_buffer);
       for (int row = 0, at = 0; row < tile.rows; ++row, at += part)
         args.kl_sums[tile.sum + row] = square_distance(v + at, v_ref + at, part);
     }
     if (args.v_old.data != nullptr) {
-      const T* v_old = load(args.v_old, begin, count, uncond_buffer);
+      const T* v_old = load(args.v_old, tile, uncond_buffer);
       for (int row = 0, at = 0; row < tile.rows; ++row, at += part)
         args.move_sums[tile.sum + row] =
             move_along_noise(coef[row], x + at, v + at, x_next + at, v_old + at, part);
@@ -260,15 +261,15 @@ void policy_loss_backward(const PolicyArgs& args, int64_t first, int64_t last) {
     const Tile tile(args.shape, task);
     const int64_t begin = tile.begin;
     const int count = tile.count, part = tile.part;
-    const T* v = anchored || !moved ? velocity(args.v, args.v_uncond, args.guidance, begin, count,
-                                               v_buffer, uncond_buffer)
-                                    : nullptr;
-    const T* v_scored = moved ? load(args.v_old, begin, count, old_buffer) : v;
-    const T* x = load(args.x, begin, count, x_buffer);
-    const T* x_next = load(args.x_next, begin, count, next_buffer);
+    const T* v = nullptr;
+    if (anchored || !moved)
+      v = velocity(args.v, args.v_uncond, args.guidance, tile, v_buffer, uncond_buffer);
+    const T* v_scored = moved ? load(args.v_old, tile, old_buffer) : v;
+    const T* x = load(args.x, tile, x_buffer);
+    const T* x_next = load(args.x_next, tile, next_buffer);
     const bool guided = args.v_uncond.data != nullptr;
     T* grad = guided ? grad_buffer : target(args.grad_v, begin, grad_buffer);
-    const T* v_ref = anchored ? load(args.v_ref, begin, count, ref_buffer) : nullptr;
+    const T* v_ref = anchored ? load(args.v_ref, tile, ref_buffer) : nullptr;
     for (int row = 0, at = 0; row < tile.rows; ++row, at += part) {
       const double* back = args.back + 2 * (tile.row + row);
       const Coefficients& coef = args.coef[tile.row + row];

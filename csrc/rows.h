@@ -63,16 +63,48 @@ struct Shape {
     return product;
   }
 
-  // An op called behind the public function's back must not read out of bounds.
+  // What is read row by row: without a copy if each row is contiguous, however far apart they lie.
   Operand operand(const char* name, const Tensor& tensor, bool f64) const {
+    check(name, tensor, f64);
+    if (!contiguous_rows(tensor)) return dense(name, tensor, f64);
+    Operand result;
+    const int64_t stride = tensor.size(0) > 1 ? tensor.stride(0) : elements;
+    result.array = {tensor.data_ptr(), type_of(name, tensor), stride};
+    return result;
+  }
+  Operand operand(const char* name, const Optional& tensor, bool f64) const {
+    return tensor ? operand(name, *tensor, f64) : Operand();
+  }
+
+  // What is written, too: contiguous altogether.
+  Operand dense(const char* name, const Tensor& tensor, bool f64) const {
+    check(name, tensor, f64);
+    Operand result(name, tensor);
+    result.array.stride = elements;
+    return result;
+  }
+  Operand dense(const char* name, const Optional& tensor, bool f64) const {
+    return tensor ? dense(name, *tensor, f64) : Operand();
+  }
+
+ private:
+  // An op called behind the public function's back must not read out of bounds.
+  void check(const char* name, const Tensor& tensor, bool f64) const {
     if (tensor.numel() != rows * elements)
       fail(std::string(name) + ": expected as many elements as x");
     if ((tensor.scalar_type() == ScalarType::Double) != f64)
       fail(std::string(name) + ": expected float64 in all tensors or in none");
-    return Operand(name, tensor);
   }
-  Operand operand(const char* name, const Optional& tensor, bool f64) const {
-    return tensor ? operand(name, *tensor, f64) : Operand();
+
+  // As many rows as x, and none with a gap.
+  bool contiguous_rows(const Tensor& tensor) const {
+    if (tensor.dim() == 0 || tensor.size(0) != rows) return false;
+    int64_t expected = 1;
+    for (int64_t axis = tensor.dim() - 1; axis > 0; --axis) {
+      if (tensor.size(axis) != 1 && tensor.stride(axis) != expected) return false;
+      expected *= tensor.size(axis);
+    }
+    return true;
   }
 };
 
@@ -188,7 +220,7 @@ struct Transition {
   explicit Transition(const Operands& o)
       : shape(o.x),
         f64(o.x.scalar_type() == ScalarType::Double),
-        x("x", o.x),
+        x(shape.operand("x", o.x, f64)),
         v(shape.operand("v", o.v, f64)),
         x_next(shape.operand("x_next", o.x_next, f64)),
         v_uncond(shape.operand("v_uncond", o.v_uncond, f64)),

@@ -122,10 +122,9 @@ void sde_logprob(const LogprobArgs& args, int64_t first, int64_t last) {
   alignas(64) T next_buffer[kBlock], mean_buffer[kBlock];
   for (int64_t task = first; task < last; ++task) {
     const Tile tile(args.shape, task);
-    const T* v = velocity(args.v, args.v_uncond, args.guidance, tile.begin, tile.count, v_buffer,
-                          uncond_buffer);
-    const T* x = load(args.x, tile.begin, tile.count, x_buffer);
-    const T* x_next = load(args.x_next, tile.begin, tile.count, next_buffer);
+    const T* v = velocity(args.v, args.v_uncond, args.guidance, tile, v_buffer, uncond_buffer);
+    const T* x = load(args.x, tile, x_buffer);
+    const T* x_next = load(args.x_next, tile, next_buffer);
     // In the dtype of the arithmetic.
     T* mean = args.mean.data == nullptr ? nullptr : target(args.mean, tile.begin, mean_buffer);
     for (int row = 0, at = 0; row < tile.rows; ++row, at += tile.part) {
@@ -145,17 +144,16 @@ void sde_logprob_backward(const LogprobArgs& args, int64_t first, int64_t last) 
     const Tile tile(args.shape, task);
     const int64_t begin = tile.begin;
     const int count = tile.count, part = tile.part;
-    const T* v =
-        velocity(args.v, args.v_uncond, args.guidance, begin, count, v_buffer, uncond_buffer);
-    const T* x = load(args.x, begin, count, x_buffer);
-    const T* x_next = load(args.x_next, begin, count, next_buffer);
+    const T* v = velocity(args.v, args.v_uncond, args.guidance, tile, v_buffer, uncond_buffer);
+    const T* x = load(args.x, tile, x_buffer);
+    const T* x_next = load(args.x_next, tile, next_buffer);
     for (int row = 0, at = 0; row < tile.rows; ++row, at += part)
       scaled_residual(args.coef[tile.row + row], x + at, v + at, x_next + at, part,
                       args.scale[tile.row + row], grad + at);
     const double w = args.v_uncond.data == nullptr ? 1.0 : args.guidance;
     store_scaled(args.grad_x_next, begin, count, -1.0, grad, x_buffer);
     if (args.grad_mean.data != nullptr) {
-      const T* grad_mean = load(args.grad_mean, begin, count, x_buffer);
+      const T* grad_mean = load(args.grad_mean, tile, x_buffer);
       for (int i = 0; i < count; ++i) grad[i] += grad_mean[i];
     }
     for (int row = 0, at = 0; row < tile.rows; ++row, at += part) {

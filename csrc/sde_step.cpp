@@ -44,8 +44,8 @@ struct StepResults {
 };
 
 // Fills in the results, of which x_next may be x itself, and returns logp.
-Tensor run_step(const StepOperands& o, const Operand& x, const StepResults& results) {
-  const Shape shape(o.x);
+Tensor run_step(const StepOperands& o, const Shape& shape, const Operand& x,
+                const StepResults& results) {
   const bool f64 = x.array.type == Type::f64;
   const Operand v = shape.operand("v", o.v, f64);
   const Operand v_uncond = shape.operand("v_uncond", o.v_uncond, f64);
@@ -71,20 +71,23 @@ Tensor run_step(const StepOperands& o, const Operand& x, const StepResults& resu
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> sde_step(const StepAndMeanOperands& o) {
+  const Shape shape(o.x);
+  const bool f64 = o.x.scalar_type() == ScalarType::Double;
   StepResults results;
   const Tensor x_next = empty_as(o.x);
-  results.x_next = Operand("x_next", x_next).array;
+  results.x_next = shape.dense("x_next", x_next, f64).array;
   const Tensor x0_hat = optional_result(o.with_x0, o.x, o.x.scalar_type(), results.x0_hat);
   const Tensor mean = optional_result(o.with_mean, o.x, o.coef.scalar_type(), results.mean);
-  return {x_next, run_step(o, Operand("x", o.x), results), x0_hat, mean};
+  return {x_next, run_step(o, shape, shape.operand("x", o.x, f64), results), x0_hat, mean};
 }
 
 std::tuple<Tensor, Tensor> sde_step_(const StepOperands& o) {
-  const Operand x("x", o.x);
+  const Shape shape(o.x);
+  const Operand x = shape.dense("x", o.x, o.x.scalar_type() == ScalarType::Double);
   StepResults results;
   results.x_next = x.array;
   const Tensor x0_hat = optional_result(o.with_x0, o.x, o.x.scalar_type(), results.x0_hat);
-  const Tensor logp = run_step(o, x, results);
+  const Tensor logp = run_step(o, shape, x, results);
   x.write_back(o.x);
   return {logp, x0_hat};
 }
@@ -120,13 +123,13 @@ double move(const T* x, const T* v, const T* eps, int count, const Coefficients&
 template <class T>
 const T* noise_tile(const StepArgs& args, const Tile& tile, NoiseRow& row, float* normals,
                     T* scratch) {
-  if (args.noise.data != nullptr) return load(args.noise, tile.begin, tile.count, scratch);
+  if (args.noise.data != nullptr) return load(args.noise, tile, scratch);
   Lookahead ahead;
   if (tile.rows == 1) {
-    ahead.add(args.x, tile.begin);
-    ahead.add(args.v, tile.begin);
-    ahead.add(args.v_uncond, tile.begin);
-    ahead.add(args.x_next, tile.begin);
+    ahead.add(args.x, tile);
+    ahead.add(args.v, tile);
+    ahead.add(args.v_uncond, tile);
+    ahead.add(args.x_next, tile);
   }
   fill_tile(args.ids, tile, row, normals, ahead);
   return load(Array{normals, Type::f32}, 0, tile.count, scratch);
@@ -148,9 +151,8 @@ void sde_step(const StepArgs& args, int64_t first, int64_t last) {
     bool noisy = false;
     for (int row = 0; row < tile.rows; ++row) noisy |= coefs[row].n > 0;
     const T* eps = noisy ? noise_tile(args, tile, noise_row, normals, noise_buffer) : nullptr;
-    const T* x = load(args.x, begin, count, x_buffer);
-    const T* v =
-        velocity(args.v, args.v_uncond, args.guidance, begin, count, v_buffer, uncond_buffer);
+    const T* x = load(args.x, tile, x_buffer);
+    const T* v = velocity(args.v, args.v_uncond, args.guidance, tile, v_buffer, uncond_buffer);
     if (with_x0) {  // first: x_next may take the place of x
       T* x0_hat = target(args.x0_hat, begin, next_buffer);
       for (int row = 0, at = 0; row < tile.rows; ++row, at += part)
@@ -170,7 +172,7 @@ void sde_step(const StepArgs& args, int64_t first, int64_t last) {
     }
     store(args.x_next, begin, count, x_next);
     if (!noisy || !rounded) continue;
-    const T* stored = load(args.x_next, begin, count, next_buffer);  // what is scored
+    const T* stored = load(args.x_next, tile, next_buffer);  // what is scored
     for (int row = 0, at = 0; row < tile.rows; ++row, at += part)
       if (coefs[row].n > 0)
         args.square_sums[tile.sum + row] = square_distance(stored + at, mean + at, part);

@@ -19,10 +19,11 @@ using Optional = std::optional<Tensor>;
 
 enum class Type : int { f32, f64, bf16, f16 };
 
-// Contiguous data of one of the four types; null where an optional tensor is absent.
+// Rows of one of the four types, each contiguous; null where an optional tensor is absent.
 struct Array {
   void* data = nullptr;
   Type type = Type::f32;
+  int64_t stride = 0;  // from row to row, in elements; no matter to what is contiguous altogether
 };
 
 [[noreturn]] inline void fail(const std::string& message) { throw std::runtime_error(message); }

@@ -36,13 +36,15 @@ struct TweedieOperands {
 void run_tweedie(const TweedieOperands& o, const Tensor* x0_hat) {
   const Shape shape(o.x);
   const bool f64 = o.x.scalar_type() == ScalarType::Double;
-  const Operand x("x", o.x), v = shape.operand("v", o.v, f64);
+  const Operand x = shape.operand("x", o.x, f64);
+  const Operand v = x0_hat ? shape.operand("v", o.v, f64) : shape.dense("v", o.v, f64);
   std::vector<double> times;
   if (o.t) times = numbers("t", *o.t, shape.rows);
   check_times(o.t ? times.data() : &o.time, o.t ? shape.rows : 1);
   const Array out = x0_hat ? Operand("x0_hat", *x0_hat).array : v.array;
   const TweedieArgs args{shape, x.array, v.array, out, o.time, o.t ? times.data() : nullptr};
-  for_tiles(shape, kGrainCopy, f64 ? SFGRPO_SELECT(tweedie<double>) : SFGRPO_SELECT(tweedie<float>), args);
+  for_tiles(shape, kGrainCopy,
+            f64 ? SFGRPO_SELECT(tweedie<double>) : SFGRPO_SELECT(tweedie<float>), args);
   if (!x0_hat) v.write_back(o.v);
 }
 
@@ -73,8 +75,8 @@ void tweedie(const TweedieArgs& args, int64_t first, int64_t last) {
   alignas(64) T x_buffer[kBlock], v_buffer[kBlock], out_buffer[kBlock];
   for (int64_t task = first; task < last; ++task) {
     const Tile tile(args.shape, task);
-    const T* x = load(args.x, tile.begin, tile.count, x_buffer);
-    const T* v = load(args.v, tile.begin, tile.count, v_buffer);
+    const T* x = load(args.x, tile, x_buffer);
+    const T* v = load(args.v, tile, v_buffer);
     T* out = target(args.x0_hat, tile.begin, out_buffer);
     for (int row = 0, at = 0; row < tile.rows; ++row, at += tile.part) {
       const double time = args.times == nullptr ? args.time : args.times[tile.row + row];

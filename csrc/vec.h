@@ -111,8 +111,9 @@ struct Lookahead {
   int sizes[kStreams];  // bytes per element, 0 where there is no stream
   int count = 0;
 
-  SFGRPO_INLINE void add(const Array& array, int64_t begin) {
+  SFGRPO_INLINE void add(const Array& array, const Tile& tile) {
     if (array.data == nullptr) return;
+    const int64_t begin = tile.row * array.stride + tile.offset;
     sizes[count] = array.type == Type::f64 ? 8 : array.type == Type::f32 ? 4 : 2;
     streams[count] = static_cast<const char*>(array.data) + begin * sizes[count];
     ++count;
@@ -146,6 +147,18 @@ inline const T* load(const Array& from, int64_t begin, int count, T* __restrict 
   return scratch;
 }
 
+// The rows of a tile, one behind the other: several that lie apart are gathered in `scratch`.
+template <class T>
+inline const T* load(const Array& from, const Tile& tile, T* scratch) {
+  const int64_t begin = tile.row * from.stride + tile.offset;
+  if (tile.rows == 1 || from.stride == tile.part) return load(from, begin, tile.count, scratch);
+  for (int row = 0, at = 0; row < tile.rows; ++row, at += tile.part) {
+    const T* loaded = load(from, begin + row * from.stride, tile.part, scratch + at);
+    if (loaded != scratch + at) __builtin_memcpy(scratch + at, loaded, tile.part * sizeof(T));
+  }
+  return scratch;
+}
+
 // Where to compute `count` results for `to`: in place if it holds T, else in `scratch`.
 template <class T>
 inline T* target(const Array& to, int64_t begin, T* scratch) {
@@ -164,15 +177,15 @@ inline void store(const Array& to, int64_t begin, int count, const T* __restrict
   }
 }
 
-// v_uncond + w (v - v_uncond), or v itself without v_uncond; buffers hold one block each.
+// v_uncond + w (v - v_uncond), or v itself without v_uncond; buffers hold one tile each.
 template <class T>
-inline const T* velocity(const Array& v, const Array& v_uncond, double guidance, int64_t begin,
-                         int count, T* __restrict scratch, T* __restrict scratch_uncond) {
-  const T* cond = load(v, begin, count, scratch);
+inline const T* velocity(const Array& v, const Array& v_uncond, double guidance, const Tile& tile,
+                         T* __restrict scratch, T* __restrict scratch_uncond) {
+  const T* cond = load(v, tile, scratch);
   if (v_uncond.data == nullptr) return cond;
-  const T* uncond = load(v_uncond, begin, count, scratch_uncond);
+  const T* uncond = load(v_uncond, tile, scratch_uncond);
   const T w = static_cast<T>(guidance);
-  for (int i = 0; i < count; ++i) scratch[i] = uncond[i] + w * (cond[i] - uncond[i]);
+  for (int i = 0; i < tile.count; ++i) scratch[i] = uncond[i] + w * (cond[i] - uncond[i]);
   return scratch;
 }
 
