@@ -148,8 +148,9 @@ inline std::vector<double> numbers(const char* name, const Tensor& tensor, int64
 // int64 [rows].
 struct RowIds {
   Optional copy;
-  const int64_t* data;
+  const int64_t* data = nullptr;
 
+  RowIds() = default;
   RowIds(const char* name, const Tensor& ids, int64_t rows) {
     if (ids.scalar_type() != ScalarType::Long || ids.numel() != rows)
       fail(std::string(name) + ": expected int64, one per row");
