@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from sfgrpo import backbones, config, ops, sde
 from sfgrpo.backbones._pipeline import PipelineBackbone
-from sfgrpo.backbones._tokens import PACK, UNPACK
 from sfgrpo.rollout import START, Plan, VelocityField, sample
 from sfgrpo.run import records
 from tests.support import families
@@ -47,23 +45,24 @@ def load(name: str, folder: Path, **options: Any) -> PipelineBackbone:
     return backbone
 
 
-def field(backbone: PipelineBackbone, prompts: Sequence[str], guidance: float) -> VelocityField:
-    """The velocity for these prompts; klein knows no other negative prompt than none."""
-    is_klein = type(backbone.pipeline).__name__ == "Flux2KleinPipeline"
-    negative = ["" if is_klein else families.NEGATIVE]
+def field(
+    backbone: PipelineBackbone, prompts: Sequence[str], guidance: float, negative: str
+) -> VelocityField:
+    """The velocity for these prompts."""
     return VelocityField(
         backbone=backbone, network=backbone.transformer, conditioning=backbone.encode(prompts),
-        unconditional=backbone.encode(negative) if guidance != 1 else None, guidance=guidance,
+        unconditional=backbone.encode([negative]) if guidance != 1 else None, guidance=guidance,
         batch_size=8,
     )  # fmt: skip
 
 
-def ours(backbone: PipelineBackbone, shape: tuple[int, ...], guidance: float) -> Tensor:
+def ours(backbone: PipelineBackbone, family: Family, guidance: float) -> Tensor:
     """Final latents of `PROMPTS` from our own rollout with the ODE's table."""
+    shape = backbone.latent_shape(*family.size)
     table = sde.coefficients(backbone.sigmas(STEPS, shape), "ode")
     rows = torch.arange(len(PROMPTS))
     plan = Plan(group_G=rows, prompt_G=rows, group_of_M=rows, sample_M=rows)
-    velocity = field(backbone, PROMPTS, guidance)
+    velocity = field(backbone, PROMPTS, guidance, family.negative)
     made = sample(velocity, table, plan, seed=SEED, latent_shape=shape, methods={})
     return made.states.x_U
 
@@ -71,28 +70,16 @@ def ours(backbone: PipelineBackbone, shape: tuple[int, ...], guidance: float) ->
 def theirs(pipeline: Any, family: Family, noise: Tensor, guidance: float) -> tuple[Tensor, Tensor]:
     """Final latents, and samples in [0, 1], of the stock pipeline from the same noise."""
     height, width, _ = family.size
-    is_packed = family.backbone in ("flux", "qwenimage")
-    start = rearrange(noise, PACK, p=2, q=2) if is_packed else noise
 
     def call(kind: str) -> Tensor:
         return pipeline(
-            prompt=list(PROMPTS), latents=start.clone(), height=height, width=width,
+            prompt=list(PROMPTS), latents=family.given(noise).clone(), height=height, width=width,
             num_inference_steps=STEPS, output_type=kind, return_dict=False,
             max_sequence_length=family.length, **family.stock,
             **(family.guided(guidance) if family.guided else {}),
         )[0]  # fmt: skip
 
-    latents = call("latent")
-    if is_packed:
-        latents = rearrange(latents, UNPACK, h=noise.shape[-2] // 2, p=2, q=2)
-    elif family.backbone == "flux2" and latents.ndim == 4:  # klein has undone the normalisation
-        bn = pipeline.vae.bn
-        patches = rearrange(latents, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
-        std = torch.sqrt(bn.running_var + pipeline.vae.config.batch_norm_eps)
-        latents = (patches - bn.running_mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
-    elif family.backbone == "flux2":
-        latents = rearrange(latents, "b (h w) c -> b c h w", h=noise.shape[-2])
-    return latents, call("pt")
+    return family.taken(pipeline, call("latent"), noise), call("pt")
 
 
 @dataclass(frozen=True)
@@ -113,7 +100,7 @@ def parity(name: str, folder: Path, guidance: float) -> Parity:
         shape, seed=SEED, sample_ids=torch.arange(len(PROMPTS)), step_ids=START
     )
     expected, pictures = theirs(stock(folder), family, noise, guidance)
-    found = ours(backbone, shape, guidance)
+    found = ours(backbone, family, guidance)
     assert found.shape == expected.shape
     assert backbone.decode(found).shape == pictures.shape
     return Parity(
@@ -203,7 +190,7 @@ def export(trainer: Any, name: str, folder: Path, out: Path) -> tuple[float, flo
     _, untouched = theirs(pipeline, family, noise, guidance)
     load_export(pipeline, out / "checkpoints/000001/model", lora=trainer.recipe.lora is not None)
     _, exported = theirs(pipeline, family, noise, guidance)
-    found = backbone.decode(ours(backbone, shape, guidance))
+    found = backbone.decode(ours(backbone, family, guidance))
     return float((found - exported).abs().max()), float((exported - untouched).abs().max())
 
 

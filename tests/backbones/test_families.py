@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: families.save(name, place / name) for name in FAMILIES}
 
 
+@pytest.fixture(scope="module")
+def loaded(folders: dict[str, Path]) -> Callable[[str], Any]:
+    """A family's backbone, for tests that leave it as it is."""
+    return functools.cache(lambda name: family_checks.load(name, folders[name]))
+
+
 def latents(backbone: Any, name: str, seed: int = 0) -> Tensor:
     shape = backbone.latent_shape(*FAMILIES[name].size)
     return torch.randn(len(PROMPTS), *shape, generator=torch.Generator().manual_seed(seed))
@@ -48,22 +56,24 @@ def test_rollout_is_the_stock_pipeline(name: str, folders: dict[str, Path]) -> N
 
 
 @pytest.mark.parametrize("name", GUIDED)
-def test_guided_rollout_is_the_stock_pipeline(name: str, folders: dict[str, Path]) -> None:
+def test_guided_rollout_is_the_stock_pipeline(
+    name: str, folders: dict[str, Path], loaded: Callable[[str], Any]
+) -> None:
     """Both halves of a guided batch come from one forward here and from two there: other shapes,
     other roundings, amplified by the scale."""
     found = family_checks.parity(name, folders[name], 3.0)
     assert found.latents <= 2e-5 * found.spread
     assert found.samples <= 2e-6
-    backbone = family_checks.load(name, folders[name])
-    shape = backbone.latent_shape(*FAMILIES[name].size)
-    weak, strong = (family_checks.ours(backbone, shape, g) for g in (1.0, 3.0))
+    weak, strong = (family_checks.ours(loaded(name), FAMILIES[name], g) for g in (1.0, 3.0))
     assert (weak - strong).abs().max() > 100 * found.latents  # or the test would see no guidance
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_rows_stand_at_times_and_prompts_of_their_own(name: str, folders: dict[str, Path]) -> None:
+def test_rows_stand_at_times_and_prompts_of_their_own(
+    name: str, loaded: Callable[[str], Any]
+) -> None:
     """A batch of rows at different noise levels, with prompts of different lengths, is its rows."""
-    backbone = family_checks.load(name, folders[name])
+    backbone = loaded(name)
     x, cond = latents(backbone, name), backbone.encode(PROMPTS)
     t = torch.tensor([0.95, 0.2])
     with torch.no_grad():
@@ -80,6 +90,17 @@ def test_rows_stand_at_times_and_prompts_of_their_own(name: str, folders: dict[s
     assert together.dtype == torch.float32
     for changed in (later, other):
         assert ((changed - together).flatten(1).abs().amax(1) > 1e-3).all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_checkpointing_changes_no_velocity(name: str, loaded: Callable[[str], Any]) -> None:
+    """Training with it has to see the velocities that sampling saw without."""
+    backbone = loaded(name)
+    x, cond, t = latents(backbone, name), backbone.encode(PROMPTS), torch.tensor([0.95, 0.2])
+    expected = backbone.velocity(backbone.transformer, x, t, cond)
+    assert expected.requires_grad
+    backbone.transformer.enable_gradient_checkpointing()
+    assert torch.equal(backbone.velocity(backbone.transformer, x, t, cond), expected)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -114,8 +135,8 @@ def test_all_weights_and_their_export(name: str, folders: dict[str, Path], tmp_p
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_adapters_attach_where_they_are_said_to(name: str, folders: dict[str, Path]) -> None:
-    backbone = family_checks.load(name, folders[name])
+def test_adapters_attach_where_they_are_said_to(name: str, loaded: Callable[[str], Any]) -> None:
+    backbone = loaded(name)
     layers = {
         n for n, module in backbone.transformer.named_modules()
         if isinstance(module, torch.nn.Linear)
@@ -125,8 +146,8 @@ def test_adapters_attach_where_they_are_said_to(name: str, folders: dict[str, Pa
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_sizes_and_lengths(name: str, folders: dict[str, Path]) -> None:
-    backbone, (height, width, frames) = family_checks.load(name, folders[name]), FAMILIES[name].size
+def test_sizes_and_lengths(name: str, loaded: Callable[[str], Any]) -> None:
+    backbone, (height, width, frames) = loaded(name), FAMILIES[name].size
     shape = backbone.latent_shape(height, 2 * width, frames)
     assert shape[-1] == 2 * shape[-2]
     for wrong in ((height + 1, width), (height, 0)):
@@ -144,12 +165,12 @@ def test_sizes_and_lengths(name: str, folders: dict[str, Path]) -> None:
         backbone.encode(PROMPTS[0])
 
 
-def test_videos_want_whole_groups_of_frames_and_images_one(folders: dict[str, Path]) -> None:
-    video = family_checks.load("wan", folders["wan"])
+def test_videos_want_whole_groups_of_frames_and_images_one(loaded: Callable[[str], Any]) -> None:
+    video = loaded("wan")
     assert video.latent_shape(32, 32, 9) == (4, 3, 4, 4)
     with pytest.raises(ValueError, match="num_frames must be 1 more than a multiple of 4, got 8"):
         video.latent_shape(32, 32, 8)
-    image = family_checks.load("flux", folders["flux"])
+    image = loaded("flux")
     with pytest.raises(ValueError, match="num_frames: this model makes images, got 5 frames"):
         image.latent_shape(32, 32, 5)
     assert video.decode(latents(video, "wan")).shape == (2, 5, 3, 32, 32)
@@ -196,9 +217,9 @@ def test_guidance_is_told_to_networks_that_read_it(folders: dict[str, Path]) -> 
         family_checks.load("wan", folders["wan"], embedded_guidance=3.5)
 
 
-def test_padding_changes_nothing(folders: dict[str, Path]) -> None:
+def test_padding_changes_nothing(loaded: Callable[[str], Any]) -> None:
     """A prompt beside a longer one is padded; attention must not see that."""
-    backbone = family_checks.load("qwenimage", folders["qwenimage"])
+    backbone = loaded("qwenimage")
     short = backbone.encode(PROMPTS[1:])
     padded = Conditioning.cat([short, backbone.encode(PROMPTS[:1])])
     assert padded.mask is not None

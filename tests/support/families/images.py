@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 import transformers
+from einops import rearrange
+from torch import Tensor
 
 from sfgrpo.embedded import architecture
 from tests.support.families.parts import (
     DYNAMIC,
+    PACKED,
     WIDTH,
     Family,
     byte_tokenizer,
@@ -99,6 +102,19 @@ def flux2() -> Any:
     )
 
 
+def flux2_latents(pipeline: Any, latents: Tensor, noise: Tensor) -> Tensor:
+    """FLUX.2 hands out tokens."""
+    return rearrange(latents, "b (h w) c -> b c h w", h=noise.shape[-2])
+
+
+def klein_latents(pipeline: Any, latents: Tensor, noise: Tensor) -> Tensor:
+    """klein's pipeline hands out latents with their normalisation undone."""
+    bn = pipeline.vae.bn
+    patches = rearrange(latents, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2)
+    std = torch.sqrt(bn.running_var + pipeline.vae.config.batch_norm_eps)
+    return (patches - bn.running_mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+
+
 def klein() -> Any:
     """FLUX.2-klein-base: Qwen 3, classifier-free guidance."""
     encoder = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**language(27)))
@@ -148,18 +164,20 @@ FAMILIES = {
     "sd3": Family(build=sd3, backbone="sd3", guided=cfg),
     "flux": Family(
         build=flux, backbone="flux", embedded_guidance=3.5, guided=true_cfg,
-        stock={"guidance_scale": 3.5},
+        stock={"guidance_scale": 3.5}, **PACKED,
     ),
     "flux2": Family(
         build=flux2, backbone="flux2", embedded_guidance=4.0, length=512,
-        stock={"guidance_scale": 4.0},
+        stock={"guidance_scale": 4.0}, taken=flux2_latents,
     ),
     "flux2-klein": Family(
-        build=klein, backbone="flux2", length=96,
-        # klein's negative prompt is "".
+        build=klein, backbone="flux2", length=96, taken=klein_latents, negative="",
+        # It knows no other negative prompt.
         guided=lambda scale: {"guidance_scale": scale},
     ),
-    "qwenimage": Family(build=qwenimage, backbone="qwenimage", guided=true_cfg, length=256),
+    "qwenimage": Family(
+        build=qwenimage, backbone="qwenimage", guided=true_cfg, length=256, **PACKED,
+    ),
     "zimage": Family(
         build=zimage, backbone="zimage", length=96,
         # Its pipeline's scale is 0 for none.

@@ -9,6 +9,10 @@ from typing import Any
 
 import torch
 import transformers
+from einops import rearrange
+from torch import Tensor
+
+from sfgrpo.backbones._tokens import PACK, UNPACK
 
 diffusers: Any = importlib.import_module("diffusers")  # its names are made at run time
 
@@ -32,8 +36,27 @@ class Family:
     embedded_guidance: float | None = None
     guided: Callable[[float], dict[str, Any]] | None = None
     """Arguments of the stock pipeline for classifier-free guidance with scale w (1: none)."""
+    negative: str = NEGATIVE
+    """Negative prompt under guidance; "" where the stock pipeline treats others in its own way."""
     stock: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the stock pipeline."""
+    given: Callable[[Tensor], Tensor] = lambda noise: noise
+    """Our noise -> the `latents` that the stock pipeline takes."""
+    taken: Callable[[Any, Tensor, Tensor], Tensor] = lambda pipeline, latents, noise: latents
+    """(pipeline, its final latents, our noise) -> those latents as ours."""
+
+
+def packed(noise: Tensor) -> Tensor:
+    """Tokens of 2 x 2 patches, which some stock pipelines take and hand out."""
+    return rearrange(noise, PACK, p=2, q=2)
+
+
+def unpacked(pipeline: Any, latents: Tensor, noise: Tensor) -> Tensor:
+    """The inverse of `packed`."""
+    return rearrange(latents, UNPACK, h=noise.shape[-2] // 2, p=2, q=2)
+
+
+PACKED: dict[str, Any] = {"given": packed, "taken": unpacked}
 
 
 def normal(network: torch.nn.Module, seed: int, std: float = 0.08) -> Any:
