@@ -3,6 +3,7 @@
     sd3         Stable Diffusion 3 and 3.5, and the embedded model
     flux        FLUX.1
     flux2       FLUX.2 dev and klein
+    chroma      Chroma
     qwenimage   Qwen-Image
     wan         Wan 2.1 and 2.2, text to video
     zimage      Z-Image

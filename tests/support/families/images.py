@@ -66,6 +66,19 @@ def flux() -> Any:
     )  # fmt: skip
 
 
+def chroma() -> Any:
+    """Chroma."""
+    transformer = diffusers.ChromaTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=16,
+        num_attention_heads=2, joint_attention_dim=WIDTH, axes_dims_rope=(4, 4, 8),
+        approximator_num_channels=16, approximator_hidden_dim=32, approximator_layers=1,
+    )  # fmt: skip
+    return diffusers.ChromaPipeline(
+        scheduler=scheduler(**DYNAMIC), vae=vae(), transformer=normal(transformer, 1, std=0.2),
+        text_encoder=t5("T5"), tokenizer=t5_tokenizer(),
+    )  # fmt: skip
+
+
 def flux2_parts(*, guidance: bool) -> dict[str, Any]:
     """Scheduler, autoencoder and transformer of FLUX.2."""
     autoencoder = diffusers.AutoencoderKLFlux2(
@@ -166,6 +179,7 @@ FAMILIES = {
         build=flux, backbone="flux", embedded_guidance=3.5, guided=true_cfg,
         stock={"guidance_scale": 3.5}, **PACKED,
     ),
+    "chroma": Family(build=chroma, backbone="chroma", guided=cfg, **PACKED),
     "flux2": Family(
         build=flux2, backbone="flux2", embedded_guidance=4.0, length=512,
         stock={"guidance_scale": 4.0}, taken=flux2_latents,
