@@ -4,6 +4,7 @@
     flux        FLUX.1
     flux2       FLUX.2 dev and klein
     chroma      Chroma
+    lumina2     Lumina-Image 2.0
     qwenimage   Qwen-Image
     wan         Wan 2.1 and 2.2, text to video
     zimage      Z-Image

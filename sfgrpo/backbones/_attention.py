@@ -69,6 +69,8 @@ def _first(network: nn.Module, parameter: torch.Tensor, masked: bool) -> str:
 @torch.enable_grad()
 def _refusal(network: Any, name: str, masked: bool) -> str | None:
     """Why the backend cannot serve; None if it can."""
+    if name != "native" and not _dispatches(network):
+        return f"the attention of {type(network).__name__} is PyTorch's own, whatever is chosen"
     parameter = next(network.parameters())
     shape = (2, 128, 2, _head_size(network))
     q, k, v = (
@@ -96,7 +98,17 @@ def _head_size(network: Any) -> int:
     config = network.config
     if "attention_head_dim" in config:
         return config["attention_head_dim"]
-    return config["dim"] // config["n_heads"]
+    if "n_heads" in config:
+        return config["dim"] // config["n_heads"]
+    return config["hidden_size"] // config["num_attention_heads"]
+
+
+def _dispatches(network: nn.Module) -> bool:
+    """Whether a choice of backend changes anything: some layers call PyTorch's attention."""
+    processors = (getattr(layer, "processor", None) for layer in network.modules())
+    return any(
+        hasattr(p, "_attention_backend") or isinstance(p, JointAttnProcessor2_0) for p in processors
+    )
 
 
 def _set(network: Any, name: str) -> None:

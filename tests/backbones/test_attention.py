@@ -90,6 +90,14 @@ def test_every_family_has_a_head_size(family: str) -> None:
     assert Registry.get_active_backend()[0] == AttentionBackendName.NATIVE
 
 
+def test_attention_that_ignores_a_choice_is_no_choice() -> None:
+    made = families.FAMILIES["lumina2"].build().transformer
+    with pytest.raises(ValueError, match=r"'_native_math' cannot.*Lumina2Tr.*whatever is chosen"):
+        _attention.choose(made, "_native_math", masked=True)
+    for name in ("auto", "native"):
+        assert _attention.choose(made, name, masked=True) == "native"
+
+
 def test_dispatched_joint_attention_is_the_library_s(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stable Diffusion 3, with and without text in a layer: the same values, by our processor."""
     made = families.images.sd3().transformer

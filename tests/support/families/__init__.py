@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.families import images, videos
+from tests.support.families import images, instructed, videos
 from tests.support.families.parts import NEGATIVE, PROMPTS, Family, diffusers, scheduler
 
 __all__ = [
@@ -19,12 +19,13 @@ __all__ = [
     "Family",
     "diffusers",
     "images",
+    "instructed",
     "save",
     "scheduler",
     "videos",
 ]
 
-FAMILIES: dict[str, Family] = images.FAMILIES | videos.FAMILIES
+FAMILIES: dict[str, Family] = images.FAMILIES | instructed.FAMILIES | videos.FAMILIES
 
 
 def save(name: str, folder: Path) -> Path:

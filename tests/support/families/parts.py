@@ -76,11 +76,20 @@ def scheduler(**options: Any) -> Any:
 DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "shift": 3.0}
 
 
+LETTERS = "abcdefghijklmnopqrstuvwxyz▁,."
+
+
 def t5_tokenizer() -> Any:
     """A Unigram tokenizer of single characters, as T5's and UMT5's are of pieces."""
-    letters = "abcdefghijklmnopqrstuvwxyz▁,."
-    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((c, -2.0) for c in letters)]
+    vocab = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *((c, -2.0) for c in LETTERS)]
     return transformers.T5Tokenizer(vocab=vocab, extra_ids=0)
+
+
+def gemma_tokenizer() -> Any:
+    """A BPE tokenizer of single characters, each text after a <bos>, as Gemma's."""
+    special = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+    vocab = {token: index for index, token in enumerate((*special, *LETTERS, *"<>'#:-"))}
+    return transformers.GemmaTokenizer(vocab=vocab, merges=[], add_bos_token=True)
 
 
 CHAT = (

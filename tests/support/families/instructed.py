@@ -1,0 +1,47 @@
+"""Families that read a prompt, but not the empty one, after an instruction to a Gemma."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+
+from tests.support.families.parts import (
+    PROMPTS,
+    WIDTH,
+    Family,
+    diffusers,
+    gemma_tokenizer,
+    language,
+    normal,
+    scheduler,
+    vae,
+)
+
+
+def gemma() -> Any:
+    """A Gemma 2 without its head."""
+    return normal(transformers.Gemma2Model(transformers.Gemma2Config(**language())), 2)
+
+
+def lumina2() -> Any:
+    """Lumina-Image 2.0."""
+    transformer = diffusers.Lumina2Transformer2DModel(
+        in_channels=4, hidden_size=32, num_layers=1, num_refiner_layers=1, num_attention_heads=2,
+        num_kv_heads=1, multiple_of=8, axes_dim_rope=(8, 4, 4), axes_lens=(300, 16, 16),
+        cap_feat_dim=WIDTH,
+    )  # fmt: skip
+    return diffusers.Lumina2Pipeline(
+        scheduler=scheduler(shift=6.0), vae=vae(), transformer=normal(transformer, 1, std=0.2),
+        text_encoder=gemma(), tokenizer=gemma_tokenizer(),
+    )  # fmt: skip
+
+
+def bare(scale: float) -> dict[str, Any]:
+    """Guidance away from the empty prompt."""
+    return {"guidance_scale": scale, "negative_prompt": [""] * len(PROMPTS)}
+
+
+FAMILIES = {
+    "lumina2": Family(build=lumina2, backbone="lumina2", guided=bare, negative="", length=256),
+}
