@@ -7,6 +7,7 @@
     lumina2     Lumina-Image 2.0
     qwenimage   Qwen-Image
     wan         Wan 2.1 and 2.2, text to video
+    ltx         LTX-Video
     zimage      Z-Image
 
 A name with a colon, "package.module:function", is a backbone of one's own.

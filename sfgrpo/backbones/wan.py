@@ -16,7 +16,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from sfgrpo.backbones import _adapters
-from sfgrpo.backbones._pipeline import PipelineBackbone
+from sfgrpo.backbones._video import VideoBackbone
 from sfgrpo.backbones.base import Conditioning
 
 
@@ -99,11 +99,10 @@ class OneExpert(nn.Module):
         return (result,)
 
 
-class WanBackbone(PipelineBackbone):
+class WanBackbone(VideoBackbone):
     """A WanPipeline."""
 
     pipeline_classes = (WanPipeline,)
-    modality = "video"
     lora_targets = (
         "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0",
         "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
@@ -132,17 +131,6 @@ class WanBackbone(PipelineBackbone):
     def _networks(self) -> list[Any]:
         found = (self.pipeline.transformer, self.pipeline.transformer_2)
         return [network for network in found if network is not None]
-
-    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
-        scale, every = (
-            self.pipeline.vae_scale_factor_spatial,
-            self.pipeline.vae_scale_factor_temporal,
-        )
-        config = self.pipeline.transformer.config
-        h, w = self._spatial(height, width, scale=scale, multiple=scale * config.patch_size[-1])
-        if frames < 1 or (frames - 1) % every:
-            raise ValueError(f"num_frames must be 1 more than a multiple of {every}, got {frames}")
-        return config.in_channels, (frames - 1) // every + 1, h, w
 
     def _encode(self, prompts: list[str]) -> Conditioning:
         tokens, _ = self.pipeline.encode_prompt(

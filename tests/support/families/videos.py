@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from einops import rearrange
+from torch import Tensor
+
 from tests.support.families.parts import (
     WIDTH,
     Family,
@@ -51,9 +55,45 @@ def wan22_ti2v() -> Any:
     return wan(vae=autoencoder, expand_timesteps=True)
 
 
+def ltx() -> Any:
+    """LTX-Video, with a decoder that reads a time."""
+    autoencoder = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=4, block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
+        down_block_types=("LTXVideoDownBlock3D",) * 2, layers_per_block=(1, 1, 1),
+        decoder_layers_per_block=(1, 1, 1), spatio_temporal_scaling=(True, False),
+        decoder_spatio_temporal_scaling=(True, False), decoder_inject_noise=(False,) * 3,
+        upsample_residual=(False, False), upsample_factor=(1, 1), downsample_type=("conv",) * 2,
+        timestep_conditioning=True,
+    )  # fmt: skip
+    normal(autoencoder, 3, std=0.05)
+    autoencoder.latents_mean.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
+    autoencoder.latents_std.copy_(torch.tensor([1.5, 2.0, 0.7, 1.0]))
+    transformer = diffusers.LTXVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16,
+        cross_attention_dim=32, num_layers=1, caption_channels=WIDTH,
+    )  # fmt: skip
+    shifting = {"base_shift": 0.95, "max_shift": 2.05, "base_image_seq_len": 1024}
+    return diffusers.LTXPipeline(
+        scheduler=scheduler(use_dynamic_shifting=True, shift_terminal=0.1, **shifting),
+        vae=autoencoder, transformer=normal(transformer, 1, std=0.2), text_encoder=t5("T5"),
+        tokenizer=t5_tokenizer(),
+    )  # fmt: skip
+
+
+def tokens(noise: Tensor) -> Tensor:
+    """LTX's pipeline takes and hands out tokens."""
+    return rearrange(noise, "b c f h w -> b (f h w) c")
+
+
+def no_tokens(pipeline: Any, latents: Tensor, noise: Tensor) -> Tensor:
+    """The inverse of `tokens`."""
+    return rearrange(latents, "b (f h w) c -> b c f h w", f=noise.shape[2], h=noise.shape[3])
+
+
 VIDEO: dict[str, Any] = {"size": (32, 32, 5), "guided": cfg, "stock": {"num_frames": 5}}
 FAMILIES = {
     "wan": Family(build=wan, backbone="wan", **VIDEO),
     "wan22": Family(build=wan22, backbone="wan", **VIDEO),
     "wan22-ti2v": Family(build=wan22_ti2v, backbone="wan", **VIDEO),
+    "ltx": Family(build=ltx, backbone="ltx", given=tokens, taken=no_tokens, **VIDEO),
 }
