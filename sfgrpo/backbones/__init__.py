@@ -8,6 +8,7 @@
     qwenimage   Qwen-Image
     wan         Wan 2.1 and 2.2, text to video
     ltx         LTX-Video
+    hunyuanvideo  HunyuanVideo
     zimage      Z-Image
 
 A name with a colon, "package.module:function", is a backbone of one's own.

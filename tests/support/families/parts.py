@@ -100,16 +100,19 @@ CHAT = (
 )
 
 
-def byte_tokenizer() -> Any:
-    """A byte-level BPE tokenizer without merges and with a chat template, as Qwen's."""
+def byte_tokenizer(known: str = "") -> Any:
+    """A byte-level BPE tokenizer without merges and with a chat template, as Qwen's; the words of
+    `known` are tokens of their own."""
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     vocab = {character: index for index, character in enumerate(bytes_to_unicode().values())}
     vocab |= {token: len(vocab) + k for k, token in enumerate(("<|im_start|>", "<|im_end|>"))}
-    return transformers.Qwen2Tokenizer(
+    made = transformers.Qwen2Tokenizer(
         vocab=vocab, merges=[], unk_token="<|im_end|>", eos_token="<|im_end|>",
         pad_token="<|im_end|>", additional_special_tokens=["<|im_start|>"], chat_template=CHAT,
     )  # fmt: skip
+    made.add_tokens(sorted(set(known.split())))
+    return made
 
 
 def t5(kind: str) -> Any:

@@ -5,18 +5,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import transformers
+from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video as hunyuan
 from einops import rearrange
 from torch import Tensor
 
+from sfgrpo.embedded import architecture
 from tests.support.families.parts import (
     WIDTH,
     Family,
+    byte_tokenizer,
     cfg,
     diffusers,
+    language,
     normal,
     scheduler,
     t5,
     t5_tokenizer,
+    true_cfg,
     wan_vae,
 )
 
@@ -90,10 +96,42 @@ def no_tokens(pipeline: Any, latents: Tensor, noise: Tensor) -> Tensor:
     return rearrange(latents, "b (f h w) c -> b c f h w", f=noise.shape[2], h=noise.shape[3])
 
 
+def hunyuan_vae() -> Any:
+    """HunyuanVideo's autoencoder, of four channels."""
+    made = diffusers.AutoencoderKLHunyuanVideo(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4,
+        mid_block_add_attention=False,
+    )  # fmt: skip
+    return normal(made, 3, std=0.1)
+
+
+def hunyuanvideo() -> Any:
+    """HunyuanVideo: reads its guidance."""
+    clip = architecture.build_text_encoder().config
+    clip.max_position_embeddings = 77  # which its pipeline pads to
+    transformer = diffusers.HunyuanVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=1,
+        num_single_layers=1, num_refiner_layers=1, text_embed_dim=WIDTH, rope_axes_dim=(4, 6, 6),
+        pooled_projection_dim=clip.hidden_size,
+    )  # fmt: skip
+    llama = transformers.LlamaModel(transformers.LlamaConfig(**language(vocab_size=400)))
+    instruction = hunyuan.DEFAULT_PROMPT_TEMPLATE["template"]
+    return diffusers.HunyuanVideoPipeline(
+        scheduler=scheduler(shift=7.0), vae=hunyuan_vae(), tokenizer=byte_tokenizer(instruction),
+        transformer=normal(transformer, 1, std=0.2), text_encoder=normal(llama, 2),
+        text_encoder_2=normal(transformers.CLIPTextModel(clip), 2),
+        tokenizer_2=architecture.build_tokenizer(),
+    )  # fmt: skip
+
+
 VIDEO: dict[str, Any] = {"size": (32, 32, 5), "guided": cfg, "stock": {"num_frames": 5}}
 FAMILIES = {
     "wan": Family(build=wan, backbone="wan", **VIDEO),
     "wan22": Family(build=wan22, backbone="wan", **VIDEO),
     "wan22-ti2v": Family(build=wan22_ti2v, backbone="wan", **VIDEO),
     "ltx": Family(build=ltx, backbone="ltx", given=tokens, taken=no_tokens, **VIDEO),
-}
+    "hunyuanvideo": Family(
+        build=hunyuanvideo, backbone="hunyuanvideo", embedded_guidance=6.0,
+        **{**VIDEO, "guided": true_cfg}, length=64,
+    ),
+}  # fmt: skip
