@@ -5,6 +5,7 @@
     flux2       FLUX.2 dev and klein
     chroma      Chroma
     lumina2     Lumina-Image 2.0
+    auraflow    AuraFlow
     qwenimage   Qwen-Image
     wan         Wan 2.1 and 2.2, text to video
     ltx         LTX-Video

@@ -173,6 +173,19 @@ def zimage() -> Any:
     )  # fmt: skip
 
 
+def auraflow() -> Any:
+    """AuraFlow."""
+    transformer = diffusers.AuraFlowTransformer2DModel(
+        sample_size=4, in_channels=4, num_mmdit_layers=1, num_single_dit_layers=1,
+        attention_head_dim=16, num_attention_heads=2, joint_attention_dim=WIDTH,
+        caption_projection_dim=32, out_channels=4, pos_embed_max_size=16,
+    )  # fmt: skip
+    return diffusers.AuraFlowPipeline(
+        scheduler=scheduler(shift=1.73), vae=vae(shift_factor=None), text_encoder=t5("UMT5"),
+        transformer=normal(transformer, 1, std=0.2), tokenizer=t5_tokenizer(),
+    )  # fmt: skip
+
+
 FAMILIES = {
     "sd3": Family(build=sd3, backbone="sd3", guided=cfg),
     "flux": Family(
@@ -197,4 +210,5 @@ FAMILIES = {
         # Its pipeline's scale is 0 for none.
         guided=lambda scale: {**cfg(scale), "guidance_scale": scale - 1},
     ),
+    "auraflow": Family(build=auraflow, backbone="auraflow", guided=cfg),
 }  # fmt: skip

@@ -139,7 +139,7 @@ def vae(**more: Any) -> Any:
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(8, 8, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4,
         use_quant_conv=False, use_post_quant_conv=False, mid_block_add_attention=False,
-        scaling_factor=0.36, shift_factor=0.12, **more,
+        scaling_factor=0.36, **{"shift_factor": 0.12, **more},
     )  # fmt: skip
     return normal(made, 3, std=0.2)
 
