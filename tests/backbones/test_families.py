@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from benchmarks.trainer import family_checks
+from benchmarks.trainer import family_checks, flow_pipelines
 from sfgrpo import backbones, report
 from sfgrpo.backbones.base import Conditioning
 from sfgrpo.backbones.wan import Experts
@@ -208,6 +208,19 @@ def test_wan_with_the_scheduler_of_published_folders(tmp_path: Path) -> None:
 def test_a_folder_of_another_family_names_its_backbone(folders: dict[str, Path]) -> None:
     with pytest.raises(ValueError, match=r"holds a FluxPipeline, not a WanPipeline; use 'flux'"):
         backbones.load("wan", folders["flux"])
+
+
+def test_what_is_said_to_be_served_is_what_backbones_serve() -> None:
+    said = {
+        name: why for name, (kind, why) in flow_pipelines.verdicts().items() if kind == "served"
+    }
+    assert said == {name: b for b in backbones.available() for name in backbones.pipelines(b)}
+    assert {family.backbone for family in FAMILIES.values()} == set(backbones.available())
+
+
+def test_auraflow_has_a_largest_size(loaded: Callable[[str], Any]) -> None:
+    with pytest.raises(ValueError, match="must be at most 64 pixels, got 80 x 32"):
+        loaded("auraflow").latent_shape(80, 32)
 
 
 def test_guidance_is_told_to_networks_that_read_it(folders: dict[str, Path]) -> None:
