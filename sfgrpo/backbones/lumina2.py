@@ -71,8 +71,8 @@ class Lumina2Backbone(PipelineBackbone):
 
     def for_sizes(self) -> nn.Module:
         network: Any = self.transformer
-        if not isinstance(network.rope_embedder, _WholeCaptions):
-            network.rope_embedder = _WholeCaptions(network.rope_embedder)
+        if not isinstance(network.rope_embedder, WholeCaptions):
+            network.rope_embedder = WholeCaptions(network.rope_embedder)
         return network
 
     def blank(self, prompts: int) -> Conditioning:
@@ -82,7 +82,7 @@ class Lumina2Backbone(PipelineBackbone):
         )
 
 
-class _WholeCaptions(nn.Module):
+class WholeCaptions(nn.Module):
     """Rotary embeddings of captions without padding: the network's own ask a mask for its sums."""
 
     def __init__(self, rope: nn.Module) -> None:

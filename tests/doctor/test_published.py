@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_lumina2 import Lumina2Transformer2DModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sfgrpo.backbones.lumina2 import WholeCaptions
 from sfgrpo.doctor import footprint, published
 
 CLIP_L, CLIP_G = (123_650_304, 123.65e6), (694_659_840, 694.66e6)
@@ -19,6 +21,9 @@ KL, KL_WAN, KL_FLUX2 = (83_819_683, 83.8e6), (126_892_531, 127e6), (84_046_115, 
 WAN_14B, Z_IMAGE = (14_288_491_584, 14.29e9), (6_154_908_736, 6.15e9)
 SD3 = {"vae": KL, "text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5}
 COUNTS = {
+    "Alpha-VLLM/Lumina-Image-2.0": {
+        "transformer": (2_609_769_152, 2.61e9), "vae": KL, "text_encoder": (2_614_341_888, 2.61e9),
+    },
     "Qwen/Qwen-Image": {
         "transformer": (20_430_401_088, 20.43e9), "vae": KL_WAN,
         "text_encoder": (8_292_166_656, 8.29e9),
@@ -50,6 +55,9 @@ COUNTS = {
     },
     "black-forest-labs/FLUX.2-klein-9B": {
         "transformer": (9_078_581_248, 9.08e9), "vae": KL_FLUX2, "text_encoder": QWEN3_8B,
+    },
+    "lodestones/Chroma1-HD": {
+        "transformer": (8_899_983_424, 8.9e9), "vae": KL, "text_encoder": T5,
     },
     "stabilityai/stable-diffusion-3.5-large": {"transformer": (8_056_627_520, 8.06e9), **SD3},
     "stabilityai/stable-diffusion-3.5-medium": {"transformer": (2_243_171_520, 2.24e9), **SD3},
@@ -130,6 +138,13 @@ def rand(*shape: int) -> Tensor:
 
 def run(network: nn.Module) -> tuple[Tensor, Tensor]:
     """A small latent, and what the network makes of it: shapes alone are computed."""
+    if isinstance(
+        network, Lumina2Transformer2DModel
+    ):  # a fake tensor answers none of its questions
+        network.rope_embedder = WholeCaptions(network.rope_embedder)
+        with torch.device("meta"), torch.no_grad():
+            x, t, mask = rand(2, 16, 16, 16), torch.rand(2), torch.ones(2, 7)
+            return x, network(x, t, rand(2, 7, 2304), mask, return_dict=False)[0]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     footprint.fake(mode, [network])
     made: Any = network
@@ -142,6 +157,9 @@ def run(network: nn.Module) -> tuple[Tensor, Tensor]:
             case "SD3Transformer2DModel":
                 x = rand(2, 16, 16, 16)
                 return x, made(x, text, rand(2, 2048), t, **plain)[0]
+            case "ChromaTransformer2DModel":
+                ids, mask = (torch.zeros(64, 3), torch.zeros(7, 3)), torch.ones(2, 71)
+                return tokens, made(tokens, text, t, *ids, mask, **plain)[0]
             case "FluxTransformer2DModel":
                 ids = torch.zeros(64, 3), torch.zeros(7, 3)
                 return tokens, made(tokens, text, rand(2, 768), t, *ids, t, **plain)[0]
