@@ -9,11 +9,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 
 class _Watched:
     """A tokenizer that notes which of its texts it cuts."""
+
+    OWN: ClassVar = ("_tokenizer", "_most", "cut")
 
     def __init__(self, tokenizer: Any, most: int | None) -> None:
         """`most` is how many tokens the network sees, None for as many as are asked for."""
@@ -31,6 +33,13 @@ class _Watched:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """What a pipeline sets on its way (SANA: the side to pad) is meant for the tokenizer."""
+        if name in self.OWN:
+            super().__setattr__(name, value)
+        else:
+            setattr(self._tokenizer, name, value)
 
     def _note(self, call: Callable[..., Any], texts: Any, options: dict[str, Any]) -> None:
         if not options.get("truncation"):
