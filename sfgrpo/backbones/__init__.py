@@ -6,6 +6,7 @@
     chroma      Chroma
     lumina2     Lumina-Image 2.0
     auraflow    AuraFlow
+    sana        SANA
     qwenimage   Qwen-Image
     wan         Wan 2.1 and 2.2, text to video
     ltx         LTX-Video

@@ -37,6 +37,28 @@ def lumina2() -> Any:
     )  # fmt: skip
 
 
+def sana() -> Any:
+    """SANA, with Euler's scheduler; published folders come with DPM-Solver."""
+    autoencoder = diffusers.AutoencoderDC(
+        latent_channels=4, attention_head_dim=4, scaling_factor=0.41,
+        encoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+        decoder_block_types=("ResBlock", "ResBlock", "EfficientViTBlock"),
+        encoder_block_out_channels=(8, 8, 16), decoder_block_out_channels=(8, 8, 16),
+        encoder_layers_per_block=(1, 1, 1), decoder_layers_per_block=(1, 1, 1),
+        encoder_qkv_multiscales=((), (), (5,)), decoder_qkv_multiscales=((), (), (5,)),
+    )  # fmt: skip
+    transformer = diffusers.SanaTransformer2DModel(
+        in_channels=4, out_channels=4, num_attention_heads=4, attention_head_dim=8, num_layers=2,
+        num_cross_attention_heads=2, cross_attention_head_dim=16, cross_attention_dim=32,
+        caption_channels=WIDTH, sample_size=8,
+    )  # fmt: skip
+    return diffusers.SanaPipeline(
+        scheduler=scheduler(shift=3.0), vae=normal(autoencoder, 3, std=0.1),
+        transformer=normal(transformer, 1, std=0.2), text_encoder=gemma(),
+        tokenizer=gemma_tokenizer(),
+    )  # fmt: skip
+
+
 def bare(scale: float) -> dict[str, Any]:
     """Guidance away from the empty prompt."""
     return {"guidance_scale": scale, "negative_prompt": [""] * len(PROMPTS)}
@@ -44,4 +66,8 @@ def bare(scale: float) -> dict[str, Any]:
 
 FAMILIES = {
     "lumina2": Family(build=lumina2, backbone="lumina2", guided=bare, negative="", length=256),
-}
+    "sana": Family(
+        build=sana, backbone="sana", guided=bare, negative="", length=32,
+        stock={"use_resolution_binning": False},
+    ),
+}  # fmt: skip

@@ -86,10 +86,13 @@ def t5_tokenizer() -> Any:
 
 
 def gemma_tokenizer() -> Any:
-    """A BPE tokenizer of single characters, each text after a <bos>, as Gemma's."""
+    """A BPE tokenizer of single characters, each text after a <bos> and padded in front until told
+    otherwise, as Gemma's."""
     special = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
     vocab = {token: index for index, token in enumerate((*special, *LETTERS, *"<>'#:-"))}
-    return transformers.GemmaTokenizer(vocab=vocab, merges=[], add_bos_token=True)
+    return transformers.GemmaTokenizer(
+        vocab=vocab, merges=[], add_bos_token=True, padding_side="left"
+    )
 
 
 CHAT = (
