@@ -165,6 +165,21 @@ def test_sizes_and_lengths(name: str, loaded: Callable[[str], Any]) -> None:
         backbone.encode(PROMPTS[0])
 
 
+@pytest.mark.parametrize("name", ["auraflow", "sana", "ltx", "hunyuanvideo"])
+def test_sizes_are_known_without_values(name: str) -> None:
+    """The doctor runs networks on the meta device; recipes try that of the other families."""
+    family, pipeline = FAMILIES[name], FAMILIES[name].build()
+    pipeline.transformer.to("meta")
+    backbone: Any = backbones.load(
+        family.backbone, "none", pipeline=pipeline, device="meta",
+        embedded_guidance=family.embedded_guidance, max_sequence_length=family.length,
+    )  # fmt: skip
+    x = torch.zeros(2, *backbone.latent_shape(*family.size), device="meta")
+    cond = backbone.blank(2).to("meta")
+    v = backbone.velocity(backbone.for_sizes(), x, torch.zeros(2, device="meta"), cond)
+    assert (v.shape, v.device.type, v.requires_grad) == (x.shape, "meta", True)
+
+
 def test_videos_want_whole_groups_of_frames_and_images_one(loaded: Callable[[str], Any]) -> None:
     video = loaded("wan")
     assert video.latent_shape(32, 32, 9) == (4, 3, 4, 4)
