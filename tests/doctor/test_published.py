@@ -56,6 +56,10 @@ COUNTS = {
     "black-forest-labs/FLUX.2-klein-9B": {
         "transformer": (9_078_581_248, 9.08e9), "vae": KL_FLUX2, "text_encoder": QWEN3_8B,
     },
+    "hunyuanvideo-community/HunyuanVideo": {
+        "transformer": (12_821_012_544, 12.8e9), "vae": (246_478_803, 246.5e6),
+        "text_encoder": (7_505_186_816, 7.5e9), "text_encoder_2": (123_060_480, 123.06e6),
+    },
     "lodestones/Chroma1-HD": {
         "transformer": (8_899_983_424, 8.9e9), "vae": KL, "text_encoder": T5,
     },
@@ -170,6 +174,9 @@ def run(network: nn.Module) -> tuple[Tensor, Tensor]:
             case "QwenImageTransformer2DModel":
                 mask, shapes = torch.ones(2, 7), [[(1, 8, 8)]] * 2
                 return tokens, made(tokens, text, mask, t, shapes, **plain)[0]
+            case "HunyuanVideoTransformer3DModel":
+                x, mask = rand(2, 16, 2, 16, 16), torch.ones(2, 7)
+                return x, made(x, t, text, mask, rand(2, 768), t, **plain)[0]
             case "WanTransformer3DModel":
                 x = rand(2, c.in_channels, 2, 16, 16)
                 return x, made(x, t, text, **plain)[0]
