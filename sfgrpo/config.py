@@ -189,3 +189,19 @@ def validated(data: Mapping[str, Any]) -> Recipe:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise RecipeError(explain(error, Recipe)) from None
+
+
+def check_functions(recipe: Recipe) -> None:
+    """Find the functions that a recipe names, and check what it gives them: `load` knows their
+    names alone, for this imports their modules.
+
+    Raises:
+        ValueError: unknown name or option (with the nearest), or one that is missing.
+    """
+    sample, credit, judged = recipe.sample, recipe.credit, recipe.eval.judge_options
+    names.SAMPLER.bind(sample.sampler, sample.sampler_options)
+    names.SOLVER.bind(credit.solver, credit.solver_options)
+    names.RULE.bind(credit.rule, credit.options)
+    names.MIXTURE.bind(credit.mixture, credit.mixture_options)
+    for name in recipe.eval.judges:
+        names.JUDGE.bind(name, judged.get(name))

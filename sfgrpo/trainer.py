@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from sfgrpo import credit, engine, evaluate, prompts, rewards, solvers
 from sfgrpo.backbones.base import Conditioning
-from sfgrpo.config import Recipe
+from sfgrpo.config import Recipe, check_functions
 from sfgrpo.credit import Rewards
 from sfgrpo.embeddings import backbone_of
 from sfgrpo.guard import Guard
@@ -74,8 +74,7 @@ class Trainer:
             JUDGE.bind(name, recipe.eval.judge_options.get(name)) for name in recipe.eval.judges
         ]
         trackers = tracking.starters(recipe) if engine.rank() == 0 else {}
-        credit.get(recipe.credit)
-        credit.mixture(recipe.credit)
+        check_functions(recipe)
         solvers.methods(recipe.credit.solver, recipe.credit.solver_options, {0: 1.0})
         check_start(recipe.lora)
         self.backbone, self.embed = backbone_of(recipe, self.device, self.prompts)

@@ -13,6 +13,7 @@ from sfgrpo.compare import grid, runs, table
 from sfgrpo.compare.statistics import LEVEL, least_p
 from sfgrpo.compare.summary import summarise
 from sfgrpo.compare.table import AXES
+from sfgrpo.config import check_functions
 
 
 def main(path: Path, *, train: bool = True) -> int:
@@ -24,6 +25,11 @@ def main(path: Path, *, train: bool = True) -> int:
     """
     asked, failed = grid.read(path), {}
     if train:
+        for run in asked.runs[: len(asked.variants)]:  # the first seed's: the others' are the same
+            try:
+                check_functions(run.recipe)
+            except ValueError as error:
+                raise ValueError(f"'{path}': variants.{run.variant}: {error}") from error
         over = sum(map(runs.finished, asked.runs))
         print(f"'{asked.output_dir}': {over} of {len(asked.runs)} runs are finished")
         try:

@@ -154,10 +154,12 @@ def threads(at_once: int) -> int:
 
 
 def _bar(runs: Sequence[Run]) -> tqdm:
-    """Iterations of all runs; its rate, and so its ETA, is that of what is trained now."""
+    """Iterations of all runs; its rate, and so its ETA, is that of what is trained now. In a log,
+    where each time it is drawn is a line, it is drawn once a minute."""
     return tqdm(
         total=sum(run.iterations for run in runs), initial=sum(map(iterations, runs)), unit="it",
         smoothing=0.1, desc=f"{len(runs)} runs", dynamic_ncols=True,
+        mininterval=0.1 if sys.stderr.isatty() else 60, maxinterval=60,
     )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sfgrpo import cli
-from sfgrpo.compare import runs
+from sfgrpo.compare import command, runs
 from sfgrpo.compare.grid import Grid
 from sfgrpo.run import records
 from tests.support import tiny
@@ -173,3 +173,20 @@ def test_a_tiny_grid_from_the_command_line(
     assert "seconds to reward" in said
     assert (tmp_path / "runs" / "stepwise-3" / "report.html").is_file()
     assert (tmp_path / "runs" / "table.csv").read_text().count("stepwise,3,1,") == 2
+
+
+def test_options_of_every_variant_are_checked_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not after the variants before it have run through the night."""
+    trained = []
+    monkeypatch.setattr(runs, "train", trained.append)
+    for keys, told in (
+        ({"credit.solver": "euler", "credit.solver_options": {"substep": 5}}, "substeps"),
+        ({"sample.sampler_options": {"power": 2}}, "power"),
+        ({"credit.options": {"horizon": 2}}, "horizon"),
+    ):
+        path = write_grid(tmp_path, variants={"first": {}, "second": keys})
+        with pytest.raises(ValueError, match=f"variants.second: .*{told}"):
+            command.main(path)
+    assert not trained
