@@ -138,15 +138,20 @@ vectorise("sde_logprob_backward", fold_into_rows(_op_backward))
 
 def _setup_context(ctx: Any, o: LogprobOperands, output: tuple[Tensor, Tensor]) -> None:
     ctx.guidance, ctx.mean_reduction, ctx.with_mean = o.guidance, o.mean_reduction, o.with_mean
+    # Else zeros are made in the shape of the result that nobody used.
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(o.x, o.v, o.x_next, o.coef, o.v_uncond)
 
 
 def _backward(
-    ctx: Any, needed: dict[str, bool], grad: Tensor, grad_mean: Tensor
+    ctx: Any, needed: dict[str, bool], grad: Tensor | None, grad_mean: Tensor | None
 ) -> dict[str, Tensor | None]:
+    if grad is None and grad_mean is None:
+        return {}
     x, v, x_next, coef, v_uncond = ctx.saved_tensors
+    of_logp = coef.new_zeros(coef.shape[0]) if grad is None else grad
     o = LogprobBackwardOperands(
-        grad, grad_mean if ctx.with_mean else None, x, v, x_next, coef, v_uncond, ctx.guidance,
+        of_logp, grad_mean if ctx.with_mean else None, x, v, x_next, coef, v_uncond, ctx.guidance,
         ctx.mean_reduction, *map(needed.__getitem__, DIFFERENTIABLE),
     )  # fmt: skip
     found = zip(DIFFERENTIABLE, _call_backward(o), o.wanted(), strict=True)
