@@ -1,5 +1,5 @@
 """Pipelines whose network sees a latent as tokens of 2 x 2 patches, and whose schedule follows
-their number: FLUX.1, Qwen-Image, Z-Image."""
+their number: FLUX.1, Chroma, Qwen-Image, Z-Image."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ def auraflow() -> Any:
     )  # fmt: skip
     return diffusers.AuraFlowPipeline(
         scheduler=scheduler(shift=1.73), vae=vae(shift_factor=None), text_encoder=t5("UMT5"),
-        transformer=normal(transformer, 1, std=0.2), tokenizer=t5_tokenizer(),
+        transformer=normal(transformer, 1, std=0.13), tokenizer=t5_tokenizer(),
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def sana() -> Any:
     )  # fmt: skip
     return diffusers.SanaPipeline(
         scheduler=scheduler(shift=3.0), vae=normal(autoencoder, 3, std=0.1),
-        transformer=normal(transformer, 1, std=0.2), text_encoder=gemma(),
+        transformer=normal(transformer, 1, std=0.08), text_encoder=gemma(),
         tokenizer=gemma_tokenizer(),
     )  # fmt: skip
 
