@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
-from sfgrpo.prompts import rows, tables
+from sfgrpo.prompts import images, rows, tables
 from sfgrpo.prompts.prompt import Prompt
 from sfgrpo.prompts.rows import Row
 
@@ -50,16 +50,29 @@ def readable(name: str) -> bool:
     return suffixes(name)[0] in READERS
 
 
-def read(path: Path | Traversable, source: str, *, separator: str | None = None) -> list[Prompt]:
+def read(
+    path: Path | Traversable, source: str, *, separator: str | None = None,
+    pictures: range = images.NONE,
+) -> list[Prompt]:  # fmt: skip
     """The prompts of a file whose suffix is `readable`; rows with a blank prompt are passed over.
 
     Args:
         source: what messages call the file.
         separator: between the columns of CSV, in place of what the suffix says.
+        pictures: how many images a prompt may bring; if none, those in the metadata stay there.
 
     Raises:
         ValueError: one line with the source, the line or row where there is one, and what is wrong.
     """
+    found = _read(path, source, separator, with_images=pictures != images.NONE)
+    if pictures == images.NONE:
+        return found
+    return images.attached(found, Path(str(path)).parent, pictures)
+
+
+def _read(
+    path: Path | Traversable, source: str, separator: str | None, *, with_images: bool
+) -> list[Prompt]:
     kind, compression = suffixes(path.name)
     try:
         data = path.read_bytes()
@@ -67,7 +80,7 @@ def read(path: Path | Traversable, source: str, *, separator: str | None = None)
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"prompts: '{source}' cannot be read: {error}") from error
     if kind == ".parquet":
-        return tables.parquet(data, source)
+        return tables.parquet(data, source, with_images=with_images)
     text = _decoded(data, source)
     if kind == ".txt":
         return [Prompt(line, {}, where) for where, line in _lines(text, source)]

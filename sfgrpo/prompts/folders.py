@@ -18,7 +18,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sfgrpo.prompts import files, tables
+from sfgrpo.prompts import files, images, tables
 from sfgrpo.prompts.prompt import Prompt
 
 EVALUATION = ("validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
@@ -49,8 +49,9 @@ def evaluation(splits: Mapping[str, list[Prompt]]) -> list[Prompt] | None:
     return next((splits[name] for name in EVALUATION if name in splits), None)
 
 
-def read(folder: str) -> dict[str, list[Prompt]]:
-    """All splits of a folder, by name; rows with a blank prompt are passed over.
+def read(folder: str, *, pictures: range = images.NONE) -> dict[str, list[Prompt]]:
+    """All splits of a folder, by name; rows with a blank prompt are passed over. `pictures` is how
+    many images a prompt may bring.
 
     Raises:
         ValueError: names the folder, file or row, and what is wrong: `datasets` is missing or too
@@ -63,7 +64,7 @@ def read(folder: str) -> dict[str, list[Prompt]]:
         except Exception as error:  # every file format raises its own
             why = tables.reason(error)
             raise ValueError(f"prompts: folder '{folder}' cannot be read: {why}") from error
-        splits = {name: _split(part, name, folder) for name, part in found.items()}
+        splits = {name: _split(part, name, folder, pictures) for name, part in found.items()}
     for name, prompts in splits.items():
         if not prompts:
             raise ValueError(f"prompts: folder '{folder}', split '{name}' holds no prompt")
@@ -113,11 +114,15 @@ def _named(loaded: Any) -> dict[str, Any]:
     return dict(loaded) if isinstance(loaded, dict) else {str(loaded.split or "train"): loaded}
 
 
-def _split(part: Any, name: str, folder: str) -> list[Prompt]:
-    if not isinstance(part, list):
-        return tables.prompts(part, f"prompts: folder '{folder}', split '{name}'")
-    return [
-        prompt
-        for path, separator in part
-        for prompt in files.read(path, str(path), separator=separator)
-    ]
+def _split(part: Any, name: str, folder: str, pictures: range) -> list[Prompt]:
+    if isinstance(part, list):
+        return [
+            prompt
+            for path, separator in part
+            for prompt in files.read(path, str(path), separator=separator, pictures=pictures)
+        ]
+    source = f"prompts: folder '{folder}', split '{name}'"
+    if pictures == images.NONE:
+        return tables.prompts(part, source)
+    found = tables.prompts(part, source, with_images=True)
+    return images.attached(found, Path(folder), pictures)

@@ -17,6 +17,8 @@ class Prompt:
     metadata: dict[str, Any]
     where: str = field(default="", compare=False)
     """File and line (or row) that it was read from, for messages; no part of what it is."""
+    images: tuple[str, ...] = field(default=(), compare=False)
+    """Those of the metadata that the generator gets, see `sfgrpo.prompts.images`."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from sfgrpo.prompts import files, folders
+from sfgrpo.prompts import files, folders, images
 from sfgrpo.prompts.prompt import Prompt, Split
 
 BUILTIN = {
@@ -36,7 +36,10 @@ def load(source: str) -> list[Prompt]:
     return _read_file(source)
 
 
-def split(source: str, *, prompts_from: str | None = None, held_out: float = 0) -> Split:
+def split(
+    source: str, *, prompts_from: str | None = None, held_out: float = 0,
+    pictures: range = images.NONE,
+) -> Split:  # fmt: skip
     """The prompts of a run: to train on, and to show in evaluation.
 
     Evaluation shows, whichever is given: the prompts of `prompts_from` (a source like any other;
@@ -49,8 +52,12 @@ def split(source: str, *, prompts_from: str | None = None, held_out: float = 0) 
     copies of a prompt go together, and a larger share contains a smaller one. The share is
     `held_out` only on average.
 
+    `pictures` is how many images a prompt may bring to the generator, under "image" in its
+    metadata, see `sfgrpo.prompts.images`; if none, what stands there is for rewards alone.
+
     Raises:
-        ValueError: as `load`; two of these are given; nothing would be left for one side.
+        ValueError: as `load`; two of these are given; nothing would be left for one side; a
+            prompt's images are too many or too few, or cannot be read.
     """
     if not 0 <= held_out < 1:
         raise ValueError(f"eval.held_out: needs 0 <= held_out < 1, got {held_out}")
@@ -59,13 +66,13 @@ def split(source: str, *, prompts_from: str | None = None, held_out: float = 0) 
             f"eval: prompts_from ('{prompts_from}') and held_out ({held_out}) exclude each other"
         )
     if not _is_folder(source):
-        train, brought = _read_file(source), None
+        train, brought = _read_file(source, pictures), None
     else:
-        splits = folders.read(source)
+        splits = folders.read(source, pictures=pictures)
         train = folders.training(splits, source)
         brought = folders.evaluation(splits)
     if prompts_from is not None:
-        return Split(train=train, evaluation=_for_evaluation(prompts_from))
+        return Split(train=train, evaluation=_for_evaluation(prompts_from, pictures))
     if held_out and brought is not None:
         raise ValueError(
             f"eval.held_out: folder '{source}' has a split for evaluation; set held_out to 0, or "
@@ -94,10 +101,10 @@ def _place(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
 
-def _for_evaluation(source: str) -> list[Prompt]:
+def _for_evaluation(source: str, pictures: range) -> list[Prompt]:
     if not _is_folder(source):
-        return _read_file(source)
-    splits = folders.read(source)
+        return _read_file(source, pictures)
+    splits = folders.read(source, pictures=pictures)
     found = folders.evaluation(splits)
     return folders.training(splits, source) if found is None else found
 
@@ -106,7 +113,7 @@ def _is_folder(source: str) -> bool:
     return source not in BUILTIN and Path(source).is_dir()
 
 
-def _read_file(source: str) -> list[Prompt]:
+def _read_file(source: str, pictures: range = images.NONE) -> list[Prompt]:
     path = Path(source)
     if source in BUILTIN:
         package, name = BUILTIN[source]
@@ -121,7 +128,7 @@ def _read_file(source: str) -> list[Prompt]:
             f"prompts: '{source}' is none of {', '.join(files.READERS)}; other formats are read "
             "from a folder that holds them"
         )
-    found = files.read(path, source)
+    found = files.read(path, source, pictures=pictures)
     if not found:
         raise ValueError(f"prompts: '{source}' holds no prompt")
     return found

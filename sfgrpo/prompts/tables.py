@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from sfgrpo.prompts import rows
+from sfgrpo.prompts import images, rows
 from sfgrpo.prompts.prompt import Prompt
 from sfgrpo.prompts.rows import Row
 
 OLDEST = 4
 """The major version of `datasets` that stopped running a dataset's own code."""
+LISTS = ("List", "LargeList", "Sequence")
 NUMBERS = ("int", "uint", "float")
 REASON = 300
 """How much of another library's message is passed on."""
@@ -43,8 +44,8 @@ def reason(error: Exception) -> str:
     return text if len(text) <= REASON else f"{text[:REASON]}..."
 
 
-def parquet(data: bytes, source: str) -> list[Prompt]:
-    """The prompts of a Parquet file.
+def parquet(data: bytes, source: str, *, with_images: bool = False) -> list[Prompt]:
+    """The prompts of a Parquet file, see `prompts`.
 
     Raises:
         ValueError: names the source and what is wrong.
@@ -57,21 +58,43 @@ def parquet(data: bytes, source: str) -> list[Prompt]:
         whole = datasets.Dataset(datasets.table.InMemoryTable(table))
     except Exception as error:  # pyarrow's own, and whatever a damaged schema leads to
         raise ValueError(f"prompts: '{source}' cannot be read: {reason(error)}") from error
-    return prompts(whole, source)
+    return prompts(whole, source, with_images=with_images)
 
 
-def prompts(table: Any, source: str) -> list[Prompt]:
+def prompts(table: Any, source: str, *, with_images: bool = False) -> list[Prompt]:
     """The prompts of a table of `datasets`.
 
     Columns whose values JSON can express become metadata, others (images, bytes, times) are not
-    even decoded. Arrow pads rows of different keys with nulls, so null means that a key is absent.
+    even decoded; `with_images` the column "image" becomes what `sfgrpo.prompts.images` opens. Arrow
+    pads rows of different keys with nulls, so null means that a key is absent.
 
     Raises:
         ValueError: names the source, and the row where there is one.
     """
     name = rows.column(table.column_names, source)
     kept = [c for c, feature in table.features.items() if c == name or _is_json(feature)]
-    return rows.prompts(_rows(table.select_columns(kept).with_format(None), source), name)
+    pictured = with_images and images.KEY in table.features and images.KEY not in kept
+    if pictured:
+        kept.append(images.KEY)
+        table = table.cast_column(images.KEY, _undecoded(table.features[images.KEY], source))
+    found = list(_rows(table.select_columns(kept).with_format(None), source))
+    if pictured:
+        found = [(w, {**row, images.KEY: images.inline(row[images.KEY])}) for w, row in found]
+    return rows.prompts(found, name)
+
+
+def _undecoded(feature: Any, source: str) -> Any:
+    """The type of a column of images, or of lists of them, that leaves them as they are stored."""
+    datasets = library()
+    is_list = type(feature).__name__ in LISTS
+    inner = feature.feature if is_list else feature
+    is_stored = isinstance(inner, dict) and inner.keys() == {"bytes", "path"}
+    if not is_stored and not isinstance(inner, datasets.Image):
+        raise ValueError(
+            f"{source}: column '{images.KEY}' holds {type(inner).__name__}, not images or paths"
+        )
+    bare = datasets.Image(decode=False)
+    return datasets.List(bare) if is_list else bare
 
 
 def _rows(table: Any, source: str) -> Iterator[Row]:
@@ -92,7 +115,7 @@ def _is_json(feature: Any) -> bool:
     if isinstance(feature, list):
         return all(_is_json(inner) for inner in feature)
     kind = type(feature).__name__
-    if kind in ("List", "LargeList", "Sequence"):
+    if kind in LISTS:
         return _is_json(feature.feature)
     if kind == "Value":
         plain = ("string", "large_string", "bool", "null")
