@@ -56,7 +56,7 @@ def _with_images(prompt: Prompt, folder: Path, counts: range) -> Prompt:
             f"{prompt.where}: this backbone takes {_told(counts)} with a prompt, under '{KEY}', "
             f"got {len(given) or 'none'}"
         )
-    sources = [item if item.startswith(INLINE) else str(folder / item) for item in given]
+    sources = [located(item, folder) for item in given]
     for source in sources:
         try:
             size(source)
@@ -70,6 +70,11 @@ def _with_images(prompt: Prompt, folder: Path, counts: range) -> Prompt:
     told_as = sources if isinstance(value, list) else sources[0] if sources else None
     metadata = prompt.metadata if value is None else {**prompt.metadata, KEY: told_as}
     return replace(prompt, metadata=metadata, images=tuple(sources))
+
+
+def located(source: str, folder: Path) -> str:
+    """The source with `folder` before a relative path."""
+    return source if source.startswith(INLINE) else str(folder / source)
 
 
 def _told(counts: range) -> str:

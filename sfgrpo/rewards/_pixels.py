@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
+
+from sfgrpo.prompts import images
 
 BICUBIC = 3
 """Pillow's number of the filter."""
@@ -43,11 +43,11 @@ def to_bytes(images: Tensor) -> np.ndarray:
     return whole.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def open_image(path: str | Path) -> Tensor:
-    """An image file as [3, H, W] fp32 in [0, 1]; OSError if there is none, or it is no image."""
-    with Image.open(path) as image:
-        array = np.asarray(image.convert("RGB"))
-    return torch.from_numpy(array.copy()).permute(2, 0, 1).float() / 255
+def open_image(source: str) -> Tensor:
+    """An image of a prompt as [3, H, W] fp32 in [0, 1], upright, as generators get it; OSError if
+    there is none, or it is no image."""
+    array = np.array(images.opened(source))
+    return torch.from_numpy(array).permute(2, 0, 1).float() / 255
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,11 @@
 """How much an image is still like the one it was made from: for edits, which change too much.
 
-The cosine between the embeddings of the image and of its source, the file in `metadata["image"]`,
-in [-1, 1]: DreamBooth's DINO and CLIP-I scores (Ruiz et al. 2023, arXiv 2208.12242) over whichever
-vision model is named. The default is DINOv2, whose first token's state is compared; of a CLIP it is
-the projected embedding. Both see images [B, 3, H, W] in [0, 1] through the model's own sizes, mean
-and std, on the device. Weights of DINOv2: Apache-2.0.
+The cosine between the embeddings of the image and of its source in `metadata["image"]` (see
+`sfgrpo.prompts.images`; of several sources the mean), in [-1, 1]: DreamBooth's DINO and CLIP-I
+scores (Ruiz et al. 2023, arXiv 2208.12242) over whichever vision model is named. The default is
+DINOv2, whose first token's state is compared; of a CLIP it is the projected embedding. Both see
+images [B, 3, H, W] in [0, 1] through the model's own sizes, mean and std, on the device. Weights of
+DINOv2: Apache-2.0.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfgrpo.prompts import images as pictures
 from sfgrpo.rewards._pixels import Preprocess, open_image
 from sfgrpo.rewards._weights import Place, Settings, Weights
 from sfgrpo.rewards.base import Metadata
@@ -30,7 +32,7 @@ class Similarity:
         self._network = place.settle(network)
         self._preprocess = preprocess
         self._folder = folder
-        self._known: dict[Path, Tensor] = {}
+        self._known: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def __call__(
@@ -38,26 +40,31 @@ class Similarity:
     ) -> Tensor:
         if not len(images):
             return torch.empty(0, device=self._place.device)
-        sources = torch.stack([self._source(self._path(entry)) for entry in metadata])
+        sources = torch.stack([
+            torch.stack([self._source(source) for source in self._sources(entry)]).mean(0)
+            for entry in metadata
+        ])  # fmt: skip
         return (self._embed(images) * sources).sum(1)
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
         """KeyError or FileNotFoundError for metadata that name no image."""
         for entry in metadata:
-            path = self._path(entry)
-            if not path.is_file():
-                raise FileNotFoundError(f"metadata 'image': there is no file '{path}'")
+            for source in self._sources(entry):
+                if not source.startswith(pictures.INLINE) and not Path(source).is_file():
+                    raise FileNotFoundError(f"metadata 'image': there is no file '{source}'")
 
-    def _path(self, entry: Metadata) -> Path:
-        if not isinstance(entry.get("image"), str):
+    def _sources(self, entry: Metadata) -> list[str]:
+        given = entry.get(pictures.KEY)
+        named = [given] if isinstance(given, str) else given
+        if not named or not isinstance(named, list):
             raise KeyError("no metadata 'image', the file that the image was made from")
-        return self._folder / entry["image"]
+        return [pictures.located(source, self._folder) for source in named]
 
-    def _source(self, path: Path) -> Tensor:
-        """The embedding of a file, [D]; each is opened once."""
-        if path not in self._known:
-            self._known[path] = self._embed(open_image(path)[None])[0]
-        return self._known[path]
+    def _source(self, source: str) -> Tensor:
+        """The embedding of a source, [D]; each is opened once."""
+        if source not in self._known:
+            self._known[source] = self._embed(open_image(source)[None])[0]
+        return self._known[source]
 
     def _embed(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, D] of unit length, fp32."""

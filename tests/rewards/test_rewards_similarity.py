@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, BitImageProcessorPil, Dinov2Config, Dinov2Model
 
 from sfgrpo import rewards
+from sfgrpo.prompts import images
 from sfgrpo.rewards import similarity
 from sfgrpo.rewards._pixels import open_image
 from tests.support.clip import embedded, pictures, save, to_bytes
@@ -66,11 +67,36 @@ def test_scores_are_those_of_transformers(dino: str, sources: Path, side: int) -
 
 
 def test_the_source_itself_is_most_like_it(dino: str, sources: Path) -> None:
-    image = open_image(sources / "1.png")
+    image = open_image(str(sources / "1.png"))
     reward = similarity.build(model=dino, folder=str(sources), device="cpu")
     scores = reward(torch.stack([image, image.flip(0)]), [""] * 2, [ENTRIES[1]] * 2)
     assert scores[0].item() == pytest.approx(1, abs=1e-5)
     assert scores[1] < scores[0]
+
+
+def test_sources_may_be_several_and_inline(dino: str, sources: Path) -> None:
+    """As the prompts of an editing model bring them; of a list the mean."""
+    reward = similarity.build(model=dino, folder=str(sources), device="cpu")
+    both = [entry["image"] for entry in ENTRIES[1:]]
+    inline = [images.inline({"bytes": (sources / n).read_bytes(), "path": None}) for n in both]
+    entries = [*ENTRIES[1:], {"image": both}, {"image": inline}]
+    reward.check([""] * 4, entries)
+    first, second, mean, same = reward(pictures(1).expand(4, -1, -1, -1), [""] * 4, entries)
+    assert first != second
+    assert mean.item() == pytest.approx(float(first + second) / 2, abs=1e-6)
+    assert same == mean
+
+
+def test_a_photo_is_seen_as_it_was_held(dino: str, tmp_path: Path) -> None:
+    turned = Image.Exif()
+    turned[images.ORIENTATION] = 3
+    upright = Image.fromarray(to_bytes(pictures(1)[0]))
+    upright.rotate(180).save(tmp_path / "turned.png", exif=turned)
+    reward = similarity.build(model=dino, folder=str(tmp_path), device="cpu")
+    seen = open_image(str(tmp_path / "turned.png"))
+    assert torch.equal(seen, torch.tensor(to_bytes(pictures(1)[0])).permute(2, 0, 1) / 255)
+    score = reward(seen[None], [""], [{"image": "turned.png"}])
+    assert score.item() == pytest.approx(1, abs=1e-5)
 
 
 def test_of_a_clip_it_is_the_projected_embedding(tmp_path: Path, sources: Path) -> None:
