@@ -6,7 +6,8 @@ loads no text encoder at all.
 
 A file holds one prompt's embedding without its padding, under a key of everything that decides it:
 the text encoders' and tokenizers' files (see `sfgrpo.hashes`), the pipeline's class, length, dtype
-and the libraries' versions.
+and the libraries' versions; for images also what they hold, the files of what prepares them, and
+the sizes.
 """
 
 from __future__ import annotations
@@ -14,26 +15,52 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from tqdm import tqdm
 
 from sfgrpo import backbones, engine, files, generator, hashes
-from sfgrpo.backbones.base import Conditioning
+from sfgrpo.backbones.base import Backbone, Conditioning, ImageBackbone
 from sfgrpo.config import Recipe
-from sfgrpo.prompts import Split
+from sfgrpo.prompts import Prompt, Split, images
 from sfgrpo.rollout import batches
 
 WRITTEN = 16
 """Prompts between two steps of the progress bar; what is written survives an interruption."""
-Embed = Callable[[Sequence[str]], Conditioning]
+Embed = Callable[[Sequence[Prompt]], Conditioning]
+READ, PREPARE = ("text_encoder", "tokenizer"), ("vae", "image", "processor", "feature_extractor")
+"""How the folders begin of what a prompt's text goes through, and its images beside that."""
+
+
+def negatives(prompts: Sequence[Prompt], recipe: Recipe) -> list[Prompt]:
+    """What guidance leads away from: one prompt for all; where they bring images, which stock
+    pipelines keep for the unconditional half, one for each."""
+    negative = recipe.sample.negative_prompt
+    if not any(prompt.images for prompt in prompts):
+        return [Prompt(negative, {})]
+    return [replace(prompt, text=negative) for prompt in prompts]
+
+
+def encode(
+    backbone: Backbone, size: tuple[int, int, int], prompts: Sequence[Prompt]
+) -> Conditioning:
+    """Embed prompts for samples of `size` (height, width, frames).
+
+    Raises:
+        OSError: an image was there when the run began, and is no longer.
+    """
+    texts = [prompt.text for prompt in prompts]
+    if not any(prompt.images for prompt in prompts):
+        return backbone.encode(texts)
+    shown = [[images.opened(source) for source in prompt.images] for prompt in prompts]
+    return cast(ImageBackbone, backbone).encode_with_images(texts, shown, size)
 
 
 class Cache:
@@ -43,15 +70,17 @@ class Cache:
         """`key` names the model; prompts of different models lie in different folders."""
         self.folder = folder / key[:32]
 
-    def path(self, prompt: str) -> Path:
-        """Where a prompt's embedding lies, if it does."""
-        return self.folder / f"{hashlib.sha256(prompt.encode()).hexdigest()}.safetensors"
+    def path(self, prompt: Prompt) -> Path:
+        """Where the embedding of a prompt, and of its images, lies, if it does."""
+        decides = "\0".join([prompt.text, *map(images.content, prompt.images)])
+        return self.folder / f"{hashlib.sha256(decides.encode()).hexdigest()}.safetensors"
 
-    def missing(self, prompts: Sequence[str]) -> list[str]:
+    def missing(self, prompts: Sequence[Prompt]) -> list[Prompt]:
         """The prompts that are not there, each once, in their order."""
-        return [p for p in dict.fromkeys(prompts) if not self.path(p).is_file()]
+        distinct = {self.path(prompt): prompt for prompt in reversed(prompts)}
+        return [prompt for path, prompt in reversed(distinct.items()) if not path.is_file()]
 
-    def read(self, prompts: Sequence[str], *, device: torch.device) -> Conditioning:
+    def read(self, prompts: Sequence[Prompt], *, device: torch.device) -> Conditioning:
         """The conditioning of prompts that are there.
 
         Raises:
@@ -61,20 +90,18 @@ class Cache:
 
     def _read(self, path: Path) -> Conditioning:
         try:
-            parts = load_file(path)
-            return Conditioning(tokens=parts["tokens"], pooled=parts.get("pooled"))
+            return Conditioning.of(load_file(path))
         except (SafetensorError, KeyError) as error:
             raise ValueError(
                 f"prompt cache: '{path}' is damaged ({error}); delete it, and it is made anew"
             ) from error
 
-    def write(self, prompts: Sequence[str], found: Conditioning) -> None:
+    def write(self, prompts: Sequence[Prompt], found: Conditioning) -> None:
         """Keep the conditioning of `prompts`; a file appears whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for row, (prompt, tokens) in enumerate(zip(prompts, found.unpadded(), strict=True)):
-            parts: dict[str, Tensor] = {"tokens": tokens[None]}
-            if found.pooled is not None:
-                parts["pooled"] = found.pooled[row : row + 1]
+            whole = {name: part[row : row + 1] for name, part in found.tensors().items()}
+            parts = {n: part for n, part in whole.items() if n != "mask"} | {"tokens": tokens[None]}
             with files.replacing(self.path(prompt)) as aside:
                 save_file({name: part.cpu().contiguous() for name, part in parts.items()}, aside)
 
@@ -84,13 +111,17 @@ def open_cache(recipe: Recipe) -> Cache | None:
     model = recipe.model
     if model.prompt_cache is None:
         return None
+    pictured = bool(backbones.takes_images(model.backbone)[-1])
+    folder, parts = backbones.folder(model.path), READ + (PREPARE if pictured else ())
     described = {
-        "files": fingerprint(backbones.folder(model.path), model.prompt_cache / "hashes"),
+        "files": fingerprint(folder, model.prompt_cache / "hashes", parts),
         "backbone": model.backbone,
         "length": model.max_sequence_length,
         "dtype": model.dtype,
         "libraries": [version("diffusers"), version("transformers")],
     }
+    if pictured:
+        described |= {"size": model.size, "images": model.image_size, "options": model.options}
     text = json.dumps(described, sort_keys=True)
     return Cache(model.prompt_cache, hashlib.sha256(text.encode()).hexdigest())
 
@@ -104,35 +135,33 @@ def backbone_of(
         OSError: says where a folder or Hub id was looked for.
         ValueError: options that the model or the device cannot serve, naming the key.
     """
-    cache = open_cache(recipe)
+    cache, size = open_cache(recipe), recipe.model.size
     if cache is None:
         backbone = generator.load(recipe, device)
-        return backbone, backbone.encode
-    prompts = [p.text for p in found.all]
-    prompts += [recipe.sample.negative_prompt] if recipe.sample.guidance_scale != 1 else []
-    fill(cache, prompts, lambda: generator.load(recipe, device, text_encoders="only"))
+        return backbone, partial(encode, backbone, size)
+    prompts = [*found.all]
+    prompts += negatives(found.all, recipe) if recipe.sample.guidance_scale != 1 else []
+    fill(cache, prompts, lambda: generator.load(recipe, device, text_encoders="only"), size)
     rest = generator.load(recipe, device, text_encoders="absent")
     return rest, partial(cache.read, device=device)
 
 
-def fingerprint(folder: Path, memory: Path | None = None) -> str:
-    """Hash of the text encoders' and tokenizers' files of a pipeline folder, and its index.
+def fingerprint(folder: Path, memory: Path | None = None, parts: tuple[str, ...] = READ) -> str:
+    """Hash of a pipeline folder's index and of the files of its parts that begin with `parts`.
 
     All bytes count; `memory` is a folder where the hashes of files are kept for the next start.
     """
     paths = [
         folder / "model_index.json",
-        *(
-            f
-            for name in ("text_encoder*", "tokenizer*")
-            for f in sorted(folder.glob(f"{name}/**/*"))
-        ),
+        *(f for name in parts for f in sorted(folder.glob(f"{name}*/**/*"))),
     ]
     present = [path for path in paths if path.is_file()]
     return hashes.of_files(folder, present, memory=memory, quiet=engine.rank() != 0)
 
 
-def fill(cache: Cache, prompts: Sequence[str], load: Callable[[], Any]) -> None:
+def fill(
+    cache: Cache, prompts: Sequence[Prompt], load: Callable[[], Any], size: tuple[int, int, int]
+) -> None:
     """Embed the prompts that are missing, ranks sharing the work; `load` loads text encoders.
 
     They are loaded only if some rank misses a prompt, and freed at the end.
@@ -144,17 +173,18 @@ def fill(cache: Cache, prompts: Sequence[str], load: Callable[[], Any]) -> None:
     # All ranks have looked before any of them writes; what another rank wrote to a disk of its
     # own is missing here still, and embedded in the second round.
     for names in (missing[engine.rank() :: engine.world()], missing):
-        _embed(cache, [p for p in names if not cache.path(p).is_file()], encoder.encode)
+        left = [prompt for prompt in names if not cache.path(prompt).is_file()]
+        _embed(cache, left, partial(encode, encoder, size))
         engine.barrier()
     del encoder
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-def _embed(cache: Cache, prompts: Sequence[str], encode: Embed) -> None:
+def _embed(cache: Cache, prompts: Sequence[Prompt], embed: Embed) -> None:
     quiet = engine.rank() != 0 or not prompts
     with tqdm(total=len(prompts), desc="embedding prompts", unit="prompt", disable=quiet) as bar:
         for rows in batches(len(prompts), WRITTEN):
             part = prompts[rows]
-            cache.write(part, encode(part))
+            cache.write(part, embed(part))
             bar.update(len(part))

@@ -1,14 +1,16 @@
-"""A recipe's generator: which options of a backbone its keys are."""
+"""A recipe's generator: which options of a backbone its keys are, and the prompts that suit it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from sfgrpo import backbones
+from sfgrpo import backbones, prompts
 from sfgrpo.backbones.base import DTYPES
 from sfgrpo.config import Recipe
+from sfgrpo.prompts import Prompt, Split, images
 
 PIPELINE = (
     "max_sequence_length", "attention", "compile_blocks", "decode_batch", "vae_tiling",
@@ -25,7 +27,52 @@ def options(recipe: Recipe) -> dict[str, Any]:
     if ":" not in model.backbone:
         found |= {name: getattr(model, name) for name in PIPELINE}
         found["embedded_guidance"] = recipe.sample.embedded_guidance
+        if backbones.takes_images(model.backbone)[-1]:
+            found["image_resolution"] = model.image_size
     return found
+
+
+def prompts_of(recipe: Recipe) -> Split:
+    """The recipe's prompts, with as many images each as its backbone takes; nothing is loaded.
+
+    Raises:
+        ValueError: what is wrong with the prompts, or their images, naming the key or the row.
+    """
+    model = recipe.model
+    counts = backbones.takes_images(model.backbone)
+    prepared_size = getattr(backbones.family(model.backbone), "prepared_size", None)
+    if model.image_resolution is not None and prepared_size is None:
+        what = "resizes images itself" if counts[-1] else "takes no images"
+        raise ValueError(f"model.image_resolution: backbone '{model.backbone}' {what}; use null")
+    found = prompts.split(
+        recipe.prompts, prompts_from=recipe.eval.prompts_from, held_out=recipe.eval.held_out,
+        pictures=counts,
+    )  # fmt: skip
+    if prepared_size is not None:
+
+        def sizes(prompt: Prompt) -> list[tuple[int, int]]:
+            found = (prepared_size(h, w) for w, h in map(images.size, prompt.images))
+            return [model.image_size or size or model.size[:2] for size in found]
+
+        _check_alike(found.all, sizes)
+    return found
+
+
+def _check_alike(found: Sequence[Prompt], sizes: Callable[[Prompt], Any]) -> None:
+    """ValueError unless what prompts' images are resized to is the same for all: the rows of one
+    forward are."""
+    first = sizes(found[0])
+    for prompt in found:
+        if sizes(prompt) != first:
+            here, there = (
+                " and ".join(f"{height} x {width}" for height, width in some) or "none"
+                for some in (sizes(prompt), first)
+            )
+            raise ValueError(
+                f"{prompt.where}: its images are resized to {here}, those of {found[0].where} to "
+                f"{there} (height x width), and all must be as many and as large; set "
+                "model.image_resolution, or cut them alike"
+            )
 
 
 def load(recipe: Recipe, device: torch.device | str, **instead: Any) -> backbones.Backbone:

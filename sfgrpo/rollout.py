@@ -38,7 +38,7 @@ class VelocityField:
     network: nn.Module
     conditioning: Conditioning
     unconditional: Conditioning | None
-    """One row, for all prompts; None without guidance."""
+    """One row for all prompts, or one for each where they bring images; None without guidance."""
     guidance: float
     """Scale of classifier-free guidance; 1 is none."""
 
@@ -61,7 +61,9 @@ class VelocityField:
         self.tally.rows(branches * len(x), gradient=torch.is_grad_enabled())
         if self.unconditional is None:
             return self.backbone.velocity(self.network, x, t, rows), None
-        both = Conditioning.cat([rows, self.unconditional.rows(torch.zeros_like(prompt))])
+        of_each = len(self.unconditional) == len(self.conditioning)
+        other = self.unconditional.rows(prompt if of_each else torch.zeros_like(prompt))
+        both = Conditioning.cat([rows, other])
         v = self.backbone.velocity(self.network, torch.cat([x, x]), torch.cat([t, t]), both)
         conditional, unconditional = v.chunk(2)
         return self.backbone.guide(conditional, unconditional, self.guidance)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sfgrpo import engine, prompts, rewards
+from sfgrpo import engine, generator, rewards
 from sfgrpo.config import Recipe
-from sfgrpo.embeddings import backbone_of
+from sfgrpo.embeddings import backbone_of, negatives
 from sfgrpo.policy import Policy, check_start
 from sfgrpo.prompts import Prompt, Split
 from sfgrpo.rewards import Calls, Mixture
@@ -51,10 +51,7 @@ def prepare(
         OSError: a model or a file that is not there.
     """
     device = engine.start()
-    found = prompts.split(
-        recipe.prompts, prompts_from=recipe.eval.prompts_from, held_out=recipe.eval.held_out
-    )
-    chosen = choose(found)
+    chosen = choose(generator.prompts_of(recipe))
     # What is quickly found to be wrong comes before the network, which takes minutes to load.
     reward = rewards.load(
         recipe.reward, recipe.reward_options,
@@ -74,8 +71,8 @@ def prepare(
         latent_shape=backbone.latent_shape(*recipe.model.size),
         field=VelocityField(
             backbone=backbone, network=network,
-            conditioning=embed([prompt.text for prompt in chosen]),
-            unconditional=embed([recipe.sample.negative_prompt]) if guidance != 1 else None,
+            conditioning=embed(chosen),
+            unconditional=embed(negatives(chosen, recipe)) if guidance != 1 else None,
             guidance=guidance, batch_size=recipe.sample.batch_size,
             tally=Tally() if tally is None else tally,
         ),

@@ -17,11 +17,11 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from sfgrpo import credit, engine, evaluate, prompts, rewards, solvers
+from sfgrpo import credit, engine, evaluate, generator, prompts, rewards, solvers
 from sfgrpo.backbones.base import Conditioning
 from sfgrpo.config import Recipe, check_functions
 from sfgrpo.credit import Rewards
-from sfgrpo.embeddings import backbone_of
+from sfgrpo.embeddings import backbone_of, negatives
 from sfgrpo.guard import Guard
 from sfgrpo.layout import Layout
 from sfgrpo.loss import TrajectoryRows
@@ -59,9 +59,7 @@ class Trainer:
             checkpoints.CheckpointError: its checkpoints cannot be continued.
         """
         self.recipe, self.device = recipe, engine.start()
-        self.prompts = prompts.split(
-            recipe.prompts, prompts_from=recipe.eval.prompts_from, held_out=recipe.eval.held_out
-        )
+        self.prompts = generator.prompts_of(recipe)
         agreement.check_prompts(self.prompts)
         # What is quickly found to be wrong comes before the network, which takes minutes to load.
         self.reward = rewards.load(
@@ -193,7 +191,12 @@ class Trainer:
     @cached_property
     def negative(self) -> Conditioning:
         """What guidance leads away from, one row; it stays the same, so it is embedded once."""
-        return self.embed([self.recipe.sample.negative_prompt])
+        return self.embed(negatives([], self.recipe))
+
+    def away(self, chosen: Sequence[Prompt]) -> Conditioning:
+        """What guidance leads away from for these prompts, with their images if they have any."""
+        pictured = any(prompt.images for prompt in chosen)
+        return self.embed(negatives(chosen, self.recipe)) if pictured else self.negative
 
     def field(self, chosen: Sequence[Prompt]) -> VelocityField:
         """The velocity of the policy for these prompts."""
@@ -201,8 +204,8 @@ class Trainer:
         return VelocityField(
             backbone=self.backbone,
             network=self.engine.network,
-            conditioning=self.embed([prompt.text for prompt in chosen]),
-            unconditional=self.negative if guidance != 1 else None,
+            conditioning=self.embed(chosen),
+            unconditional=self.away(chosen) if guidance != 1 else None,
             guidance=guidance,
             batch_size=self.recipe.sample.batch_size,
             pace=self.engine.pace,

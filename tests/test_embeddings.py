@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 from benchmarks.trainer import family_checks
 from sfgrpo import embeddings
 from sfgrpo.backbones.base import Conditioning
+from sfgrpo.prompts import Prompt, images
 from sfgrpo.run import records
 from tests.support import families
-from tests.support.families import PROMPTS
+from tests.support.families import PROMPTS, parts
 
 CPU = torch.device("cpu")
 CACHED = ["sd3", "flux", "flux2", "qwenimage", "wan22", "zimage"]
@@ -47,7 +49,8 @@ def test_a_cached_run_is_the_run(name: str, folders: dict[str, Path], tmp_path: 
                 continue
             assert two[number] == pytest.approx(one[number], rel=1e-2, abs=1e-5), number
     files = list((tmp_path / "cache").rglob("*.safetensors"))
-    negatives = 1 if families.FAMILIES[name].guided else 0
+    family = families.FAMILIES[name]
+    negatives = (len(PROMPTS) if family.images else 1) if family.guided else 0
     assert len(files) == len(PROMPTS) + negatives
 
 
@@ -70,9 +73,9 @@ def test_a_second_run_loads_no_text_encoder(
     assert logs(tmp_path / "first") == logs(tmp_path / "second")
 
 
-def key(folder: Path, tmp_path: Path, **changes: str) -> Path:
+def key(folder: Path, tmp_path: Path, name: str = "flux", **changes: str) -> Path:
     given = {"model__prompt_cache": str(tmp_path / "cache"), **changes}
-    cache = embeddings.open_cache(family_checks.recipe("flux", folder, tmp_path / "r", **given))
+    cache = embeddings.open_cache(family_checks.recipe(name, folder, tmp_path / "r", **given))
     assert cache is not None
     return cache.folder
 
@@ -94,23 +97,41 @@ def test_the_key_follows_what_decides_the_embedding(tmp_path: Path) -> None:
     assert key(moved, tmp_path) != first
 
 
+def test_a_prompt_is_its_text_and_what_its_images_hold(tmp_path: Path) -> None:
+    cache = embeddings.Cache(tmp_path, "k" * 64)
+    sources = [parts.picture(seed) for seed in (0, 1)]
+    file = tmp_path / "a.png"
+    images.opened(sources[0]).save(file)
+    inline = images.inline({"bytes": file.read_bytes(), "path": None})
+    kinds = [(), (str(file),), (sources[1],), (str(file), sources[1]), (sources[1], str(file))]
+    asked = [Prompt(text, {}, images=kind) for text in ("a", "b") for kind in kinds]
+    assert len({cache.path(prompt) for prompt in asked}) == len(asked)
+    assert cache.path(Prompt("a", {}, images=(inline,))) == cache.path(asked[1])
+    assert cache.path(asked[0]).stem == hashlib.sha256(b"a").hexdigest()  # as without images
+    made = Conditioning(tokens=torch.ones(1, 2, 3), extra={"image": torch.rand(1, 4, 5, 5)})
+    cache.write(asked[1:2], made)
+    assert cache.missing(asked[:3]) == [asked[0], asked[2]]
+    assert torch.equal(cache.read(asked[1:2], device=CPU).extra["image"], made.extra["image"])
+
+
 def test_files_appear_whole_and_damaged_ones_are_named(tmp_path: Path) -> None:
     cache = embeddings.Cache(tmp_path, "k" * 64)
     mask = torch.tensor([[True, True, False], [True, True, True]])
     tokens = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
     made = Conditioning(tokens=tokens, pooled=torch.ones(2, 5), mask=mask)
-    cache.write(["a", "b"], made)
-    assert cache.missing(["b", "c", "a", "c"]) == ["c"]
-    read = cache.read(["b", "a", "b"], device=CPU)
+    a, b, c = (Prompt(text, {}) for text in "abc")
+    cache.write([a, b], made)
+    assert cache.missing([b, c, a, c]) == [c]
+    read = cache.read([b, a, b], device=CPU)
     assert read.mask is not None
     assert read.mask.tolist() == [[True] * 3, [True, True, False], [True] * 3]
     assert torch.equal(read.tokens[0], tokens[1])
     assert torch.equal(read.tokens[1, :2], tokens[0, :2])
-    assert cache.read(["a"], device=CPU).mask is None
-    path = cache.path("a")
+    assert cache.read([a], device=CPU).mask is None
+    path = cache.path(a)
     path.write_bytes(path.read_bytes()[: os.path.getsize(path) // 2])
     with pytest.raises(ValueError, match=rf"{path.name}' is damaged .*delete it"):
-        cache.read(["a"], device=CPU)
+        cache.read([a], device=CPU)
     assert {p.suffix for p in cache.folder.iterdir()} == {".safetensors"}
 
 

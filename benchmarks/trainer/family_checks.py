@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfgrpo import backbones, config, ops, sde
+from sfgrpo import backbones, config, embeddings, ops, sde
 from sfgrpo.backbones._pipeline import PipelineBackbone
+from sfgrpo.backbones.base import Conditioning
+from sfgrpo.prompts import images
 from sfgrpo.rollout import START, Plan, VelocityField, sample
 from sfgrpo.run import records
 from tests.support import families
@@ -39,20 +41,28 @@ def load(name: str, folder: Path, **options: Any) -> PipelineBackbone:
     family = FAMILIES[name]
     given = {
         "max_sequence_length": family.length, "embedded_guidance": family.embedded_guidance,
-        **options,
+        **family.options, **options,
     }  # fmt: skip
     backbone: Any = backbones.load(family.backbone, folder, **given)
     return backbone
 
 
-def field(
-    backbone: PipelineBackbone, prompts: Sequence[str], guidance: float, negative: str
-) -> VelocityField:
-    """The velocity for these prompts."""
+def encode(
+    backbone: Any, family: Family, rows: Sequence[int] = (0, 1), text: str | None = None
+) -> Conditioning:
+    """Conditioning of some of `PROMPTS` and their images; of another text for them, if given."""
+    asked = [family.prompts()[row] for row in rows]
+    if text is not None:
+        asked = [replace(prompt, text=text) for prompt in asked]
+    return embeddings.encode(backbone, family.size, asked)
+
+
+def field(backbone: PipelineBackbone, family: Family, guidance: float) -> VelocityField:
+    """The velocity for `PROMPTS`."""
     return VelocityField(
-        backbone=backbone, network=backbone.transformer, conditioning=backbone.encode(prompts),
-        unconditional=backbone.encode([negative]) if guidance != 1 else None, guidance=guidance,
-        batch_size=8,
+        backbone=backbone, network=backbone.transformer, conditioning=encode(backbone, family),
+        unconditional=encode(backbone, family, text=family.negative) if guidance != 1 else None,
+        guidance=guidance, batch_size=8,
     )  # fmt: skip
 
 
@@ -62,7 +72,7 @@ def ours(backbone: PipelineBackbone, family: Family, guidance: float) -> Tensor:
     table = sde.coefficients(backbone.sigmas(STEPS, shape), "ode")
     rows = torch.arange(len(PROMPTS))
     plan = Plan(group_G=rows, prompt_G=rows, group_of_M=rows, sample_M=rows)
-    velocity = field(backbone, PROMPTS, guidance, family.negative)
+    velocity = field(backbone, family, guidance)
     made = sample(velocity, table, plan, seed=SEED, latent_shape=shape, methods={})
     return made.states.x_U
 
@@ -70,14 +80,23 @@ def ours(backbone: PipelineBackbone, family: Family, guidance: float) -> Tensor:
 def theirs(pipeline: Any, family: Family, noise: Tensor, guidance: float) -> tuple[Tensor, Tensor]:
     """Final latents, and samples in [0, 1], of the stock pipeline from the same noise."""
     height, width, _ = family.size
+    start = family.given(noise)
+    pictures = [[images.opened(source) for source in p.images] for p in family.prompts()]
+
+    def part(kind: str, rows: slice) -> Tensor:
+        guided = family.guided(guidance) if family.guided else {}
+        asked = {k: v[rows] if isinstance(v, list) else v for k, v in guided.items()}
+        return pipeline(
+            prompt=PROMPTS[rows], latents=start[rows].clone(), height=height, width=width,
+            num_inference_steps=STEPS, output_type=kind, return_dict=False,
+            max_sequence_length=family.length, **family.stock, **asked,
+            **family.shown(pictures[rows]),
+        )[0]  # fmt: skip
 
     def call(kind: str) -> Tensor:
-        return pipeline(
-            prompt=list(PROMPTS), latents=family.given(noise).clone(), height=height, width=width,
-            num_inference_steps=STEPS, output_type=kind, return_dict=False,
-            max_sequence_length=family.length, **family.stock,
-            **(family.guided(guidance) if family.guided else {}),
-        )[0]  # fmt: skip
+        if not family.one_by_one:
+            return part(kind, slice(None))
+        return torch.cat([part(kind, slice(row, row + 1)) for row in range(len(PROMPTS))])
 
     return family.taken(pipeline, call("latent"), noise), call("pt")
 
@@ -115,7 +134,7 @@ def recipe(name: str, folder: Path, out: Path, **changes: str) -> config.Recipe:
     family = FAMILIES[name]
     height, width, frames = family.size
     prompts = out.parent / f"{out.name}.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": p}) + "\n" for p in PROMPTS))
+    prompts.write_text("".join(json.dumps(line) + "\n" for line in _lines(family, prompts)))
     keys = {
         "model.backbone": family.backbone,
         "model.path": str(folder),
@@ -142,9 +161,22 @@ def recipe(name: str, folder: Path, out: Path, **changes: str) -> config.Recipe:
         "train.ema_decay": "0.0",
         "eval": "{every: 1, prompts: 2, images_per_prompt: 2, num_steps: 2, judges: []}",
         "checkpoint": "{every: 1, keep: 1}",
+        **{f"model.{key}": json.dumps(value) for key, value in family.options.items()},
         **{key.replace("__", "."): value for key, value in changes.items()},
     }
     return config.load("embedded", list(keys.items()))
+
+
+def _lines(family: Family, file: Path) -> list[dict[str, Any]]:
+    """What the lines of a prompt file say; the images they name are written beside it."""
+    lines = []
+    for row, prompt in enumerate(family.prompts()):
+        names = [f"{file.stem}-{row}-{k}.png" for k in range(family.images)]
+        for name, source in zip(names, prompt.images, strict=True):
+            images.opened(source).save(file.with_name(name))
+        shown = {"image": names[0] if len(names) == 1 else names} if names else {}
+        lines.append({"prompt": prompt.text, **shown})
+    return lines
 
 
 def train(name: str, folder: Path, out: Path, **changes: str) -> tuple[Any, dict[str, Any]]:

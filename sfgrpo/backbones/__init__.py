@@ -41,6 +41,9 @@ A velocity network of one's own (a robot's policy, molecules) is ten lines, and 
     def load(path, *, device, dtype):  # the recipe's model.backbone is "my_robot:load"
         goals = lambda prompts: torch.tensor([[float(n) for n in p.split()] for p in prompts])
         return ModuleBackbone(Policy(11, 8).to(device, dtype), shape=(4, 2), encode=goals)
+
+A model that edits an image, or starts a video from one, is an `ImageBackbone`: its `load` has the
+attribute `takes_images`, a range of how many a prompt brings.
 """
 
 from __future__ import annotations
@@ -50,22 +53,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfgrpo.backbones.base import DTYPES, Backbone, Conditioning
+from sfgrpo.backbones.base import DTYPES, Backbone, Conditioning, ImageBackbone
 from sfgrpo.names import BACKBONE
 
 if TYPE_CHECKING:
     from sfgrpo.backbones._module import ModuleBackbone
+    from sfgrpo.backbones._pipeline import PipelineBackbone
 
 __all__ = [
     "DTYPES",
     "EMBEDDED",
     "Backbone",
     "Conditioning",
+    "ImageBackbone",
     "ModuleBackbone",
     "available",
+    "family",
     "folder",
     "load",
     "pipelines",
+    "takes_images",
 ]
 
 EMBEDDED = {
@@ -100,8 +107,26 @@ def load(
 
 def pipelines(name: str) -> list[str]:
     """Names of the diffusers pipelines that the backbone `name` of this package serves."""
-    family = importlib.import_module(f"{__name__}.{name}").load.__self__
-    return [made.__name__ for made in family.pipeline_classes]
+    found = importlib.import_module(f"{__name__}.{name}").load.__self__
+    return [made.__name__ for made in found.pipeline_classes]
+
+
+def family(name: str) -> type[PipelineBackbone] | None:
+    """The class behind a backbone of this package; None for one of the user's own.
+
+    Raises:
+        ValueError: no backbone of this name, or its module cannot be imported.
+    """
+    return getattr(BACKBONE.resolve(name), "__self__", None)
+
+
+def takes_images(name: str) -> range:
+    """How many images a prompt may bring to the backbone `name`; it is imported, and not loaded.
+
+    Raises:
+        ValueError: as `family`.
+    """
+    return getattr(family(name) or BACKBONE.resolve(name), "takes_images", range(1))
 
 
 def folder(path: str | Path) -> Path:

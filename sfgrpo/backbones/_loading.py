@@ -12,7 +12,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from sfgrpo import backbones
 
 TextEncoders = Literal["resident", "offload", "absent", "only"]
-LEFT_OUT = {"absent": "text_encoder", "only": ("transformer", "vae")}
+LEFT_OUT = {"absent": ("text_encoder",), "only": ("transformer", "vae")}
 """How the names of parts begin that are not loaded."""
 
 
@@ -20,10 +20,13 @@ def read(
     classes: Sequence[type[DiffusionPipeline]],
     path: str | Path,
     dtype: torch.dtype,
-    text_encoders: TextEncoders,
+    left_out: tuple[str, ...],
     options: dict[str, Any],
 ) -> Any:
     """A pipeline of one of `classes`, its decoder in float32.
+
+    Args:
+        left_out: how the names of parts begin that are not loaded.
 
     Raises:
         OSError: says where a folder or id was looked for.
@@ -33,8 +36,7 @@ def read(
     made: Any = _class_of(index["_class_name"], classes, path)
     # A part saved as None (SD3 without T5) has to be passed as None.
     absent = {name: None for name, entry in index.items() if entry == [None, None]}
-    if left_out := LEFT_OUT.get(text_encoders):
-        absent |= {name: None for name in index if name.startswith(left_out)}
+    absent |= {name: None for name in index if left_out and name.startswith(left_out)}
     dtypes = {"default": dtype, "vae": torch.float32}
     return made.from_pretrained(path, dtype=dtypes, **{**absent, **options})
 

@@ -1,15 +1,14 @@
 """What every family of diffusers pipelines shares; a family is a subclass in a file of its own.
 
-Left out of the stock pipelines: image prompts (IP adapters, reference images), ControlNets, prompt
-rewriting and callbacks. Classifier-free guidance is the sampler's business: it combines two halves
-of one call of `velocity`.
+Left out of the stock pipelines: IP adapters, ControlNets, prompt rewriting and callbacks.
+Classifier-free guidance is the sampler's: it combines two halves of one call of `velocity`.
 """
 
 from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -48,6 +47,10 @@ class PipelineBackbone(Sizes):
     """Text tokens that the stock pipeline takes unless told otherwise."""
     masks_text: ClassVar[bool] = False
     """Whether attention leaves out padding, which not every attention kernel can."""
+    takes_images: ClassVar[range] = range(1)
+    """How many images a prompt may bring."""
+    left_out: ClassVar[Mapping[str, tuple[str, ...]]] = _loading.LEFT_OUT
+    """By `text_encoders`, how the names of the parts begin that are not loaded."""
 
     def __init__(
         self,
@@ -122,7 +125,7 @@ class PipelineBackbone(Sizes):
         path = backbones.EMBEDDED.get(str(path), path)
         given = pipeline is not None
         pipeline = pipeline or _loading.read(
-            cls.pipeline_classes, path, dtype, text_encoders, from_pretrained
+            cls.pipeline_classes, path, dtype, cls.left_out.get(text_encoders, ()), from_pretrained
         )
         self = cls(
             pipeline, max_sequence_length=max_sequence_length, decode_batch=decode_batch,
@@ -152,7 +155,7 @@ class PipelineBackbone(Sizes):
     def encoders(self) -> list[Any]:
         """The text encoders, as far as they are loaded."""
         parts = self.pipeline.components.items()
-        return [part for name, part in parts if name.startswith("text_encoder") and part]
+        return [part for name, part in parts if name.startswith(self.left_out["absent"]) and part]
 
     def _networks(self) -> list[Any]:
         """The velocity networks of the pipeline."""
@@ -231,11 +234,11 @@ class PipelineBackbone(Sizes):
             raise TypeError("prompts must be a sequence of strings, got one string")
         texts = list(prompts)
         with self._encoders_at_hand(), self._watch.over(texts):
-            parts = [
-                self._encode(texts[start : start + ENCODE_BATCH])
-                for start in range(0, len(texts), ENCODE_BATCH)
-            ]
-        return Conditioning.cat(parts).to(self.device, self.dtype)
+            return self._embedded(texts).to(self.device, self.dtype)
+
+    def _embedded(self, texts: list[str]) -> Conditioning:
+        starts = range(0, len(texts), ENCODE_BATCH)
+        return Conditioning.cat([self._encode(texts[k : k + ENCODE_BATCH]) for k in starts])
 
     @abstractmethod
     def _encode(self, prompts: list[str]) -> Conditioning:

@@ -30,6 +30,10 @@ class Sizes(ABC):
         is_clip = "clip" in encoder.config.model_type
         return encoder.config.max_position_embeddings if is_clip else self.max_sequence_length
 
+    def prepare_blank(self) -> Any:
+        """What preparing a prompt's images makes, here and now, of blank ones."""
+        return None
+
     def for_sizes(self) -> nn.Module:
         """The network in a form whose forward asks for no values, so that it runs on tensors that
         have none (PyTorch's meta device), and allocates what the network does."""

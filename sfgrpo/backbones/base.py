@@ -7,18 +7,23 @@ your own is named "package.module:function" (see `ModuleBackbone`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Modality = Literal["image", "video", "other"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What the names of precisions in a recipe mean."""
+EXTRA = "extra."
+"""What the names of `Conditioning.extra` are preceded by among those of all its tensors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +36,27 @@ class Conditioning:
     """[P, E] pooled text embeddings, for networks that read them."""
     mask: Tensor | None = None
     """bool [P, L], True where a token stands, padding last; None where all L stand."""
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """[P, ...] what else a network reads of each prompt, such as the latents of its images, under
+    names of the family's own."""
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All there are, by name; those of `extra` as "extra.NAME"."""
+        parts = {"tokens": self.tokens, "pooled": self.pooled, "mask": self.mask}
+        found = {name: part for name, part in parts.items() if part is not None}
+        return found | {f"{EXTRA}{name}": part for name, part in self.extra.items()}
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor]) -> Conditioning:
+        """The conditioning of such `tensors`; KeyError without tokens."""
+        names = [name for name in tensors if name.startswith(EXTRA)]
+        return Conditioning(
+            tokens=tensors["tokens"], pooled=tensors.get("pooled"), mask=tensors.get("mask"),
+            extra={name.removeprefix(EXTRA): tensors[name] for name in names},
+        )  # fmt: skip
 
     def rows(self, index: Tensor) -> Conditioning:
         """The rows of `index` [B] int64, in its order; rows may repeat."""
@@ -56,25 +79,32 @@ class Conditioning:
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Concatenate along the prompts, padding to the longest."""
+        """Concatenate along the prompts, padding tokens to the longest.
+
+        Raises:
+            ValueError: prompts have something else beside their tokens, or in other shapes.
+        """
         longest = max(part.tokens.shape[1] if part.tokens.ndim > 2 else 0 for part in parts)
         parts = [part._padded(longest) for part in parts]
         if any(part.mask is not None for part in parts):
             parts = [part._with_mask() for part in parts]
-        columns = {f.name: [getattr(part, f.name) for part in parts] for f in fields(Conditioning)}
-        present: dict[str, Any] = {k: torch.cat(v) for k, v in columns.items() if v[0] is not None}
-        return Conditioning(**present)
+        rows = [part.tensors() for part in parts]
+        kinds = [{name: list(part.shape[1:]) for name, part in row.items()} for row in rows]
+        if other := [kind for kind in kinds if kind != kinds[0]]:
+            raise ValueError(
+                f"prompts of one batch are conditioned unlike: {other[0]} beside {kinds[0]} "
+                "(the shape of each part); images of all prompts must be as many and as large"
+            )
+        return Conditioning.of({name: torch.cat([row[name] for row in rows]) for name in rows[0]})
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        changed: dict[str, Any] = {k: change(v) for k, v in values.items() if v is not None}
-        return Conditioning(**changed)
+        return Conditioning.of({name: change(part) for name, part in self.tensors().items()})
 
     def _with_mask(self) -> Conditioning:
         if self.mask is not None:
             return self
         every = torch.ones(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device)
-        return Conditioning(tokens=self.tokens, pooled=self.pooled, mask=every)
+        return replace(self, mask=every)
 
     def _padded(self, length: int) -> Conditioning:
         missing = length - self.tokens.shape[1] if self.tokens.ndim > 2 else 0
@@ -82,10 +112,8 @@ class Conditioning:
             return self
         mask = self._with_mask().mask
         assert mask is not None
-        return Conditioning(
-            tokens=F.pad(self.tokens, (0, 0, 0, missing)), pooled=self.pooled,
-            mask=F.pad(mask, (0, missing)),
-        )  # fmt: skip
+        tokens = F.pad(self.tokens, (0, 0, 0, missing))
+        return replace(self, tokens=tokens, mask=F.pad(mask, (0, missing)))
 
 
 class Backbone(Protocol):
@@ -163,4 +191,23 @@ class Backbone(Protocol):
     def restore(self, folder: Path) -> None:
         """Give the transformer what `save` wrote: adapters if it has any (`sfgrpo.policy.Policy`
         adds them), else all weights. ValueError if the folder lacks them or holds others."""
+        ...
+
+
+class ImageBackbone(Backbone, Protocol):
+    """A generator whose prompts come with images: what is to be edited, where a video starts.
+
+    Its `load` has the attribute `takes_images`, a range of how many a prompt may have, which is
+    asked before anything is loaded. Where a range holds 0, `encode` serves prompts without any.
+    """
+
+    def encode_with_images(
+        self, prompts: Sequence[str], images: Sequence[Sequence[Image]], size: tuple[int, int, int]
+    ) -> Conditioning:
+        """Conditioning of P prompts and their images, without gradient.
+
+        `images` has the images of each prompt, as many and as large for all, RGB and upright;
+        `size` is (height, width, frames) of the samples. The prompt may be the negative one, which
+        guidance leads away from.
+        """
         ...

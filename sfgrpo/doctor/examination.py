@@ -178,15 +178,13 @@ def _smallest_gpu() -> int | None:
 
 def _estimate(report: Report, recipe: Recipe, world: int, device_memory: int | None) -> None:
     """Add the memory, disk space, cost and problems of a recipe."""
-    from sfgrpo import prompts
+    from sfgrpo import generator
     from sfgrpo.doctor import advice, footprint
     from sfgrpo.doctor.skeleton import NoPipeline, skeleton
     from sfgrpo.policy import check_start
 
     try:
-        prompts.split(
-            recipe.prompts, prompts_from=recipe.eval.prompts_from, held_out=recipe.eval.held_out
-        )
+        generator.prompts_of(recipe)
         check_start(recipe.lora)
         network, (plain, checkpointed) = footprint.measure(recipe, world)
         backbone = skeleton(recipe)

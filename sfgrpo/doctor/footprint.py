@@ -145,9 +145,12 @@ def measure(
     cached = recipe.model.prompt_cache is not None
     resident = recipe.model.text_encoders == "resident" and not cached
     size, peaks = min(recipe.train.micro_batch_size, layout.rows_per_update), []
+    found: dict[str, int] = {}
     flash = mock.patch.object(F, "scaled_dot_product_attention", _attention)
     with flash, torch.device("meta"), Ledger(meta=True) as ledger:
         ledger.add_all(backbone.transformer, vae)
+        with torch.no_grad(), ledger.above(found, "images"):
+            backbone.prepare_blank()
         work = _forwards(recipe, backbone, ledger, shape, world, layout.local)
         for asked in checkpointing:
             if asked:
@@ -155,7 +158,7 @@ def measure(
             peaks.append(_backward(recipe, backbone, ledger, size))
     work = replace(
         work, others=bytes_of(vae) + (text if resident else 0), encoders=text,
-        embedding=embedding + (0 if resident else text), embeds_alone=cached,
+        embedding=max(embedding, found["images"]) + (0 if resident else text), embeds_alone=cached,
     )  # fmt: skip
     return network, [replace(work, backward=peak) for peak in peaks]
 
@@ -179,9 +182,10 @@ def flops(recipe: Recipe, backbone: PipelineBackbone) -> tuple[int, int]:
 
 def _field(recipe: Recipe, backbone: PipelineBackbone, prompts: int) -> VelocityField:
     guided = recipe.sample.guidance_scale != 1
+    negatives = prompts if backbone.takes_images[-1] else 1
     return VelocityField(
-        backbone=backbone, network=backbone.for_sizes(),
-        conditioning=backbone.blank(prompts), unconditional=backbone.blank(1) if guided else None,
+        backbone=backbone, network=backbone.for_sizes(), conditioning=backbone.blank(prompts),
+        unconditional=backbone.blank(negatives) if guided else None,
         guidance=recipe.sample.guidance_scale, batch_size=recipe.sample.batch_size,
     )  # fmt: skip
 

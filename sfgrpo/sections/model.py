@@ -21,6 +21,9 @@ class Model(Section):
     models in this package."""
     resolution: int | tuple[int, int] = 32
     """Pixels: the side of square images, or [height, width]."""
+    image_resolution: int | tuple[int, int] | None = None
+    """Pixels that prompts' images are resized to, as `resolution`, whatever their proportions; null
+    is what the stock pipeline does."""
     num_frames: Count = 1
     """Frames of a video; 1 for images."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -52,10 +55,10 @@ class Model(Section):
         names.BACKBONE.check(name)
         return name
 
-    @field_validator("resolution")
+    @field_validator("resolution", "image_resolution")
     @classmethod
-    def _positive(cls, sides: int | tuple[int, int]) -> int | tuple[int, int]:
-        if min((sides,) if isinstance(sides, int) else sides) < 8:
+    def _positive(cls, sides: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
+        if sides is not None and min((sides,) if isinstance(sides, int) else sides) < 8:
             raise ValueError("sides must be at least 8 pixels")
         return sides
 
@@ -68,9 +71,16 @@ class Model(Section):
     @property
     def size(self) -> tuple[int, int, int]:
         """(height, width, frames)."""
-        sides = self.resolution
-        height, width = (sides, sides) if isinstance(sides, int) else sides
-        return height, width, self.num_frames
+        return *_sides(self.resolution), self.num_frames
+
+    @property
+    def image_size(self) -> tuple[int, int] | None:
+        """(height, width) of prompts' images; None for the stock pipeline's."""
+        return None if self.image_resolution is None else _sides(self.image_resolution)
+
+
+def _sides(given: int | tuple[int, int]) -> tuple[int, int]:
+    return (given, given) if isinstance(given, int) else given
 
 
 class Lora(Section):

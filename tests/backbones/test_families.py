@@ -74,13 +74,13 @@ def test_rows_stand_at_times_and_prompts_of_their_own(
 ) -> None:
     """A batch of rows at different noise levels, with prompts of different lengths, is its rows."""
     backbone = loaded(name)
-    x, cond = latents(backbone, name), backbone.encode(PROMPTS)
+    x, cond = latents(backbone, name), family_checks.encode(backbone, FAMILIES[name])
     t = torch.tensor([0.95, 0.2])
     with torch.no_grad():
         together = backbone.velocity(backbone.transformer, x, t, cond)
         for row in range(len(PROMPTS)):
             one = slice(row, row + 1)
-            alone = backbone.encode(PROMPTS[one])
+            alone = family_checks.encode(backbone, FAMILIES[name], [row])
             v = backbone.velocity(backbone.transformer, x[one], t[one], alone)
             torch.testing.assert_close(v[0], together[row], rtol=1e-4, atol=1e-4)
         later = backbone.velocity(backbone.transformer, x, t.flip(0), cond)
@@ -96,7 +96,8 @@ def test_rows_stand_at_times_and_prompts_of_their_own(
 def test_checkpointing_changes_no_velocity(name: str, loaded: Callable[[str], Any]) -> None:
     """Training with it has to see the velocities that sampling saw without."""
     backbone = loaded(name)
-    x, cond, t = latents(backbone, name), backbone.encode(PROMPTS), torch.tensor([0.95, 0.2])
+    x, t = latents(backbone, name), torch.tensor([0.95, 0.2])
+    cond = family_checks.encode(backbone, FAMILIES[name])
     expected = backbone.velocity(backbone.transformer, x, t, cond)
     assert expected.requires_grad
     backbone.transformer.enable_gradient_checkpointing()
@@ -157,10 +158,12 @@ def test_sizes_and_lengths(name: str, loaded: Callable[[str], Any]) -> None:
     assert sigmas.shape == (5,)
     assert (sigmas[:-1] > sigmas[1:]).all()
     assert (sigmas[0], sigmas[-1]) == (1, 0)
-    blank, real = backbone.blank(2), backbone.encode(PROMPTS)
+    blank, real = backbone.blank(2), family_checks.encode(backbone, FAMILIES[name])
     assert blank.tokens.shape[-1] == real.tokens.shape[-1]
     assert blank.tokens.shape[1] >= real.tokens.shape[1]
     assert (blank.pooled is None) == (real.pooled is None)
+    shapes = [{key: part.shape for key, part in cond.extra.items()} for cond in (blank, real)]
+    assert shapes[0] == shapes[1]
     with pytest.raises(TypeError, match="one string"):
         backbone.encode(PROMPTS[0])
 

@@ -224,11 +224,13 @@ def test_a_backbone_of_ones_own_is_not_estimated(
 ) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(
-        json.dumps(recipe(model__backbone="tests.support.toy:load").model_dump(mode="json"))
+        json.dumps(
+            recipe(model__backbone="tests.support.toy:PointBackbone").model_dump(mode="json")
+        )
     )
     assert cli.main(["doctor", str(path)]) == 0
     text = capsys.readouterr().out
-    assert "'tests.support.toy:load' is not estimated" in text
+    assert "'tests.support.toy:PointBackbone' is not estimated" in text
     assert "Nothing prevents training" in text
 
 

@@ -55,6 +55,7 @@ class PointBackbone:
         return v, v_uncond
 
     def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         save_file(self.transformer.state_dict(), folder / "model.safetensors")
 
     def restore(self, folder: Path) -> None:

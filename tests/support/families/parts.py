@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import transformers
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
 from sfgrpo.backbones._tokens import PACK, UNPACK
+from sfgrpo.prompts import Prompt, images
 
 diffusers: Any = importlib.import_module("diffusers")  # its names are made at run time
 
@@ -44,6 +47,21 @@ class Family:
     """Our noise -> the `latents` that the stock pipeline takes."""
     taken: Callable[[Any, Tensor, Tensor], Tensor] = lambda pipeline, latents, noise: latents
     """(pipeline, its final latents, our noise) -> those latents as ours."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further keys of the recipe's `model`, which are the backbone's options."""
+    images: int = 0
+    """How many each prompt brings."""
+    shown: Callable[[Sequence[Sequence[Image.Image]]], dict[str, Any]] = lambda _: {}
+    """Arguments of the stock pipeline for the images of each prompt."""
+    one_by_one: bool = False
+    """Whether the stock pipeline takes one prompt at a time."""
+
+    def prompts(self, texts: Sequence[str] = PROMPTS) -> list[Prompt]:
+        """As they come from a file, with images of their own."""
+        return [
+            Prompt(text, {}, images=tuple(picture(10 * row + k) for k in range(self.images)))
+            for row, text in enumerate(texts)
+        ]
 
 
 def packed(noise: Tensor) -> Tensor:
@@ -57,6 +75,14 @@ def unpacked(pipeline: Any, latents: Tensor, noise: Tensor) -> Tensor:
 
 
 PACKED: dict[str, Any] = {"given": packed, "taken": unpacked}
+
+
+def picture(seed: int, size: tuple[int, int] = (56, 40)) -> str:
+    """A smooth image of (width, height) as a source of `sfgrpo.prompts.images`."""
+    generator, file = torch.Generator().manual_seed(seed), io.BytesIO()
+    coarse = (torch.rand(3, 4, 3, generator=generator) * 255).byte().numpy()
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, "png")
+    return images.inline({"bytes": file.getvalue(), "path": None})
 
 
 def normal(network: torch.nn.Module, seed: int, std: float = 0.08) -> Any:

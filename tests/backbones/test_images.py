@@ -1,0 +1,108 @@
+"""Backbones whose prompts bring images: one of one's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sfgrpo import config
+from sfgrpo.backbones.base import Conditioning
+from sfgrpo.run import records
+from sfgrpo.trainer import Trainer
+from tests.support.toy import PointBackbone
+
+SEEN: list[tuple[list[str], list[list[tuple[str, tuple[int, int]]]], tuple[int, int, int]]] = []
+
+
+class Copies(PointBackbone):
+    """Its point is the brightness of a prompt's grey images; of the empty text, minus that."""
+
+    def encode_with_images(
+        self, prompts: Sequence[str], images: Sequence[Sequence[Any]],
+        size: tuple[int, int, int],
+    ) -> Conditioning:  # fmt: skip
+        SEEN.append((list(prompts), [[(i.mode, i.size) for i in some] for some in images], size))
+        bright = [sum(image.getextrema()[0][0] for image in some) / 255 for some in images]
+        signed = [b if text else -b for text, b in zip(prompts, bright, strict=True)]
+        return Conditioning(tokens=torch.tensor(signed)[:, None])
+
+
+def load(path: str, **_: Any) -> Copies:
+    made = Copies()
+    made.transformer.bend = torch.nn.Parameter(torch.full((1,), 0.1))  # DeepSpeed wants dimensions
+    return made
+
+
+load.takes_images = range(1, 3)  # pyright: ignore[reportFunctionMemberAccess]
+
+
+class Sources:
+    """Scores by, and so tells, what metadata say."""
+
+    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Any]) -> Tensor:
+        assert all(Path(entry["image"]).is_file() for entry in metadata)
+        return images.mean((1, 2, 3))
+
+
+def test_a_backbone_of_ones_own_takes_images(tmp_path: Path) -> None:
+    """It gets them opened, with the size of the samples; guidance leads away from the negative
+    prompt with the same images, row by row."""
+    SEEN.clear()
+    for row, grey in enumerate((51, 204)):
+        Image.new("L", (6 + row, 5), grey).save(tmp_path / f"{row}.png")
+    lines = [{"prompt": f"p{row}", "image": f"{row}.png"} for row in range(2)]
+    (tmp_path / "edits.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    own = "tests.backbones.test_images"
+    keys = {
+        "model": f"{{backbone: '{own}:load', path: none, resolution: [8, 16]}}",
+        "prompts": str(tmp_path / "edits.jsonl"), "reward": f"{{'{own}:Sources': 1}}",
+        "run": f"{{output_dir: {tmp_path / 'run'}, iterations: 1}}", "lora": "null",
+        "sample": "{num_steps: 3, prompts_per_iteration: 2, group_size: 3, guidance_scale: 2}",
+        "train": "{beta: 0, updates_per_iteration: 1}", "checkpoint": "{every: 1}",
+        "eval": "{every: 1, prompts: 2, images_per_prompt: 2, num_steps: 3}",
+    }  # fmt: skip
+    trainer = Trainer(config.load("embedded", list(keys.items())))
+    assert [p.images for p in trainer.prompts.train] == [
+        (str(tmp_path / f"{row}.png"),) for row in range(2)
+    ]
+    trainer.train()
+    assert len(records.read(tmp_path / "run" / "eval.jsonl")) == 2
+    as_given = [[("RGB", (6, 5))], [("RGB", (7, 5))]]
+    first, second = SEEN[:2]
+    assert first == (["p0", "p1"], as_given, (8, 16, 1))
+    assert second == (["", ""], as_given, (8, 16, 1))
+    field = trainer.field(trainer.prompts.train)
+    x, t = torch.randn(2, 3, 8, 16), torch.full((2,), 0.5)
+    together = field(x, t, torch.tensor([1, 0]))
+    unconditional = field.unconditional
+    assert unconditional is not None
+    torch.testing.assert_close(unconditional.tokens[:, 0], torch.tensor([-0.2, -0.8]))
+    for row, prompt in enumerate((1, 0)):  # each row against its own prompt and image
+        alone = replace(
+            field, conditioning=field.conditioning.rows(torch.tensor([prompt])),
+            unconditional=unconditional.rows(torch.tensor([prompt])),
+        )  # fmt: skip
+        for part, one in zip(together, alone(x[row][None], t[:1], torch.tensor([0])), strict=True):
+            assert part is not None
+            assert one is not None
+            torch.testing.assert_close(part[row], one[0])
+
+
+def test_prompts_conditioned_unlike_make_no_batch() -> None:
+    def made(**extra: Tensor) -> Conditioning:
+        return Conditioning(tokens=torch.zeros(1, 2, 3), extra=extra)
+
+    whole = Conditioning.cat([made(image=torch.zeros(1, 2)), made(image=torch.ones(1, 2))])
+    assert whole.rows(torch.tensor([1, 0])).extra["image"].tolist() == [[1, 1], [0, 0]]
+    assert whole.to("cpu", torch.bfloat16).extra["image"].dtype == torch.bfloat16
+    for other in (made(), made(image=torch.zeros(1, 3)), made(latents=torch.zeros(1, 2))):
+        with pytest.raises(ValueError, match=r"conditioned unlike: .* as many and as large"):
+            Conditioning.cat([made(image=torch.zeros(1, 2)), other])
