@@ -19,7 +19,7 @@ from tests.support import families
 from tests.support.families import PROMPTS, parts
 
 CPU = torch.device("cpu")
-CACHED = ["sd3", "flux", "flux2", "qwenimage", "wan22", "zimage"]
+CACHED = ["sd3", "flux", "flux2", "qwenimage", "wan22", "zimage", "flux-kontext"]
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,20 @@ def test_the_key_follows_what_decides_the_embedding(tmp_path: Path) -> None:
     weights = moved / "text_encoder_2" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     assert key(moved, tmp_path) != first
+
+
+def test_the_key_of_images_follows_what_prepares_them(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    of_texts = key(folders["flux"], tmp_path)
+    assert key(folders["flux"], tmp_path, model__resolution="64") == of_texts
+    folder = families.save("flux-kontext", tmp_path / "model")
+    first = key(folder, tmp_path, "flux-kontext")
+    for option in ("resolution", "image_resolution"):
+        assert key(folder, tmp_path, "flux-kontext", **{f"model__{option}": "64"}) != first
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    assert key(folder, tmp_path, "flux-kontext") != first
 
 
 def test_a_prompt_is_its_text_and_what_its_images_hold(tmp_path: Path) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from sfgrpo import backbones, config, generator
+from sfgrpo.backbones._images import ImagesBackbone
 from sfgrpo.backbones._pipeline import PipelineBackbone
 from sfgrpo.doctor.skeleton import skeleton
+from sfgrpo.trainer import Trainer
 
 
 def test_every_option_of_the_families_is_a_key() -> None:
@@ -18,6 +23,9 @@ def test_every_option_of_the_families_is_a_key() -> None:
     takes = set(inspect.signature(PipelineBackbone.load).parameters)
     said = generator.options(config.load("embedded"))
     assert takes - {"path", "device", "pipeline", "from_pretrained"} == set(said)
+    edits = generator.options(config.load("embedded", [("model.backbone", "flux_kontext")]))
+    more = set(inspect.signature(ImagesBackbone.load).parameters) - {"path", "options"}
+    assert set(edits) == set(said) | more
 
 
 def test_a_backbone_of_ones_own_is_told_device_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,3 +45,45 @@ def test_a_backbone_of_ones_own_is_told_device_and_dtype(monkeypatch: pytest.Mon
 def test_the_doctor_hears_of_an_option_that_a_run_would_refuse() -> None:
     with pytest.raises(ValueError, match=r"model.attention: unknown backend 'flesh'"):
         skeleton(config.load("embedded", [("model.attention", "flesh")]))
+
+
+def edits(tmp_path: Path, *sizes: tuple[int, int], **keys: str) -> config.Recipe:
+    """A recipe of an editing model with images of these (width, height)."""
+    for row, size in enumerate(sizes):
+        Image.new("RGB", size).save(tmp_path / f"{row}.png")
+    lines = [{"prompt": "x", "image": f"{row}.png"} for row in range(len(sizes))]
+    (tmp_path / "edits.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    given = {
+        "model.backbone": "flux_kontext", "prompts": str(tmp_path / "edits.jsonl"),
+        "eval.held_out": "0", **{key.replace("__", "."): value for key, value in keys.items()},
+    }  # fmt: skip
+    return config.load("embedded", list(given.items()))
+
+
+def test_prompts_bring_what_the_backbone_takes(tmp_path: Path) -> None:
+    recipe = edits(tmp_path, (64, 64), (80, 80))  # both become 1024 x 1024
+    assert [p.images for p in generator.prompts_of(recipe).train] == [
+        (str(tmp_path / "0.png"),), (str(tmp_path / "1.png"),)
+    ]  # fmt: skip
+    texts = edits(tmp_path, (64, 64), model__backbone="flux")
+    assert generator.prompts_of(texts).train[0].images == ()
+    blind = edits(tmp_path, prompts="signs")
+    with pytest.raises(ValueError, match=r"signs, line 1: this backbone takes 1 image .* got none"):
+        generator.prompts_of(blind)
+
+
+def test_images_that_become_unlike_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    said = (
+        r"line 2: its images are resized to 832 x 1248, those of .*line 1 to 1024 x 1024 .*"
+        r"set model\.image_resolution"
+    )
+    with pytest.raises(ValueError, match=said):
+        Trainer(edits(tmp_path, (64, 64), (96, 64)))
+    assert generator.prompts_of(edits(tmp_path, (64, 64), (96, 64), model__image_resolution="512"))
+
+
+def test_sizes_of_images_are_refused_where_there_are_none(tmp_path: Path) -> None:
+    for name, why in (("flux", "takes no images"), ("tests.support.toy:PointBackbone", "takes no")):
+        keys = {"model__backbone": name, "model__image_resolution": "64"}
+        with pytest.raises(ValueError, match=f"model.image_resolution: backbone '{name}' {why}"):
+            generator.prompts_of(edits(tmp_path, (64, 64), **keys))

@@ -33,19 +33,25 @@ class FluxBackbone(PackedBackbone):
         )  # fmt: skip
         return Conditioning(tokens=tokens, pooled=pooled)
 
-    def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+    def _tokens(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        """What the network sees, [B, L, 64], the tokens of the latents `x` first; and where each of
+        the L stands, [L, 3]."""
         h, w = x.shape[-2] // 2, x.shape[-1] // 2
+        return self._pack(x), places(h, w, columns=3, device=x.device)
+
+    def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        tokens, where = self._tokens(x, cond)
         (packed,) = transformer(
-            hidden_states=self._pack(x),
+            hidden_states=tokens,
             timestep=t,
             guidance=self._guidance_rows(t),
             pooled_projections=cond.pooled,
             encoder_hidden_states=cond.tokens,
             txt_ids=x.new_zeros(cond.tokens.shape[1], 3, dtype=torch.float32),
-            img_ids=places(h, w, columns=3, device=x.device),
+            img_ids=where,
             return_dict=False,
         )
-        return self._unpack(packed, x)
+        return self._unpack(packed[:, : x.shape[-2] * x.shape[-1] // 4], x)
 
     def blank(self, prompts: int) -> Conditioning:
         config, length = self.pipeline.transformer.config, self.max_sequence_length

@@ -1,4 +1,4 @@
-"""Backbones whose prompts bring images: one of one's own."""
+"""Backbones whose prompts bring images: one of one's own, and how a family prepares them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.trainer import family_checks
 from sfgrpo import config
+from sfgrpo.backbones import flux_kontext
 from sfgrpo.backbones.base import Conditioning
 from sfgrpo.run import records
 from sfgrpo.trainer import Trainer
+from tests.support import families
 from tests.support.toy import PointBackbone
 
 SEEN: list[tuple[list[str], list[list[tuple[str, tuple[int, int]]]], tuple[int, int, int]]] = []
@@ -106,3 +110,23 @@ def test_prompts_conditioned_unlike_make_no_batch() -> None:
     for other in (made(), made(image=torch.zeros(1, 3)), made(latents=torch.zeros(1, 2))):
         with pytest.raises(ValueError, match=r"conditioned unlike: .* as many and as large"):
             Conditioning.cat([made(image=torch.zeros(1, 2)), other])
+
+
+def test_kontext_resizes_as_its_pipeline_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the trained size of the nearest proportions; here of small ones, for time."""
+    small = [(32, 64), (48, 48), (64, 32)]
+    for module in (kontext, flux_kontext):
+        monkeypatch.setattr(module, "PREFERRED_KONTEXT_RESOLUTIONS", small)
+    families.save("flux-kontext", tmp_path)
+    made: Any = family_checks.load("flux-kontext", tmp_path, image_resolution=None)
+    pipeline, given = made.pipeline, []
+    monkeypatch.setattr(pipeline, "prepare_latents", lambda image, *_: given.append(image) or 1 / 0)
+    for size in ((50, 90), (70, 70), (40, 20)):
+        image = Image.effect_noise(size, 60).convert("RGB")
+        with pytest.raises(ZeroDivisionError):  # it has prepared the image by then
+            pipeline(image=image, prompt="a", num_inference_steps=1, max_sequence_length=8)
+        found = made._prepared([image], (32, 32, 1))["image"]
+        assert torch.equal(found, pipeline._encode_vae_image(given[-1], None))
+    assert [tuple(image.shape[-2:]) for image in given] == [(64, 32), (48, 48), (32, 64)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.families import images, instructed, videos
+from tests.support.families import edits, images, instructed, videos
 from tests.support.families.parts import NEGATIVE, PROMPTS, Family, diffusers, scheduler
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "PROMPTS",
     "Family",
     "diffusers",
+    "edits",
     "images",
     "instructed",
     "save",
@@ -25,7 +26,9 @@ __all__ = [
     "videos",
 ]
 
-FAMILIES: dict[str, Family] = images.FAMILIES | instructed.FAMILIES | videos.FAMILIES
+FAMILIES: dict[str, Family] = (
+    images.FAMILIES | instructed.FAMILIES | videos.FAMILIES | edits.FAMILIES
+)
 
 
 def save(name: str, folder: Path) -> Path:
