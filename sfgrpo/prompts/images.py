@@ -15,11 +15,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps
 
-from sfgrpo.prompts.prompt import Prompt
+if TYPE_CHECKING:  # whose hash asks for what images hold
+    from sfgrpo.prompts.prompt import Prompt
 
 KEY = "image"
 """Of the metadata."""

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from sfgrpo.prompts import images
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -36,10 +38,14 @@ class Split:
 
 
 def digest(prompts: Sequence[Prompt]) -> str:
-    """SHA-256 (hex) of texts and metadata in their order, whatever file they were read from."""
+    """SHA-256 (hex) of texts and metadata in their order, whatever file they were read from; of the
+    images that generators get it is what they hold that counts."""
     found = hashlib.sha256()
     for prompt in prompts:  # repr: a column of a table may hold what JSON does not know
-        entry = json.dumps([prompt.text, prompt.metadata], sort_keys=True, default=repr)
+        metadata = dict(prompt.metadata)
+        if prompt.images:
+            metadata[images.KEY] = [images.content(source) for source in prompt.images]
+        entry = json.dumps([prompt.text, metadata], sort_keys=True, default=repr)
         found.update(f"{entry}\n".encode())
     return found.hexdigest()
 

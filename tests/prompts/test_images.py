@@ -150,3 +150,14 @@ def test_content_is_that_of_the_file(tmp_path: Path) -> None:
     Image.new("RGB", (2, 2)).save(buffer, "webp")
     assert images.inline({"bytes": buffer.getvalue(), "path": "x"}).startswith("data:image/webp;")
     assert images.inline({"bytes": None, "path": "x.png"}) == "x.png"
+
+
+def test_a_run_knows_its_images_by_what_they_hold(tmp_path: Path) -> None:
+    """Another place of the same files is the same prompts, as for ranks on several machines; other
+    pixels under the same name are not."""
+    found = []
+    for place, colour in (("here", "red"), ("there", "red"), ("other", "blue")):
+        picture(tmp_path / place / "1.png", colour=colour)
+        source = lines(tmp_path / place / "a.jsonl", {"prompt": "a", "image": "1.png"})
+        found.append(prompts.fingerprint(prompts.split(source, pictures=ONE)))
+    assert found[0] == found[1] != found[2]
