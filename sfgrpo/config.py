@@ -45,8 +45,8 @@ class Recipe(Section):
     """A .txt file with a prompt a line; a .jsonl, .json, .csv, .tsv or .parquet file, or the folder
     of a Hugging Face dataset, whose column "prompt", else "caption", else "text" (in any case or
     plural) is the prompt and whose others are metadata that rewards read; "embedded" and
-    "numbers", the sets of the embedded models; or "signs", 302 prompts that ask for text in an
-    image."""
+    "numbers", the sets of the embedded models; "signs", 302 prompts that ask for text in an image;
+    or "sign_edits", 192 that ask for another text on an image of a sign."""
     reward: dict[str, float] = Field(default={"ocr": 0.8, "colour": 0.2})
     """Weights of the mixed rewards; names are files in sfgrpo/rewards or "module:function", either
     of them several times with labels: "http/pick", "http/ocr"."""

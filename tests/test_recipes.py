@@ -9,7 +9,7 @@ from importlib.resources import files
 import pytest
 import torch
 
-from sfgrpo import backbones, config, prompts, rewards
+from sfgrpo import backbones, config, generator, rewards
 from sfgrpo.backbones._pipeline import PipelineBackbone
 from sfgrpo.doctor import examination as doctor
 from sfgrpo.doctor import footprint, memory, published
@@ -55,7 +55,7 @@ def test_its_parts_are_there(name: str) -> None:
     made = {kind.__name__ for kind in backbone(name).pipeline_classes}
     assert model.pipeline in made
     assert set(recipe.reward) <= set(rewards.available())
-    found = prompts.split(recipe.prompts, held_out=recipe.eval.held_out)
+    found = generator.prompts_of(recipe)
     assert not {p.text for p in found.train} & {p.text for p in found.evaluation}
     assert len(found.evaluation) >= recipe.eval.prompts
     assert len(found.train) >= recipe.sample.prompts_per_iteration

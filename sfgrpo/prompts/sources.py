@@ -15,6 +15,7 @@ BUILTIN = {
     "embedded": ("sfgrpo.embedded", "prompts.jsonl"),
     "signs": ("sfgrpo.prompts.sets", "signs.jsonl"),
     "numbers": ("sfgrpo.embedded", "numbers/prompts.jsonl"),
+    "sign_edits": ("sfgrpo.prompts.sets", "sign_edits.jsonl"),
 }
 """Sets in this package; a folder of such a name is written `./signs`."""
 
@@ -23,10 +24,11 @@ def load(source: str) -> list[Prompt]:
     """The prompts of a source that training uses.
 
     A source is "embedded" or "numbers" (the sets of the embedded models), "signs" (prompts that ask
-    for text in an image, `{"text": ...}`), a file (`sfgrpo.prompts.files`: text, JSON, CSV or
-    Parquet), or a folder (`sfgrpo.prompts.folders`), of which this is the split "train". The prompt
-    stands in the column "prompt", else "caption", else "text"; the others are its metadata. Rows
-    with a blank prompt are passed over.
+    for text in an image, `{"text": ...}`), "sign_edits" (the same of images that come along), a
+    file (`sfgrpo.prompts.files`: text, JSON, CSV or Parquet), or a folder
+    (`sfgrpo.prompts.folders`), of which this is the split "train". The prompt stands in the column
+    "prompt", else "caption", else "text"; the others are its metadata. Rows with a blank prompt are
+    passed over.
 
     Raises:
         ValueError: names the file or folder, and the line or row where there is one.

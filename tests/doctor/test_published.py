@@ -19,6 +19,10 @@ QWEN3_4B, QWEN3_8B = (4_022_468_096, 4.02e9), (8_190_735_360, 8.19e9)
 KL, KL_WAN, KL_FLUX2 = (83_819_683, 83.8e6), (126_892_531, 127e6), (84_046_115, 84.0e6)
 WAN_14B, Z_IMAGE = (14_288_491_584, 14.29e9), (6_154_908_736, 6.15e9)
 SD3 = {"vae": KL, "text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5}
+FLUX = {
+    "transformer": (11_901_408_320, 11.90e9), "vae": KL,
+    "text_encoder": (123_060_480, 123.06e6), "text_encoder_2": T5,
+}  # fmt: skip
 COUNTS = {
     "Alpha-VLLM/Lumina-Image-2.0": {
         "transformer": (2_609_769_152, 2.61e9), "vae": KL, "text_encoder": (2_614_341_888, 2.61e9),
@@ -41,10 +45,8 @@ COUNTS = {
     "Wan-AI/Wan2.2-TI2V-5B-Diffusers": {
         "transformer": (4_999_787_712, 5.0e9), "vae": (704_688_668, 704.7e6), "text_encoder": UMT5,
     },
-    "black-forest-labs/FLUX.1-dev": {
-        "transformer": (11_901_408_320, 11.90e9), "vae": KL,
-        "text_encoder": (123_060_480, 123.06e6), "text_encoder_2": T5,
-    },
+    "black-forest-labs/FLUX.1-Kontext-dev": FLUX,
+    "black-forest-labs/FLUX.1-dev": FLUX,
     "black-forest-labs/FLUX.2-dev": {
         "transformer": (32_223_281_152, 32.2e9), "vae": KL_FLUX2,
         "text_encoder": (24_011_361_280, 24.01e9),
