@@ -51,8 +51,11 @@ def prompts_of(recipe: Recipe) -> Split:
     if prepared_size is not None:
 
         def sizes(prompt: Prompt) -> list[tuple[int, int]]:
-            found = (prepared_size(h, w) for w, h in map(images.size, prompt.images))
-            return [model.image_size or size or model.size[:2] for size in found]
+            given = (model.image_size or images.size(source)[::-1] for source in prompt.images)
+            try:
+                return [prepared_size(*sides) or model.size[:2] for sides in given]
+            except ValueError as error:
+                raise ValueError(f"{prompt.where}: {error}") from None
 
         _check_alike(found.all, sizes)
     return found

@@ -82,6 +82,15 @@ def test_images_that_become_unlike_are_refused_before_anything_is_loaded(tmp_pat
     assert generator.prompts_of(edits(tmp_path, (64, 64), (96, 64), model__image_resolution="512"))
 
 
+def test_images_that_a_model_does_not_take_are_told_with_their_row(tmp_path: Path) -> None:
+    flux2 = {"model__backbone": "flux2_edit"}
+    for size in ((40, 64), (600, 70)):
+        with pytest.raises(ValueError, match=r"line 2: FLUX.2 takes .* not \d+ x \d+"):
+            generator.prompts_of(edits(tmp_path, (64, 64), size, **flux2))
+    resized = edits(tmp_path, (64, 64), (40, 64), **flux2, model__image_resolution="64")
+    assert len(generator.prompts_of(resized).train) == 2
+
+
 def test_sizes_of_images_are_refused_where_there_are_none(tmp_path: Path) -> None:
     for name, why in (("flux", "takes no images"), ("tests.support.toy:PointBackbone", "takes no")):
         keys = {"model__backbone": name, "model__image_resolution": "64"}

@@ -57,24 +57,31 @@ def encode(
     return embeddings.encode(backbone, family.size, asked)
 
 
-def field(backbone: PipelineBackbone, family: Family, guidance: float) -> VelocityField:
-    """The velocity for `PROMPTS`."""
+def field(
+    backbone: PipelineBackbone, family: Family, guidance: float, rows: Sequence[int] = (0, 1)
+) -> VelocityField:
+    """The velocity for some of `PROMPTS`."""
     return VelocityField(
-        backbone=backbone, network=backbone.transformer, conditioning=encode(backbone, family),
-        unconditional=encode(backbone, family, text=family.negative) if guidance != 1 else None,
+        backbone=backbone, network=backbone.transformer,
+        conditioning=encode(backbone, family, rows),
+        unconditional=encode(backbone, family, rows, family.negative) if guidance != 1 else None,
         guidance=guidance, batch_size=8,
     )  # fmt: skip
 
 
 def ours(backbone: PipelineBackbone, family: Family, guidance: float) -> Tensor:
-    """Final latents of `PROMPTS` from our own rollout with the ODE's table."""
+    """Final latents of `PROMPTS` from our own rollout with the ODE's table, as many at once as the
+    stock pipeline makes: other batches round otherwise."""
     shape = backbone.latent_shape(*family.size)
     table = sde.coefficients(backbone.sigmas(STEPS, shape), "ode")
-    rows = torch.arange(len(PROMPTS))
-    plan = Plan(group_G=rows, prompt_G=rows, group_of_M=rows, sample_M=rows)
-    velocity = field(backbone, family, guidance)
-    made = sample(velocity, table, plan, seed=SEED, latent_shape=shape, methods={})
-    return made.states.x_U
+    found = []
+    for rows in torch.arange(len(PROMPTS)).split(1 if family.one_by_one else len(PROMPTS)):
+        place = torch.arange(len(rows))
+        plan = Plan(group_G=rows, prompt_G=place, group_of_M=place, sample_M=rows)
+        velocity = field(backbone, family, guidance, rows.tolist())
+        made = sample(velocity, table, plan, seed=SEED, latent_shape=shape, methods={})
+        found.append(made.states.x_U)
+    return torch.cat(found)
 
 
 def theirs(pipeline: Any, family: Family, noise: Tensor, guidance: float) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@
     flux            FLUX.1
     flux_kontext    FLUX.1 Kontext, which edits an image
     flux2           FLUX.2 dev and klein
+    flux2_edit      FLUX.2 dev and klein with reference images
     chroma          Chroma
     lumina2         Lumina-Image 2.0
     auraflow        AuraFlow

@@ -46,7 +46,7 @@ class ImagesBackbone(PipelineBackbone):
     @abstractmethod
     def prepared_size(cls, height: int, width: int) -> tuple[int, int] | None:
         """(height, width) to which the stock pipeline resizes an image of this size; None where it
-        is that of the samples."""
+        is that of the samples. ValueError for one that it does not take."""
 
     @torch.no_grad()
     def encode_with_images(

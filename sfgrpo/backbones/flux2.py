@@ -22,7 +22,7 @@ from sfgrpo.backbones.base import Conditioning
 
 
 class Flux2Backbone(PipelineBackbone):
-    """A Flux2Pipeline or Flux2KleinPipeline, without reference images."""
+    """A Flux2Pipeline or Flux2KleinPipeline, without reference images; see `flux2_edit`."""
 
     pipeline_classes = (Flux2Pipeline, Flux2KleinPipeline)
     default_length = 512
@@ -56,13 +56,22 @@ class Flux2Backbone(PipelineBackbone):
         )  # fmt: skip
         return Conditioning(tokens=tokens)
 
+    def _tokens(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
+        """What the network sees, [B, L, C], the tokens of the latents `x` first; and where each of
+        the L stands, [L, 4]."""
+        return self._flat(x), places(*x.shape[-2:], columns=4, device=x.device)
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """Latents [B, C, h, w] -> tokens [B, h w, C] in the network's dtype."""
+        return rearrange(x.to(self.dtype), "b c h w -> b (h w) c")
+
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         rows, _, h, w = x.shape
         text = x.new_zeros(cond.tokens.shape[1], 4, dtype=torch.float32)
         text[:, 3] = torch.arange(len(text), device=x.device)
-        image = places(h, w, columns=4, device=x.device)
+        tokens, image = self._tokens(x, cond)
         (packed,) = transformer(
-            hidden_states=rearrange(x.to(self.dtype), "b c h w -> b (h w) c"),
+            hidden_states=tokens,
             timestep=t,
             guidance=self._guidance_rows(t),
             encoder_hidden_states=cond.tokens,
@@ -70,14 +79,18 @@ class Flux2Backbone(PipelineBackbone):
             img_ids=image.expand(rows, -1, -1),
             return_dict=False,
         )
-        return rearrange(packed, "b (h w) c -> b c h w", h=h).float()
+        return rearrange(packed[:, : h * w], "b (h w) c -> b c h w", h=h).float()
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """(mean, standard deviation) of the autoencoder's patches, [1, C, 1, 1] each."""
+        bn, eps = self.pipeline.vae.bn, self.pipeline.vae.config.batch_norm_eps
+        std = torch.sqrt(bn.running_var + eps)
+        return bn.running_mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        vae = self.pipeline.vae
-        std = torch.sqrt(vae.bn.running_var + vae.config.batch_norm_eps).view(1, -1, 1, 1)
-        unscaled = latents * std + vae.bn.running_mean.view(1, -1, 1, 1)
-        patches = rearrange(unscaled, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2)
-        return vae.decode(patches, return_dict=False)[0]
+        mean, std = self._statistics()
+        patches = rearrange(latents * std + mean, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2)
+        return self.pipeline.vae.decode(patches, return_dict=False)[0]
 
     def blank(self, prompts: int) -> Conditioning:
         config, length = self.pipeline.transformer.config, self.max_sequence_length
