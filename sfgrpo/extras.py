@@ -20,6 +20,7 @@ MODULES = {
     "serve": ("fastapi", "numpy", "PIL", "safetensors", "uvicorn"),
     "http": ("httpx2",),
     "track": ("swanlab", "trackio", "wandb"),
+    "video": ("ftfy",),
 }  # fmt: skip
 """Modules of the extras' distributions, in the order of pyproject.toml. Not read from there or from
 the metadata of an installation: those name distributions (pyyaml), an error names a module (yaml).
@@ -35,7 +36,7 @@ def needed(error: BaseException | None) -> str | None:
             module = (error.name or "").partition(".")[0]
             if module in MODULES["train"]:
                 return 'pip install ".[train]", or ".[demo]" for the embedded model'
-            for extra in ("demo", "serve", "http", "track"):
+            for extra in ("demo", "serve", "http", "track", "video"):
                 if module in MODULES[extra]:
                     return f'pip install ".[{extra}]"'
         error = error.__cause__

@@ -27,11 +27,11 @@ from tests.support.families import FAMILIES, PROMPTS, Family, diffusers
 SEED, STEPS = 7, 3
 
 
-def stock(folder: Path) -> Any:
+def stock(folder: Path, made: str = "DiffusionPipeline") -> Any:
     """The stock pipeline, as its users load it."""
     index: Any = diffusers.DiffusionPipeline.load_config(folder)
     absent = {name: None for name, entry in index.items() if entry == [None, None]}
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, **absent)
+    pipeline = getattr(diffusers, made).from_pretrained(folder, **absent)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -125,7 +125,7 @@ def parity(name: str, folder: Path, guidance: float) -> Parity:
     noise = ops.philox_normal(
         shape, seed=SEED, sample_ids=torch.arange(len(PROMPTS)), step_ids=START
     )
-    expected, pictures = theirs(stock(folder), family, noise, guidance)
+    expected, pictures = theirs(stock(folder, family.made), family, noise, guidance)
     found = ours(backbone, family, guidance)
     assert found.shape == expected.shape
     assert backbone.decode(found).shape == pictures.shape
@@ -225,7 +225,7 @@ def export(trainer: Any, name: str, folder: Path, out: Path) -> tuple[float, flo
     noise = ops.philox_normal(
         shape, seed=SEED, sample_ids=torch.arange(len(PROMPTS)), step_ids=START
     )
-    pipeline = stock(folder)
+    pipeline = stock(folder, family.made)
     _, untouched = theirs(pipeline, family, noise, guidance)
     load_export(pipeline, out / "checkpoints/000001/model", lora=trainer.recipe.lora is not None)
     _, exported = theirs(pipeline, family, noise, guidance)

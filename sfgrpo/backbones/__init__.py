@@ -11,6 +11,7 @@
     sana            SANA
     qwenimage       Qwen-Image
     wan             Wan 2.1 and 2.2, text to video
+    wan_i2v         the same, image to video
     ltx             LTX-Video
     hunyuanvideo    HunyuanVideo
     zimage          Z-Image

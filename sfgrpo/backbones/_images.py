@@ -27,6 +27,8 @@ class ImagesBackbone(PipelineBackbone):
     left_out: ClassVar[Mapping[str, tuple[str, ...]]] = {**LEFT_OUT, "only": ("transformer",)}
     image_resolution: tuple[int, int] | None = None
     """(height, width) that images are resized to; None is what the stock pipeline does."""
+    sample_size: tuple[int, int, int] = 0, 0, 0
+    """(height, width, frames) of the samples that blank conditioning is for."""
 
     @classmethod
     def load(

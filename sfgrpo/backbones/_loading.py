@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -16,27 +16,34 @@ LEFT_OUT = {"absent": ("text_encoder",), "only": ("transformer", "vae")}
 """How the names of parts begin that are not loaded."""
 
 
+class Family(Protocol):
+    """What is asked of a family's class (`sfgrpo.backbones._pipeline`)."""
+
+    pipeline_classes: ClassVar[tuple[type[DiffusionPipeline], ...]]
+    reads_as: ClassVar[Mapping[str, type[DiffusionPipeline]]]
+    left_out: ClassVar[Mapping[str, tuple[str, ...]]]
+
+
 def read(
-    classes: Sequence[type[DiffusionPipeline]],
+    family: type[Family],
     path: str | Path,
     dtype: torch.dtype,
-    left_out: tuple[str, ...],
+    text_encoders: TextEncoders,
     options: dict[str, Any],
 ) -> Any:
-    """A pipeline of one of `classes`, its decoder in float32.
-
-    Args:
-        left_out: how the names of parts begin that are not loaded.
+    """A pipeline of one of the family's classes, its decoder in float32.
 
     Raises:
         OSError: says where a folder or id was looked for.
         ValueError: the folder holds another kind of pipeline; names the backbone that serves it.
     """
     index: Any = DiffusionPipeline.load_config(path, **options)
-    made: Any = _class_of(index["_class_name"], classes, path)
+    name = index["_class_name"]
+    made: Any = family.reads_as.get(name) or _class_of(name, family.pipeline_classes, path)
     # A part saved as None (SD3 without T5) has to be passed as None.
     absent = {name: None for name, entry in index.items() if entry == [None, None]}
-    absent |= {name: None for name in index if left_out and name.startswith(left_out)}
+    if left_out := family.left_out.get(text_encoders):
+        absent |= {name: None for name in index if name.startswith(left_out)}
     dtypes = {"default": dtype, "vae": torch.float32}
     return made.from_pretrained(path, dtype=dtypes, **{**absent, **options})
 

@@ -40,6 +40,8 @@ class PipelineBackbone(Sizes):
 
     pipeline_classes: ClassVar[tuple[type[DiffusionPipeline], ...]]
     """Pipelines of this family; the first is the usual one."""
+    reads_as: ClassVar[Mapping[str, type[DiffusionPipeline]]] = {}
+    """Further names of pipelines, of other families, and as what their folders are read."""
     lora_targets: tuple[str, ...]
     """Ends of the names of the linear layers that adapters attach to."""
     modality: Modality = "image"
@@ -124,9 +126,7 @@ class PipelineBackbone(Sizes):
         """
         path = backbones.EMBEDDED.get(str(path), path)
         given = pipeline is not None
-        pipeline = pipeline or _loading.read(
-            cls.pipeline_classes, path, dtype, cls.left_out.get(text_encoders, ()), from_pretrained
-        )
+        pipeline = pipeline or _loading.read(cls, path, dtype, text_encoders, from_pretrained)
         self = cls(
             pipeline, max_sequence_length=max_sequence_length, decode_batch=decode_batch,
             embedded_guidance=embedded_guidance, text_encoders=text_encoders,

@@ -18,7 +18,12 @@ class VideoBackbone(PipelineBackbone):
         h, w = self._spatial(height, width, scale=scale, multiple=scale * patch)
         if frames < 1 or (frames - 1) % every:
             raise ValueError(f"num_frames must be 1 more than a multiple of {every}, got {frames}")
-        return config.in_channels, (frames - 1) // every + 1, h, w
+        return self.channels, (frames - 1) // every + 1, h, w
+
+    @property
+    def channels(self) -> int:
+        """Of a latent."""
+        return self.pipeline.transformer.config.in_channels
 
     def _strides(self) -> tuple[int, int]:
         """Frames, and pixels along a side, of one place of a latent."""

@@ -1,4 +1,4 @@
-"""Wan 2.1 and 2.2, text to video.
+"""Wan 2.1 and 2.2, text to video (`wan_i2v` starts from an image).
 
 Wan 2.2 A14B has two networks: one for t above a boundary, one for t below. Here they are one
 module, `Experts`, which sends each row to its own; both are trained. Published folders come with
@@ -48,7 +48,7 @@ class Experts(nn.Module):
     ) -> tuple[Tensor]:
         """As a WanTransformer3DModel, with timesteps [B] in [0, 1000]; (velocity [B, ...],)."""
         is_high = (timestep if timestep.ndim == 1 else timestep[:, 0]) >= 1000 * self.boundary
-        result = torch.zeros_like(hidden_states)
+        result: Tensor | None = None
         for network, chosen in ((self.high, is_high), (self.low, ~is_high)):
             rows = chosen.nonzero().flatten()
             unused = len(rows) == 0
@@ -60,7 +60,9 @@ class Experts(nn.Module):
                 hidden_states=hidden_states[rows], timestep=timestep[rows],
                 encoder_hidden_states=encoder_hidden_states[rows], **options,
             )  # fmt: skip
-            result = result.to(part.dtype).index_add(0, rows, part * 0 if unused else part)
+            before = part.new_zeros(len(timestep), *part.shape[1:]) if result is None else result
+            result = before.index_add(0, rows, part * 0 if unused else part)
+        assert result is not None
         return (result,)
 
     @staticmethod
@@ -90,9 +92,8 @@ class OneExpert(nn.Module):
         """As `Experts`."""
         rows = (hidden_states, timestep, encoder_hidden_states)
         index = torch.arange(len(hidden_states), device=hidden_states.device)
-        result = torch.zeros_like(hidden_states)
         (part,) = self.experts.high(*(row[index] for row in rows), **options)
-        result = result.to(part.dtype).index_add(0, index, part)
+        result = torch.zeros_like(part).index_add(0, index, part)
         if torch.is_grad_enabled():
             (spare,) = self.experts.low(*(row[index[:1]] for row in rows), **options)
             result = result.index_add(0, index[:1], spare * 0)
@@ -140,17 +141,28 @@ class WanBackbone(VideoBackbone):
         return Conditioning(tokens=tokens)
 
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        times = t.float() * self.pipeline.scheduler.config.num_train_timesteps
-        if self.pipeline.config.get("expand_timesteps"):
-            # Wan 2.2 TI2V reads a time per token, since an image given as the start has none.
-            p = self.pipeline.transformer.config.patch_size
-            tokens = x.shape[2] // p[0] * (x.shape[3] // p[1]) * (x.shape[4] // p[2])
-            times = times[:, None].expand(-1, tokens)
+        times = self._times(t)
+        if self.expands_times:
+            times = times[:, None].expand(-1, self._tokens(x))
         (velocity,) = transformer(
             hidden_states=x.to(self.dtype), timestep=times, encoder_hidden_states=cond.tokens,
             return_dict=False,
         )  # fmt: skip
         return velocity.float()
+
+    def _times(self, t: Tensor) -> Tensor:
+        return t.float() * self.pipeline.scheduler.config.num_train_timesteps
+
+    @property
+    def expands_times(self) -> bool:
+        """Whether the network reads a time per token, as Wan 2.2 TI2V does, since an image given as
+        the start has none."""
+        return bool(self.pipeline.config.get("expand_timesteps"))
+
+    def _tokens(self, x: Tensor) -> int:
+        """How many the network sees of latents [B, C, F, h, w]."""
+        p = self.pipeline.transformer.config.patch_size
+        return x.shape[2] // p[0] * (x.shape[3] // p[1]) * (x.shape[4] // p[2])
 
     def _decode(self, latents: Tensor) -> Tensor:
         videos = self.pipeline.vae.decode(self._unnormalised(latents), return_dict=False)[0]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from sfgrpo import backbones, generator
+from sfgrpo.backbones._images import ImagesBackbone
 from sfgrpo.backbones._pipeline import PipelineBackbone
 from sfgrpo.backbones.base import DTYPES
 from sfgrpo.config import Recipe
@@ -55,6 +56,8 @@ def skeleton(recipe: Recipe) -> PipelineBackbone:
     pipeline: Any = configuration(model.path).build(DTYPES[model.dtype])
     nn.Module.to(pipeline.vae, torch.float32)
     backbone = generator.load(recipe, "meta", pipeline=pipeline, compile_blocks=False)
+    if isinstance(backbone, ImagesBackbone):
+        backbone.sample_size = model.size
     network = backbone.transformer.train()
     network.requires_grad_(recipe.lora is None)
     if recipe.lora:
@@ -89,6 +92,11 @@ def fake(mode: FakeTensorMode, networks: Iterable[nn.Module]) -> None:
 def embed(backbone: PipelineBackbone, encoder: Any, prompts: int) -> None:
     """Run one text encoder on as many tokens as the pipeline gives it, and as the pipeline does."""
     config = encoder.config
+    if encoder.main_input_name == "pixel_values":  # one prompt's image after the other
+        with torch.no_grad():
+            pixels = torch.zeros(1, 3, config.image_size, config.image_size, dtype=encoder.dtype)
+            encoder(pixel_values=pixels, output_hidden_states=True)
+        return
     is_clip, is_t5 = (name in config.model_type for name in ("clip", "t5"))
     options = {} if is_clip or is_t5 else {"use_cache": False}
     ids = torch.zeros(prompts, backbone.tokens_read(encoder), dtype=torch.int64)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from benchmarks.trainer import family_checks, flow_pipelines
 from sfgrpo import backbones, report
+from sfgrpo.backbones._images import ImagesBackbone
 from sfgrpo.backbones.base import Conditioning
 from sfgrpo.backbones.wan import Experts
 from sfgrpo.run import records
@@ -158,6 +159,8 @@ def test_sizes_and_lengths(name: str, loaded: Callable[[str], Any]) -> None:
     assert sigmas.shape == (5,)
     assert (sigmas[:-1] > sigmas[1:]).all()
     assert (sigmas[0], sigmas[-1]) == (1, 0)
+    if isinstance(backbone, ImagesBackbone):
+        backbone.sample_size = FAMILIES[name].size
     blank, real = backbone.blank(2), family_checks.encode(backbone, FAMILIES[name])
     assert blank.tokens.shape[-1] == real.tokens.shape[-1]
     assert blank.tokens.shape[1] >= real.tokens.shape[1]

@@ -112,6 +112,38 @@ def test_prompts_conditioned_unlike_make_no_batch() -> None:
             Conditioning.cat([made(image=torch.zeros(1, 2)), other])
 
 
+def test_wan_starts_from_an_image_of_the_videos_size(tmp_path: Path) -> None:
+    folder = families.save("wan", tmp_path / "wan")
+    with pytest.raises(ValueError, match="this network starts from no image; use backbone 'wan'"):
+        family_checks.load("wan-i2v", folder)
+    with pytest.raises(ValueError, match=r"model.image_resolution: an image that starts a video"):
+        family_checks.load("wan-i2v", folder, image_resolution=(32, 32))
+    folder = families.save("wan22-i2v", tmp_path / "i2v")
+    with pytest.raises(ValueError, match=r"holds a WanImageToVideoPipeline.*; use 'wan_i2v'"):
+        family_checks.load("wan", folder)
+
+
+def test_the_first_frame_of_ti2v_is_the_image_and_is_not_trained(tmp_path: Path) -> None:
+    """At any time and noise its velocity leads to the image, whatever the network says."""
+    name = "wan22-ti2v-start"
+    made = family_checks.load(name, families.save(name, tmp_path))
+    family = families.FAMILIES[name]
+    cond = family_checks.encode(made, family)
+    x = torch.randn(2, *made.latent_shape(*family.size), requires_grad=True)
+    t = torch.tensor([0.9, 0.1])
+    v = made.velocity(made.transformer, x, t, cond)
+    estimate = x - t.view(-1, 1, 1, 1, 1) * v
+    torch.testing.assert_close(estimate[:, :, :1], cond.extra["start"], rtol=1e-5, atol=1e-5)
+    grads = torch.autograd.grad(
+        v[:, :, 0].square().sum(), list(made.transformer.parameters()), allow_unused=True,
+        retain_graph=True,
+    )  # fmt: skip
+    assert all(grad is None or not grad.any() for grad in grads)
+    (seen,) = torch.autograd.grad(v[:, :, 1:].square().sum(), x)
+    assert not seen[:, :, 0].any()  # the network sees the image there
+    assert seen[:, :, 1:].any()
+
+
 def test_kontext_resizes_as_its_pipeline_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

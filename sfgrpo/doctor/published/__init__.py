@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SLASH = "--"
 """Stands for the slash of an id in a file's name."""
-BUILT = ("scheduler", "text_encoder", "transformer", "vae")
+BUILT = ("scheduler", "text_encoder", "image_encoder", "transformer", "vae")
 """How the names of the parts begin that are built; tokenizers and image processors are not."""
 
 

@@ -49,6 +49,8 @@ class Family:
     """(pipeline, its final latents, our noise) -> those latents as ours."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further keys of the recipe's `model`, which are the backbone's options."""
+    made: str = "DiffusionPipeline"
+    """The stock pipeline that is asked to read the folder; this one reads what the folder names."""
     images: int = 0
     """How many each prompt brings."""
     shown: Callable[[Sequence[Sequence[Image.Image]]], dict[str, Any]] = lambda _: {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import transformers
 from diffusers.pipelines.hunyuan_video import pipeline_hunyuan_video as hunyuan
 from einops import rearrange
+from PIL import Image
 from torch import Tensor
 
 from sfgrpo.embedded import architecture
@@ -59,6 +61,46 @@ def wan22_ti2v() -> Any:
     )  # fmt: skip
     autoencoder = normal(diffusers.AutoencoderKLWan(**options), 3, std=0.2)
     return wan(vae=autoencoder, expand_timesteps=True)
+
+
+def wan_i2v(**more: Any) -> Any:
+    """Wan 2.1 image to video: the network reads CLIP's embedding of the image, too."""
+    config = transformers.CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        image_size=16, patch_size=8, projection_dim=16,
+    )  # fmt: skip
+    side = {"height": 16, "width": 16}
+    parts: dict[str, Any] = {
+        **wan().components, "transformer": i2v_transformer(1, image_dim=16, added_kv_proj_dim=24),
+        "image_encoder": normal(transformers.CLIPVisionModel(config), 4),
+        "image_processor": transformers.CLIPImageProcessorPil(
+            size={"shortest_edge": 16}, crop_size=side
+        ),
+    }  # fmt: skip
+    return diffusers.WanImageToVideoPipeline(**{**parts, **more})
+
+
+def i2v_transformer(seed: int, **more: Any) -> Any:
+    """Of a mask, the start's latents and the sample's."""
+    made = diffusers.WanTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=12, in_channels=12, out_channels=4,
+        text_dim=WIDTH, freq_dim=32, ffn_dim=32, num_layers=2, **more,
+    )  # fmt: skip
+    return normal(made, seed, std=0.2)
+
+
+def wan22_i2v() -> Any:
+    """Wan 2.2 A14B image to video: two networks, and no CLIP."""
+    return wan_i2v(
+        transformer=i2v_transformer(1), transformer_2=i2v_transformer(6), image_encoder=None,
+        image_processor=None, boundary_ratio=0.7,
+    )  # fmt: skip
+
+
+def start(prompts: Sequence[Sequence[Image.Image]]) -> dict[str, Any]:
+    """Of one prompt: Wan's pipeline starts all videos from one image."""
+    ((image,),) = prompts
+    return {"image": image}
 
 
 def ltx() -> Any:
@@ -125,10 +167,16 @@ def hunyuanvideo() -> Any:
 
 
 VIDEO: dict[str, Any] = {"size": (32, 32, 5), "guided": cfg, "stock": {"num_frames": 5}}
+START: dict[str, Any] = {**VIDEO, "images": 1, "shown": start, "one_by_one": True}
 FAMILIES = {
     "wan": Family(build=wan, backbone="wan", **VIDEO),
     "wan22": Family(build=wan22, backbone="wan", **VIDEO),
     "wan22-ti2v": Family(build=wan22_ti2v, backbone="wan", **VIDEO),
+    "wan-i2v": Family(build=wan_i2v, backbone="wan_i2v", **START),
+    "wan22-i2v": Family(build=wan22_i2v, backbone="wan_i2v", **START),
+    "wan22-ti2v-start": Family(
+        build=wan22_ti2v, backbone="wan_i2v", made="WanImageToVideoPipeline", **START
+    ),
     "ltx": Family(build=ltx, backbone="ltx", given=tokens, taken=no_tokens, **VIDEO),
     "hunyuanvideo": Family(
         build=hunyuanvideo, backbone="hunyuanvideo", embedded_guidance=6.0,
