@@ -108,6 +108,7 @@ summary { cursor: pointer; color: var(--accent); }
   display: flex; justify-content: space-between; gap: 1rem; }
 .prompt span { white-space: nowrap; }
 .prompt img { width: 100%; display: block; border-radius: 5px; }
+.prompt .source { grid-column: 1 / -1; } .prompt .source img { width: auto; height: 6rem; }
 .prompt small { color: var(--soft); font-size: .76rem; }
 .film { margin-top: 1rem; } .film ol { list-style: none; margin: 0; padding: 0; display: grid;
   gap: .7rem .4rem; grid-template-columns: repeat(auto-fit, minmax(4rem, 1fr)); }

@@ -52,6 +52,16 @@ def prompts(run: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
 
+def source(run: Path, prompt: int, alt: str) -> str:
+    """What a prompt brought, as a part of a page; nothing if it brought no image."""
+    path = run / "images" / "sources" / f"{prompt:04d}.png"
+    if not path.is_file():
+        return ""
+    with PngImageFile(path) as kept:
+        pixels = np.asarray(kept)
+    return picture(pixels, alt, height=len(pixels))
+
+
 def picture(pixels: np.ndarray, alt: str, *, height: int) -> str:
     """Pixels `[H, W, 3]`, or `[H, W]` grey, whose images are `height` high."""
     shown, buffer = Image.fromarray(pixels), io.BytesIO()

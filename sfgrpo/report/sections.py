@@ -40,7 +40,7 @@ def images(run: Path, evaluations: Log) -> str:
         }
     shown = [
         f'<div class="card">{f"<h3>{title}</h3>" if title.strip() else ""}'
-        f"{''.join(_pair(asked[k], told, before, after, k) for k, told in rows)}</div>"
+        f"{''.join(_pair(asked[k], told, before, after, k, run) for k, told in rows)}</div>"
         for title, rows in lists.items()
         if rows
     ]
@@ -69,11 +69,15 @@ def _change(before: float, after: float) -> str:
     return f'{before:.2f} to {after:.2f} <b class="{kind}">{after - before:+.2f}</b>'
 
 
-def _pair(prompt: str, told: str, before: pictures.Grid, after: pictures.Grid, row: int) -> str:
+def _pair(
+    prompt: str, told: str, before: pictures.Grid, after: pictures.Grid, row: int, run: Path
+) -> str:
     text = textwrap.shorten(prompt, 160, placeholder="...")
     change = f'<span class="number">{told}</span>' if told else ""
+    brought = pictures.source(run, row, f"source: {text}")
+    source = f'<div class="source">{brought}<small>source</small></div>' if brought else ""
     return (
-        f'<div class="prompt"><p>{markup.escaped(text)}{change}</p>'
+        f'<div class="prompt"><p>{markup.escaped(text)}{change}</p>{source}'
         f"<div>{before.row(row, f'before: {text}')}<small>before</small></div>"
         f"<div>{after.row(row, f'after: {text}')}<small>after</small></div></div>"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from sfgrpo import files
 from sfgrpo.evaluate import Evaluation
+from sfgrpo.prompts import Prompt, images
 
 FRAME_RATE = 16
 """Frames a second of the videos that are kept; Wan's."""
@@ -45,9 +47,24 @@ def kept(folder: Path, iteration: int, shape: tuple[int, ...]) -> np.ndarray | N
     return rearrange(pixels, "(p h) (n w) c -> p n c h w", p=prompts, n=images)
 
 
+def save_sources(place: Path, prompts: Sequence[Prompt], height: int) -> None:
+    """Keep what prompts bring as `sources/<row>.png`, `height` pixels high and side by side; once,
+    since all evaluations of a run show the same prompts."""
+    for row, prompt in enumerate(prompts):
+        path = place / "sources" / f"{row:04d}.png"
+        if not prompt.images or path.is_file():
+            continue
+        path.parent.mkdir(exist_ok=True)
+        found = [images.opened(source) for source in prompt.images]
+        shown = [it.resize((max(1, round(it.width * height / it.height)), height)) for it in found]
+        with files.replacing(path) as aside:
+            Image.fromarray(np.concatenate([np.asarray(it) for it in shown], 1)).save(aside)
+
+
 def save_samples(folder: Path, iteration: int, evaluation: Evaluation) -> None:
-    """Keep an evaluation's images as `images/<iteration>.png`, a row per line of `prompts.txt`;
-    what is no image as `samples/<iteration>.safetensors`."""
+    """Keep an evaluation's images as `images/<iteration>.png`, a row per line of `prompts.txt`, and
+    those that its prompts bring in `images/sources`; what is no image as
+    `samples/<iteration>.safetensors`."""
     samples_PN = evaluation.samples_PN
     pictures = samples_PN.dtype == torch.uint8
     place = folder / ("images" if pictures else "samples")
@@ -57,6 +74,7 @@ def save_samples(folder: Path, iteration: int, evaluation: Evaluation) -> None:
         if pictures:
             grid = rearrange(samples_PN, "p n c h w -> (p h) (n w) c")
             Image.fromarray(grid.numpy()).save(aside)
+            save_sources(place, evaluation.prompts, samples_PN.shape[-2])
         else:
             save_file({"samples": samples_PN.contiguous()}, aside)
     if evaluation.videos is not None:

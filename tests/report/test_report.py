@@ -17,7 +17,9 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from sfgrpo import cli, report
+from sfgrpo.prompts import Prompt
 from sfgrpo.report import costs, curves, pictures, plots
+from sfgrpo.run import samples
 from tests.support.made_run import make_run
 
 
@@ -36,6 +38,26 @@ def test_report_is_one_file_with_everything_in_it(tmp_path: Path) -> None:
                       "Recipe"]  # fmt: skip
     assert "&lt;b&gt;" in page
     assert "<b>0.875</b>" in page
+
+
+def test_what_prompts_bring_is_shown_above_their_samples(tmp_path: Path) -> None:
+    """Kept once, as high as the samples; a prompt that brings none has no such row."""
+    run = make_run(tmp_path / "run", "stepwise", [0.25, 0.5])
+    for name, size in (("a", (20, 10)), ("b", (10, 10))):
+        Image.new("RGB", size, "red").save(tmp_path / f"{name}.png")
+    both = tuple(str(tmp_path / f"{name}.png") for name in "ab")
+    asked = [Prompt("a cat", {}, images=both), Prompt("a dog", {})]
+    for colour in ("red", "blue"):  # the second evaluation writes nothing anew
+        samples.save_sources(run / "images", asked, 8)
+        Image.new("RGB", (20, 10), colour).save(tmp_path / "a.png")
+    kept = Image.open(run / "images" / "sources" / "0000.png")
+    assert kept.size == (16 + 8, 8)
+    assert kept.getpixel((0, 0)) == (255, 0, 0)
+    assert [p.name for p in (run / "images" / "sources").iterdir()] == ["0000.png"]
+    report.write(run)
+    page = (run / "report.html").read_text()
+    assert page.count('alt="source: a cat"') == page.count('class="source"') == 1
+    assert page.index('alt="source: a cat"') < page.index('alt="before: a cat"')
 
 
 def test_the_cost_of_an_iteration_is_a_mean_of_each_kind() -> None:
