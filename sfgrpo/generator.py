@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -35,6 +36,9 @@ def options(recipe: Recipe) -> dict[str, Any]:
 def prompts_of(recipe: Recipe) -> Split:
     """The recipe's prompts, with as many images each as its backbone takes; nothing is loaded.
 
+    Warns of prompts that name images where the backbone takes none: rewards may want them, as for
+    likeness to a subject, and so may captioned pictures be trained on.
+
     Raises:
         ValueError: what is wrong with the prompts, or their images, naming the key or the row.
     """
@@ -48,6 +52,13 @@ def prompts_of(recipe: Recipe) -> Split:
         recipe.prompts, prompts_from=recipe.eval.prompts_from, held_out=recipe.eval.held_out,
         pictures=counts,
     )  # fmt: skip
+    named = [prompt for prompt in found.all if not prompt.images and images.KEY in prompt.metadata]
+    if named:
+        warnings.warn(
+            f"{named[0].where or recipe.prompts}: backbone '{model.backbone}' takes no images, so "
+            f"'{images.KEY}' of {len(named)} prompts is seen by rewards alone",
+            stacklevel=2,
+        )
     if prepared_size is not None:
 
         def sizes(prompt: Prompt) -> list[tuple[int, int]]:

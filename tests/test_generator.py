@@ -66,7 +66,8 @@ def test_prompts_bring_what_the_backbone_takes(tmp_path: Path) -> None:
         (str(tmp_path / "0.png"),), (str(tmp_path / "1.png"),)
     ]  # fmt: skip
     texts = edits(tmp_path, (64, 64), model__backbone="flux")
-    assert generator.prompts_of(texts).train[0].images == ()
+    with pytest.warns(UserWarning, match="line 1: backbone 'flux' takes no images, so"):
+        assert generator.prompts_of(texts).train[0].images == ()
     blind = edits(tmp_path, prompts="signs")
     with pytest.raises(ValueError, match=r"signs, line 1: this backbone takes 1 image .* got none"):
         generator.prompts_of(blind)
