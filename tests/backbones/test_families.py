@@ -115,7 +115,7 @@ def test_one_iteration_and_its_export(name: str, folders: dict[str, Path], tmp_p
     assert metrics["ratio_min"] < metrics["ratio_max"]
     assert metrics["grad_norm"] > 0
     assert metrics["moved"] > 1e-4
-    assert metrics["logp_drift_max"] < 1e-4
+    assert max(metrics["logp_drift_of_budget"]) < 0.1  # measured: .04, on one thread and two
     difference, change = family_checks.export(trainer, name, folders[name], out)
     assert change > 5e-5
     assert difference < change / 100
@@ -234,9 +234,11 @@ def test_a_folder_of_another_family_names_its_backbone(folders: dict[str, Path])
 
 def test_what_is_said_to_be_served_is_what_backbones_serve() -> None:
     said = {
-        name: why for name, (kind, why) in flow_pipelines.verdicts().items() if kind == "served"
-    }
-    assert said == {name: b for b in backbones.available() for name in backbones.pipelines(b)}
+        (name, backbone)
+        for name, (kind, why) in flow_pipelines.verdicts().items() if kind == "served"
+        for backbone in why.split(", ")
+    }  # fmt: skip
+    assert said == {(name, b) for b in backbones.available() for name in backbones.pipelines(b)}
     assert {family.backbone for family in FAMILIES.values()} == set(backbones.available())
 
 
