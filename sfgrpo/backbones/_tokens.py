@@ -1,5 +1,4 @@
-"""Latents as image tokens: their packing and places, and schedules that depend on their number; the
-mask of the text's."""
+"""Latents as image tokens: their packing and places, and schedules that depend on their number."""
 
 from __future__ import annotations
 
@@ -8,8 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from sfgrpo.backbones.base import Conditioning
 
 PACK, UNPACK = "b c (h p) (w q) -> b (h w) (c p q)", "b (h w) (c p q) -> b c (h p) (w q)"
 """Latents as tokens of 2 x 2 patches, and back."""
@@ -35,10 +32,3 @@ def places(h: int, w: int, *, columns: int, device: torch.device) -> Tensor:
     place[..., 1] = torch.arange(h, device=device)[:, None]
     place[..., 2] = torch.arange(w, device=device)
     return place.flatten(0, 1)
-
-
-def mask_of(cond: Conditioning) -> Tensor:
-    """bool [P, L], True where a token stands, for networks that want a mask always."""
-    if cond.mask is not None:
-        return cond.mask
-    return torch.ones(cond.tokens.shape[:2], dtype=torch.bool, device=cond.tokens.device)

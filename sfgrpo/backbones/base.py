@@ -77,6 +77,12 @@ class Conditioning:
         lengths = self.mask.sum(1).tolist()
         return [tokens[:length] for tokens, length in zip(self.tokens, lengths, strict=True)]
 
+    def token_mask(self) -> Tensor:
+        """bool [P, L]: `mask`, also where all tokens stand, for what wants one always."""
+        if self.mask is not None:
+            return self.mask
+        return torch.ones(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device)
+
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         """Concatenate along the prompts, padding tokens to the longest.
@@ -87,7 +93,7 @@ class Conditioning:
         longest = max(part.tokens.shape[1] if part.tokens.ndim > 2 else 0 for part in parts)
         parts = [part._padded(longest) for part in parts]
         if any(part.mask is not None for part in parts):
-            parts = [part._with_mask() for part in parts]
+            parts = [replace(part, mask=part.token_mask()) for part in parts]
         rows = [part.tensors() for part in parts]
         kinds = [{name: list(part.shape[1:]) for name, part in row.items()} for row in rows]
         if other := [kind for kind in kinds if kind != kinds[0]]:
@@ -100,20 +106,12 @@ class Conditioning:
     def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
         return Conditioning.of({name: change(part) for name, part in self.tensors().items()})
 
-    def _with_mask(self) -> Conditioning:
-        if self.mask is not None:
-            return self
-        every = torch.ones(self.tokens.shape[:2], dtype=torch.bool, device=self.tokens.device)
-        return replace(self, mask=every)
-
     def _padded(self, length: int) -> Conditioning:
         missing = length - self.tokens.shape[1] if self.tokens.ndim > 2 else 0
         if not missing:
             return self
-        mask = self._with_mask().mask
-        assert mask is not None
         tokens = F.pad(self.tokens, (0, 0, 0, missing))
-        return replace(self, tokens=tokens, mask=F.pad(mask, (0, missing)))
+        return replace(self, tokens=tokens, mask=F.pad(self.token_mask(), (0, missing)))
 
 
 class Backbone(Protocol):

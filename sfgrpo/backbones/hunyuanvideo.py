@@ -12,7 +12,6 @@ from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import (
 )
 from torch import Tensor, nn
 
-from sfgrpo.backbones._tokens import mask_of
 from sfgrpo.backbones._video import VideoBackbone
 from sfgrpo.backbones.base import Conditioning
 
@@ -45,7 +44,7 @@ class HunyuanVideoBackbone(VideoBackbone):
             hidden_states=x.to(self.dtype),
             timestep=t.float() * self.pipeline.scheduler.config.num_train_timesteps,
             encoder_hidden_states=cond.tokens,
-            encoder_attention_mask=mask_of(cond).to(self.dtype),
+            encoder_attention_mask=cond.token_mask().to(self.dtype),
             pooled_projections=cond.pooled,
             guidance=None if told is None else told.to(self.dtype) * 1000,
             return_dict=False,

@@ -14,7 +14,7 @@ from diffusers.pipelines.ltx.pipeline_ltx import LTXPipeline, calculate_shift
 from einops import rearrange
 from torch import Tensor, nn
 
-from sfgrpo.backbones._tokens import dynamic_shift, mask_of
+from sfgrpo.backbones._tokens import dynamic_shift
 from sfgrpo.backbones._video import VideoBackbone
 from sfgrpo.backbones.base import Conditioning
 
@@ -60,7 +60,7 @@ class LTXBackbone(VideoBackbone):
             hidden_states=rearrange(x.to(self.dtype), "b c f h w -> b (f h w) c"),
             encoder_hidden_states=cond.tokens,
             timestep=t.float() * self.pipeline.scheduler.config.num_train_timesteps,
-            encoder_attention_mask=mask_of(cond),
+            encoder_attention_mask=cond.token_mask(),
             num_frames=frames,
             height=h,
             width=w,

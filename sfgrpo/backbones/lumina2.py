@@ -16,7 +16,7 @@ from diffusers.pipelines.lumina2.pipeline_lumina2 import Lumina2Pipeline, calcul
 from torch import Tensor, nn
 
 from sfgrpo.backbones._pipeline import PipelineBackbone
-from sfgrpo.backbones._tokens import dynamic_shift, mask_of
+from sfgrpo.backbones._tokens import dynamic_shift
 from sfgrpo.backbones.base import Conditioning
 
 
@@ -59,7 +59,7 @@ class Lumina2Backbone(PipelineBackbone):
             hidden_states=x.to(self.dtype),
             timestep=clock,
             encoder_hidden_states=cond.tokens,
-            encoder_attention_mask=mask_of(cond),
+            encoder_attention_mask=cond.token_mask(),
             return_dict=False,
         )
         return -found.float()

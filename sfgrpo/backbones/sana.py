@@ -16,7 +16,6 @@ from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
 from torch import Tensor, nn
 
 from sfgrpo.backbones._pipeline import PipelineBackbone
-from sfgrpo.backbones._tokens import mask_of
 from sfgrpo.backbones.base import Conditioning
 
 INSTRUCTION: list[str] = (
@@ -65,7 +64,7 @@ class SanaBackbone(PipelineBackbone):
         (found,) = transformer(
             hidden_states=x.to(self.dtype),
             encoder_hidden_states=cond.tokens,
-            encoder_attention_mask=mask_of(cond),
+            encoder_attention_mask=cond.token_mask(),
             timestep=times * self.pipeline.transformer.config.timestep_scale,
             return_dict=False,
         )
