@@ -65,8 +65,9 @@ def _with_images(prompt: Prompt, folder: Path, counts: range) -> Prompt:
             raise ValueError(f"{prompt.where}: there is no image '{source}'") from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             told = " ".join(str(error).split()) or type(error).__name__
+            shown = f"{source[:80]}..." if source.startswith(INLINE) else source
             raise ValueError(
-                f"{prompt.where}: image '{source[:80]}' cannot be read ({told[:200]})"
+                f"{prompt.where}: image '{shown}' cannot be read ({told[:200]})"
             ) from None
     told_as = sources if isinstance(value, list) else sources[0] if sources else None
     metadata = prompt.metadata if value is None else {**prompt.metadata, KEY: told_as}
