@@ -71,7 +71,8 @@ SAVED = {
 
 
 def start(command: Sequence[str]) -> subprocess.Popen[bytes]:
-    """In a session of its own, as in a terminal of its own; its output is read by us."""
+    """In a session of its own, as in a terminal of its own; its output is read by us. SIGHUP does
+    what it does there, also if the tests were started with nohup."""
     environment = {
         **os.environ, "PYTHONPATH": os.getcwd(), "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -79,6 +80,7 @@ def start(command: Sequence[str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command, env=environment, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
     )  # fmt: skip
 
 
