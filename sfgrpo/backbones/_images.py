@@ -82,6 +82,12 @@ class ImagesBackbone(PipelineBackbone):
         assert sides is not None
         return sides
 
+    def _whole_tokens(self, sides: tuple[int, int]) -> tuple[int, int]:
+        """The sides in pixels without what is no whole token, 2 x 2 places of a latent."""
+        multiple = 2 * self.pipeline.vae_scale_factor
+        height, width = (side // multiple * multiple for side in sides)
+        return height, width
+
     def _latents(self, pixels: Tensor) -> Tensor:
         """Latents of images [B, 3, H, W] in [-1, 1], the mode of an AutoencoderKL's."""
         vae = self.pipeline.vae

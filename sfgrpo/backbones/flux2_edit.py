@@ -57,15 +57,10 @@ class Flux2EditBackbone(ImagesBackbone, Flux2Backbone):
         height, width = self._sides(image)
         if (width, height) != image.size:
             image = image.resize((width, height), Resampling.LANCZOS)
-        height, width = self._whole_tokens(height, width)
+        height, width = self._whole_tokens((height, width))
         return self.pipeline.image_processor.preprocess(
             image, height=height, width=width, resize_mode="crop"
         )
-
-    def _whole_tokens(self, *sides: int) -> list[int]:
-        """Sides in pixels without what is no whole token."""
-        multiple = 2 * self.pipeline.vae_scale_factor
-        return [side // multiple * multiple for side in sides]
 
     def _latents(self, pixels: Tensor) -> Tensor:
         """Of images [B, 3, H, W] in [-1, 1], normalised as those of samples are."""
@@ -85,7 +80,7 @@ class Flux2EditBackbone(ImagesBackbone, Flux2Backbone):
         return torch.cat(seen, 1), torch.cat(where)
 
     def prepare_blank(self) -> Tensor:
-        height, width = self._whole_tokens(*(self.image_resolution or (1024, 1024)))
+        height, width = self._whole_tokens(self.image_resolution or (1024, 1024))
         return self._latents(torch.zeros(1, 3, height, width))
 
     def blank(self, prompts: int) -> Conditioning:

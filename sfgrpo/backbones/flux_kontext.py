@@ -40,15 +40,9 @@ class FluxKontextBackbone(ImagesBackbone, FluxBackbone):
 
     def _prepared(self, images: Sequence[Image], size: tuple[int, int, int]) -> dict[str, Tensor]:
         (image,), processor = images, self.pipeline.image_processor
-        height, width = self._whole_patches(self._sides(image))
+        height, width = self._whole_tokens(self._sides(image))
         pixels = processor.preprocess(processor.resize(image, height, width), height, width)
         return {"image": self._latents(pixels)}
-
-    def _whole_patches(self, sides: tuple[int, int]) -> tuple[int, int]:
-        """The sides in pixels, without what is no whole 2 x 2 patch of latents."""
-        multiple = 2 * self.pipeline.vae_scale_factor
-        height, width = (side // multiple * multiple for side in sides)
-        return height, width
 
     def _tokens(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, Tensor]:
         (tokens, here), image = super()._tokens(x, cond), cond.extra["image"]
@@ -58,12 +52,12 @@ class FluxKontextBackbone(ImagesBackbone, FluxBackbone):
         return torch.cat([tokens, self._pack(image)], 1), torch.cat([here, there])
 
     def prepare_blank(self) -> Tensor:
-        height, width = self._whole_patches(self.image_resolution or self.prepared_size(1, 1))
+        height, width = self._whole_tokens(self.image_resolution or self.prepared_size(1, 1))
         return self._latents(torch.zeros(1, 3, height, width))
 
     def blank(self, prompts: int) -> Conditioning:
         scale = self.pipeline.vae_scale_factor
-        height, width = self._whole_patches(self.image_resolution or self.prepared_size(1, 1))
+        height, width = self._whole_tokens(self.image_resolution or self.prepared_size(1, 1))
         shape = prompts, self.channels, height // scale, width // scale
         return replace(
             super().blank(prompts), extra={"image": torch.zeros(shape, dtype=self.dtype)}
