@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 
 import pytest
@@ -136,12 +137,16 @@ def test_one_gather_serves_a_rollout(outcomes: dict[int, Outcomes]) -> None:
     assert layers.gathered > 3 * once.gathered  # four steps, each with a forward
 
 
-def test_a_rank_that_fails_ends_the_others_and_shows_why() -> None:
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_a_rank_that_fails_ends_the_others_and_shows_why(seconds: float) -> None:
     with pytest.raises(ranks.RankError, match=r"rank 1 ended .*\n(.*\n)*.*ZeroDivisionError"):
-        ranks.run("tests.engine.test_zero:fail_on_one", 2, None)
+        ranks.run("tests.engine.test_zero:fail_on_one", 2, seconds)
 
 
-def fail_on_one(_: None) -> None:
+def fail_on_one(seconds: float) -> None:
+    """Rank 1 leaves and fails `seconds` later: rank 0 misses it at once, and ends first."""
     if torch.distributed.get_rank() == 1:
+        torch.distributed.destroy_process_group()
+        time.sleep(seconds)
         raise ZeroDivisionError
     torch.distributed.barrier()

@@ -25,6 +25,8 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["sfgrpo.trainer"])
 _LOCK = threading.Lock()
 """Starting a process asks after all others: not while another thread does."""
+GRACE = 10
+"""Seconds that the others have to end in when a rank has failed."""
 
 
 class RankError(RuntimeError):
@@ -64,16 +66,25 @@ def _start(target: str, rank: int, world: int, folder: Path) -> BaseProcess:
 
 
 def _wait(processes: list[BaseProcess], folder: Path, deadline: float) -> None:
-    """Return when every rank has ended well; the first that has not ends the waiting."""
+    """Return when every rank has ended well; one that has not gives the others a moment to end.
+
+    The rank whose peer has gone may end before the peer does: why it all began is in the other's
+    output, so that of every rank that failed is shown.
+    """
+    failed = False
     while True:
         with _LOCK:
             codes = [process.exitcode for process in processes]
-        for rank, code in enumerate(codes):
-            if code:
-                raise RankError(f"rank {rank} ended with status {code}:\n{_tail(folder, rank)}")
+        if not failed and any(codes):
+            failed, deadline = True, time.monotonic() + GRACE
         if all(code == 0 for code in codes):
             return
-        if time.monotonic() > deadline:
+        late = time.monotonic() > deadline
+        if failed and (late or None not in codes):
+            ended = [(rank, code) for rank, code in enumerate(codes) if code]
+            tails = (f"rank {r} ended with status {c}:\n{_tail(folder, r)}" for r, c in ended)
+            raise RankError("\n".join(tails))
+        if late:
             stuck = [rank for rank, code in enumerate(codes) if code is None]
             tails = "\n".join(f"rank {rank}:\n{_tail(folder, rank)}" for rank in stuck)
             raise RankError(f"ranks {stuck} were not done in time\n{tails}")
