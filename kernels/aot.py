@@ -16,10 +16,12 @@ one pass, "joint", keeps two registers of a thread in memory, which its few prog
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib
 import inspect
 import json
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -54,6 +56,7 @@ TARGETS = {
     "gfx950": GPUTarget("hip", "gfx950", 64),
 }
 COMPILER_OPTIONS = ("num_warps", "enable_fp_fusion")
+OFFSETS = re.compile(r"tt\.addptr .* tensor<\d+x\d+x(i\d+)>")
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,19 @@ class Usage:
     """Per element of the latents, all threads together; None for a kernel without latents."""
     shares: dict[str, float]
     """Predicted bandwidth over that of a copy, by chip; empty without latents."""
+    offsets: list[str]
+    """Integer types of the offsets that are added to the pointers of whole tiles."""
     assembly: str
     """PTX or AMD GCN text."""
+
+
+def sources() -> str:
+    """A hash of the files that kernels and their launches are written in: what a table is of."""
+    found = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.name not in ("aot.py", "machine_code.py"):
+            found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 def examples() -> dict[str, Callable[[], object]]:
@@ -155,6 +169,7 @@ def _usage(example: str, target: str, launch: Launch) -> Usage:
         code.spilled,
         instructions,
         shares,
+        sorted(set(OFFSETS.findall(compiled.asm["ttir"]))),
         assembly,
     )
 
@@ -188,8 +203,9 @@ def save(usages: list[Usage], path: Path) -> None:
     """The table as JSON, one line per kernel, without the assembly."""
     rows = [{k: v for k, v in asdict(usage).items() if k != "assembly"} for usage in usages]
     lines = ",\n".join(f"    {json.dumps(row)}" for row in rows)
-    versions = f'"triton": "{triton.__version__}", "torch": "{torch.__version__}"'
-    path.write_text(f'{{\n  {versions},\n  "kernels": [\n{lines}\n  ]\n}}\n')
+    made = {"triton": triton.__version__, "torch": torch.__version__, "sources": sources()}
+    head = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in made.items())
+    path.write_text(f'{{\n{head},\n  "kernels": [\n{lines}\n  ]\n}}\n')
 
 
 def main(argv: list[str]) -> int:

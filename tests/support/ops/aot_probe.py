@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from triton.compiler import ASTSource
 
-from sfgrpo.kernels.aot import TARGETS, compile_example, examples, record
+from sfgrpo.kernels.aot import TARGETS, compile_example
 from sfgrpo.kernels.philox import polar, squared_radius, uniform
 
 
@@ -49,18 +49,6 @@ def fused(target: str, *, allowed: bool) -> int:
     return len(re.findall(r"\bv_(?:pk_)?(?:fma|mad|mac)\w*f32", compiled.asm["amdgcn"])) - asked
 
 
-def addresses() -> dict[str, list[str]]:
-    """Integer types of the offsets added to pointers of whole tiles, by kernel."""
-    found: dict[str, set[str]] = {}
-    for call in examples().values():
-        for launch in record(call):
-            options = dict(launch.options)
-            compiled = triton.compile(launch.source(), target=TARGETS["sm_90"], options=options)
-            types = re.findall(r"tt\.addptr .* tensor<\d+x\d+x(i\d+)>", compiled.asm["ttir"])
-            found.setdefault(launch.kernel.fn.__name__, set()).update(types)
-    return {kernel: sorted(types) for kernel, types in found.items()}
-
-
 def finishing(target: str) -> str:
     """Assembly of a kernel whose rows span several programs."""
     (usage,) = compile_example("sde_logprob: 16x64x64", target)
@@ -70,7 +58,6 @@ def finishing(target: str) -> str:
 if __name__ == "__main__":
     report = {
         "fused": {t: [fused(t, allowed=a) for a in (False, True)] for t in TARGETS},
-        "addresses": addresses(),
         "finishing": {t: finishing(t) for t in TARGETS},
     }
     json.dump(report, sys.stdout)
