@@ -13,9 +13,11 @@ SLOW = ("ops/test_aot_compile.py", "ops/test_dispatch.py", "ops/test_triton_*.py
 """Slow as a whole: ops are compiled, for every GPU and in graphs, or interpreted by the element."""
 
 LONGEST = (
-    "engine/test_zero.py", "ops/test_aot_compile.py", "backbones/test_families.py",
-    "test_recipes.py", "doctor/test_doctor.py", "engine/test_nodes.py", "run/test_stopping.py",
-    "test_trainer.py", "ops/test_dispatch.py", "benchmarks/test_ops_table.py",
+    "engine/test_zero.py", "test_trainer.py", "backbones/test_families.py", "test_update.py",
+    "run/test_stopping.py", "test_recipes.py", "doctor/test_published.py", "doctor/test_doctor.py",
+    "ops/test_aot_compile.py", "engine/test_nodes.py", "run/test_failing.py",
+    "ops/test_dispatch.py", "test_embeddings.py", "embedded/test_embedded.py",
+    "compare/test_runs.py", "test_score.py",
 )  # fmt: skip
 """Started first where several processes share the tests: one of them, left to the end, would run
 alone. A file that is missing here costs time, and nothing else."""

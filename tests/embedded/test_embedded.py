@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from sfgrpo.backbones import sd3
 from sfgrpo.embedded import architecture, data, judges
+from sfgrpo.embedded import pretrain as pretraining
 from sfgrpo.embedded.evaluate import evaluate
 from sfgrpo.embedded.pretrain import pretrain
 
@@ -109,8 +111,12 @@ def test_judges_ignore_colour_and_need_groups() -> None:
 
 
 @pytest.mark.slow
-def test_pretraining_writes_a_whole_folder_and_is_reproducible(tmp_path: Path) -> None:
+def test_pretraining_writes_a_whole_folder_and_is_reproducible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     scores = {}
+    few = functools.partial(evaluate, per_digit=2)  # of 24: reading 240 images takes a while
+    monkeypatch.setattr(pretraining, "evaluate", lambda *a, per_digit, **k: few(*a, **k))
     for name, shown in (("first", 0), ("second", 1)):
         scores[name] = pretrain(
             tmp_path / name, seed=5, vae_steps=2, steps=2, latents=80, evaluate_every=shown

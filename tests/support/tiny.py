@@ -27,12 +27,16 @@ SMALL = {
 
 
 def build_pipeline(folder: Path) -> Path:
-    """Save the embedded architecture with random weights as a pipeline folder."""
+    """Save the embedded architecture, half as deep, with random weights as a pipeline folder."""
     import torch
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
 
     from sfgrpo.embedded import architecture
 
     pipeline = architecture.build_pipeline(0)
+    shallow = {**pipeline.transformer.config, "num_layers": 2}
+    pipeline.register_modules(transformer=SD3Transformer2DModel.from_config(shallow))
+    architecture.initialise(pipeline.transformer)
     for parameter in pipeline.transformer.parameters():
         if not parameter.any():  # a zero output would leave adapters without a gradient
             torch.nn.init.normal_(parameter, std=0.05)
