@@ -68,7 +68,7 @@ says how a policy is measured can be replaced:
   sfgrpo evaluate runs/embedded --eval.num_steps 40          more steps than in training
   sfgrpo evaluate runs/embedded --checkpoint start           the policy before training
   sfgrpo evaluate runs/sd35 --eval.prompts_from test.jsonl --reward '{pickscore: 1}'
-  sfgrpo evaluate runs/sd35 --model.resolution 1024 --sample.guidance_scale 4.5
+  sfgrpo evaluate runs/sd35 --eval.resolution 1024 --sample.guidance_scale 4.5
 
 Numbers go to eval.jsonl in --out, images beside it. The run is only read, so it may be going on.
 Several processes share the images: torchrun --nproc_per_node 8 -m sfgrpo.cli evaluate RUN.

@@ -29,6 +29,7 @@ from sfgrpo.sections import (
     Section,
     Source,
     Train,
+    both_sides,
 )
 
 __all__ = ["Credit", "Lora", "Recipe", "RecipeError", "load", "recipe_names", "validated"]
@@ -77,6 +78,14 @@ class Recipe(Section):
     eval: Eval = Eval()
     checkpoint: Checkpoint = Checkpoint()
     deepspeed: Deepspeed = Deepspeed()
+
+    @property
+    def eval_size(self) -> tuple[int, int, int]:
+        """(height, width, frames) of what evaluation makes."""
+        height, width, frames = self.model.size
+        if self.eval.resolution is not None:
+            height, width = both_sides(self.eval.resolution)
+        return height, width, self.eval.num_frames or frames
 
     @field_validator("reward", mode="before")
     @classmethod

@@ -59,6 +59,11 @@ def prompts_of(recipe: Recipe) -> Split:
             f"'{images.KEY}' of {len(named)} prompts is seen by rewards alone",
             stacklevel=2,
         )
+    if recipe.eval_size != model.size and any(prompt.images for prompt in found.all):
+        raise ValueError(
+            "eval.resolution and eval.num_frames: images of prompts are prepared for the size of "
+            "training; use null, and `sfgrpo evaluate RUN --model.resolution` for another"
+        )
     if prepared_size is not None:
 
         def sizes(prompt: Prompt) -> list[tuple[int, int]]:

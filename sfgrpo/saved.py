@@ -62,7 +62,8 @@ def main(
     reseed(recipe.run.seed, iteration, engine.rank())
     result = evaluate.of_recipe(
         recipe, found.field, found.prompts, found.reward, judges, Guard(recipe),
-        iteration=iteration, latent_shape=found.latent_shape,
+        iteration=iteration,
+        latent_shape=found.field.backbone.latent_shape(*recipe.eval_size),
     )  # fmt: skip
     if engine.rank() != 0:
         return 0

@@ -26,6 +26,7 @@ class Standing:
     field: VelocityField
     reward: Mixture
     latent_shape: tuple[int, ...]
+    """That of training."""
 
 
 def altered(recipe: Recipe, **sections: Mapping[str, Any]) -> Recipe:

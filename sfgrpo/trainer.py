@@ -77,6 +77,7 @@ class Trainer:
         check_start(recipe.lora)
         self.backbone, self.embed = backbone_of(recipe, self.device, self.prompts)
         self.latent_shape = self.backbone.latent_shape(*recipe.model.size)
+        self.shown_shape = self.backbone.latent_shape(*recipe.eval_size)
         self.layout = Layout(
             recipe, self.backbone.sigmas(recipe.sample.num_steps, self.latent_shape),
             rank=engine.rank(), world=engine.world(), device=self.device,
@@ -290,6 +291,6 @@ class Trainer:
         with self.progress.averaged(), self.engine.sampling(), failing.blamed(failures):
             result = evaluate.of_recipe(
                 self.recipe, self.field(chosen), chosen, self.reward, self.judges, self.guard,
-                iteration=self.iteration, latent_shape=self.latent_shape, scored=settle,
+                iteration=self.iteration, latent_shape=self.shown_shape, scored=settle,
             )  # fmt: skip
         self.progress.evaluated(result)

@@ -83,6 +83,12 @@ def test_images_that_become_unlike_are_refused_before_anything_is_loaded(tmp_pat
     assert generator.prompts_of(edits(tmp_path, (64, 64), (96, 64), model__image_resolution="512"))
 
 
+def test_images_are_prepared_for_one_size(tmp_path: Path) -> None:
+    for key in ("eval__resolution", "eval__num_frames"):
+        with pytest.raises(ValueError, match=r"eval\.resolution and eval\.num_frames: images of"):
+            generator.prompts_of(edits(tmp_path, (64, 64), **{key: "64"}))
+
+
 def test_images_that_a_model_does_not_take_are_told_with_their_row(tmp_path: Path) -> None:
     flux2 = {"model__backbone": "flux2_edit"}
     for size in ((40, 64), (600, 70)):

@@ -16,6 +16,7 @@ from sfgrpo.run import records
 from sfgrpo.trainer import Trainer
 
 LORA = {"full": "null", "lora": "{rank: 4, alpha: 12}"}
+SHOWN = {"full": "null", "lora": "[16, 32]"}
 
 
 @pytest.fixture(scope="module", params=["full", "lora"])
@@ -26,6 +27,7 @@ def run(recipe: Any, tmp_path_factory: pytest.TempPathFactory, request: Any) -> 
         recipe(
             folder, run__iterations="2", lora=LORA[request.param], train__learning_rate="1e-2",
             checkpoint="{every: 1, keep_best: true}", train__ema_decay="0.5",
+            eval__resolution=SHOWN[request.param],
         )
     ).train()  # fmt: skip
     return folder
@@ -57,16 +59,25 @@ def test_every_checkpoint_is_what_the_run_measured(
     assert abs(pixels[0] - pixels[1]).max() <= 1  # adapters are saved times alpha / rank: rounding
 
 
+def test_evaluation_of_another_size_leaves_training_as_it_is(run: Path) -> None:
+    shown = config.load(str(run / "recipe.yaml")).eval_size[:2]
+    assert shown == ((16, 32) if run.name.startswith("lora") else (32, 32))
+    height, width = (2 * side for side in shown)  # two images of each of two prompts
+    assert Image.open(run / "images" / "000000.png").size == (width, height)
+    strip = Image.open(next((run / "strips").glob("*.png")))
+    assert strip.size == (96, 64)  # three estimates of 32 x 32 of two trajectories
+
+
 def test_more_steps_another_size_and_a_table(
     run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     before = sorted(path for path in run.rglob("*") if "evaluations" not in path.parts)
-    keys = ["--eval.num_steps", "7", "--model.resolution", "[16, 32]"]
+    keys = ["--eval.num_steps", "7", "--eval.resolution", "16"]
     assert cli.main(["evaluate", str(run), *keys, "--out", str(tmp_path / "there")]) == 0
     printed = capsys.readouterr().out
     logged = records.read(run / "eval.jsonl")[-1]["reward"]
     (row,) = records.read(tmp_path / "there" / "eval.jsonl")
-    assert row["changed"] == {"eval.num_steps": "7", "model.resolution": "[16, 32]"}
+    assert row["changed"] == {"eval.num_steps": "7", "eval.resolution": "16"}
     assert f"reward{logged:31.4f}{row['reward']:13.4f}".split() in [
         line.split() for line in printed.splitlines()
     ]

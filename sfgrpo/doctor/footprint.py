@@ -14,6 +14,7 @@ ledger sees.
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -215,26 +216,28 @@ def _forwards(
     trajectories: int,
 ) -> Work:  # fmt: skip
     """What an iteration keeps, and the peaks of its phases without gradients."""
-    s, found = recipe.sample, {}
+    s, sampling, decoding = recipe.sample, list[int](), list[int]()
     before = ledger.now
     field = _field(recipe, backbone, s.prompts_per_iteration)
     embeddings = ledger.now - before
     shown = -(-recipe.eval.prompts * recipe.eval.images_per_prompt // world)
-    rows = min(s.batch_size, max(trajectories * (s.num_steps + 1), shown))
-    with torch.no_grad():
-        with ledger.above(found, "sampling"):
-            field(*_rows(shape, rows))
-        with ledger.above(found, "decoding"):
-            latents, _, _ = _rows(shape, min(rows, backbone.decode_batch))
-            backbone.decode(latents)
-    latent = latents[0].numel() * 4
+    asked = {shape: trajectories * (s.num_steps + 1)}
+    evaluated = backbone.latent_shape(*recipe.eval_size)
+    asked[evaluated] = max(asked.get(evaluated, 0), shown)
+    for made, wanted in asked.items():
+        rows = min(s.batch_size, wanted)
+        with torch.no_grad():
+            with ledger.above(found := {}, "sampling"):
+                field(*_rows(made, rows))
+            with ledger.above(found, "decoding"):
+                latents, _, _ = _rows(made, min(rows, backbone.decode_batch))
+                backbone.decode(latents)
+        sampling.append(found["sampling"])
+        decoding.append(found["decoding"])
+    latent = math.prod(shape) * 4
     # Stored states, and clean estimates of as many at most, both in room that is made once.
     kept = trajectories * (2 * s.num_steps + 2) * latent
-    return Work(
-        rollout=kept + embeddings,
-        sampling=found["sampling"],
-        decoding=found["decoding"],
-    )
+    return Work(rollout=kept + embeddings, sampling=max(sampling), decoding=max(decoding))
 
 
 def _backward(recipe: Recipe, backbone: PipelineBackbone, ledger: Ledger, size: int) -> int:

@@ -1,6 +1,6 @@
 """The sections of a recipe: every key, what it may be, and what it is for."""
 
-from sfgrpo.sections.base import Count, Folder, Section, Source
+from sfgrpo.sections.base import Count, Folder, Section, Source, both_sides
 from sfgrpo.sections.model import Lora, Model
 from sfgrpo.sections.run import Checkpoint, Eval, Run
 from sfgrpo.sections.sample import Credit, Sample, Window
@@ -22,4 +22,5 @@ __all__ = [
     "Source",
     "Train",
     "Window",
+    "both_sides",
 ]

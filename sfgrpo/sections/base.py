@@ -6,7 +6,15 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+)
 
 from sfgrpo.recipe_text import refuse_mistaken
 
@@ -25,6 +33,17 @@ class Section(BaseModel):
         return value
 
 
+def _large_enough(sides: int | tuple[int, int]) -> int | tuple[int, int]:
+    if min(both_sides(sides)) < 8:
+        raise ValueError("sides must be at least 8 pixels")
+    return sides
+
+
+def both_sides(given: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of what a recipe says."""
+    return (given, given) if isinstance(given, int) else given
+
+
 def _home(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str | Path) else value
 
@@ -33,5 +52,7 @@ Source = Annotated[str, BeforeValidator(_home)]
 """Text that may be a path: ~ is the home folder."""
 Folder = Annotated[Path, BeforeValidator(_home)]
 Count = Annotated[int, Field(ge=1, lt=2**31)]
+Pixels = Annotated[int | tuple[int, int], AfterValidator(_large_enough)]
+"""The side of a square, or [height, width]."""
 Index = Annotated[int, Field(ge=0, lt=2**31)]
 Decay = Annotated[float, Field(ge=0, lt=1)]

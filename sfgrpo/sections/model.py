@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sfgrpo import names
-from sfgrpo.sections.base import Count, Folder, Section, Source
+from sfgrpo.sections.base import Count, Folder, Pixels, Section, Source, both_sides
 
 
 class Model(Section):
@@ -19,9 +19,9 @@ class Model(Section):
     path: Source = "embedded"
     """Local folder or hub id of a diffusers pipeline; "embedded" and "numbers" are
     models in this package."""
-    resolution: int | tuple[int, int] = 32
+    resolution: Pixels = 32
     """Pixels: the side of square images, or [height, width]."""
-    image_resolution: int | tuple[int, int] | None = None
+    image_resolution: Pixels | None = None
     """Pixels that prompts' images are resized to, as `resolution`, whatever their proportions; null
     is what the stock pipeline does."""
     num_frames: Count = 1
@@ -55,13 +55,6 @@ class Model(Section):
         names.BACKBONE.check(name)
         return name
 
-    @field_validator("resolution", "image_resolution")
-    @classmethod
-    def _positive(cls, sides: int | tuple[int, int] | None) -> int | tuple[int, int] | None:
-        if sides is not None and min((sides,) if isinstance(sides, int) else sides) < 8:
-            raise ValueError("sides must be at least 8 pixels")
-        return sides
-
     @model_validator(mode="after")
     def _serves(self) -> Model:
         if self.prompt_cache is not None and ":" in self.backbone:
@@ -71,16 +64,12 @@ class Model(Section):
     @property
     def size(self) -> tuple[int, int, int]:
         """(height, width, frames)."""
-        return *_sides(self.resolution), self.num_frames
+        return *both_sides(self.resolution), self.num_frames
 
     @property
     def image_size(self) -> tuple[int, int] | None:
         """(height, width) of prompts' images; None for the stock pipeline's."""
-        return None if self.image_resolution is None else _sides(self.image_resolution)
-
-
-def _sides(given: int | tuple[int, int]) -> tuple[int, int]:
-    return (given, given) if isinstance(given, int) else given
+        return None if self.image_resolution is None else both_sides(self.image_resolution)
 
 
 class Lora(Section):

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from sfgrpo import names
-from sfgrpo.sections.base import Count, Folder, Section, Source
+from sfgrpo.sections.base import Count, Folder, Pixels, Section, Source
 
 
 class Run(Section):
@@ -49,6 +49,10 @@ class Eval(Section):
     """Iterations between evaluations; the first and the last state are always evaluated."""
     num_steps: int = Field(default=10, ge=1, le=10_000)
     """ODE steps."""
+    resolution: Pixels | None = None
+    """Pixels of the images that evaluation makes, as model.resolution; null: that of training."""
+    num_frames: Count | None = None
+    """Frames of the videos that evaluation makes; null: model.num_frames."""
     images_per_prompt: int = Field(default=4, ge=2, lt=2**31)
     """Images from fixed noise that training never draws."""
     prompts: Count = 40

@@ -101,7 +101,9 @@ def test_activations_of_an_update(recipe, weights: str) -> None:
     """The profiler sees what the trainer's update allocates; the estimate knew without weights."""
     lora = "null" if weights == "full" else "{rank: 4, alpha: 8}"
     # Untrained weights beside made-up rows: training and rollout need not agree.
-    given = recipe(lora=lora, sample__guidance_scale="2.0", train__drift_budget="1e9")
+    given = recipe(
+        model__path="embedded", lora=lora, sample__guidance_scale="2.0", train__drift_budget="1e9"
+    )  # of four layers: the half of them would save little
     network, (plain, checkpointed) = footprint.measure(given, world=1)
     trainer = Trainer(given)
     assert network == footprint.counts(trainer.policy.network)
@@ -204,6 +206,21 @@ def test_where_text_encoders_are_when_they_do_not_embed(recipe, tmp_path: Path) 
     # Sixteen prompts at once fill a cache, two are drawn in an iteration.
     assert stay.embedding < alone.embedding - alone.encoders
     assert before["embedding"] == alone.embedding
+
+
+@pytest.mark.slow
+def test_evaluation_at_another_size_costs_its_own(recipe) -> None:
+    (_, (plain,)), (_, (large,)), (_, (small,)) = (
+        footprint.measure(
+            recipe(model__resolution="16", sample__batch_size="4", eval__resolution=at),
+            world=1, checkpointing=(False,),
+        )
+        for at in ("null", "32", "[16, 16]")
+    )  # fmt: skip
+    assert plain == small
+    assert (plain.rollout, plain.backward) == (large.rollout, large.backward)
+    assert large.sampling > 1.4 * plain.sampling  # four times the image's tokens, as much text
+    assert large.decoding == pytest.approx(4 * plain.decoding, rel=0.01)
 
 
 def test_stage_3_loads_whole_and_gathers_as_asked() -> None:
