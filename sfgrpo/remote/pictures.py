@@ -28,8 +28,12 @@ class TooLarge(ValueError):
 def encode(image: Tensor, kind: Kind) -> str:
     """Base64 of the file of an image `[3, H, W]` in [0, 1], on any device."""
     pixels = (image.detach().float().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+    return pack(Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy(), mode="RGB"), kind)
+
+
+def pack(picture: Image.Image, kind: Kind) -> str:
+    """Base64 of the file of a picture in RGB."""
     file = io.BytesIO()
-    picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy(), mode="RGB")
     if kind == "png":
         picture.save(file, "PNG", compress_level=1)
     else:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfgrpo.prompts import images as pictures
+from sfgrpo.rewards import _sources
 from sfgrpo.rewards._pixels import Preprocess, open_image
 from sfgrpo.rewards._weights import Place, Settings, Weights
 from sfgrpo.rewards.base import Metadata
@@ -40,25 +40,15 @@ class Similarity:
     ) -> Tensor:
         if not len(images):
             return torch.empty(0, device=self._place.device)
+        named = [_sources.named(entry, self._folder) for entry in metadata]
         sources = torch.stack([
-            torch.stack([self._source(source) for source in self._sources(entry)]).mean(0)
-            for entry in metadata
+            torch.stack([self._source(source) for source in some]).mean(0) for some in named
         ])  # fmt: skip
         return (self._embed(images) * sources).sum(1)
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
         """KeyError or FileNotFoundError for metadata that name no image."""
-        for entry in metadata:
-            for source in self._sources(entry):
-                if not source.startswith(pictures.INLINE) and not Path(source).is_file():
-                    raise FileNotFoundError(f"metadata 'image': there is no file '{source}'")
-
-    def _sources(self, entry: Metadata) -> list[str]:
-        given = entry.get(pictures.KEY)
-        named = [given] if isinstance(given, str) else given
-        if not named or not isinstance(named, list):
-            raise KeyError("no metadata 'image', the file that the image was made from")
-        return [pictures.located(source, self._folder) for source in named]
+        _sources.check(metadata, self._folder)
 
     def _source(self, source: str) -> Tensor:
         """The embedding of a source, [D]; each is opened once."""

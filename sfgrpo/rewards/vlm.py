@@ -15,6 +15,9 @@ Each image is shown on its own, with a text in which {prompt} stands for its pro
     "yes"    the reward is P(yes) / (P(yes) + P(no)) of the answer's first token, of those tokens
              that spell yes or no in any case; as smooth as the model is sure.
 
+With `sources: true` the images that a prompt brings (`sfgrpo.prompts.images`) are shown before the
+one that was made, no larger than it: for edits.
+
 Sampling is greedy. Servers that batch requests as they come may still answer the same question with
 other last digits, as every model on a GPU does whose batches differ.
 """
@@ -23,7 +26,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,11 +38,12 @@ from sfgrpo.remote import pictures
 from sfgrpo.remote import token as secret
 from sfgrpo.remote.servers import Failed, Patience, Question, Servers, Unusable
 from sfgrpo.remote.wire import JSON
+from sfgrpo.rewards import _sources
+from sfgrpo.rewards._answers import parsed_score, probability_of_yes
 from sfgrpo.rewards._template import PLACE, filled
 from sfgrpo.rewards.base import Metadata, Unscored
 
 Answer = Literal["score", "yes"]
-FENCED = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
 TOKENS = {"score": 256, "yes": 1}
 """Of an answer, unless `extra` has its own `max_tokens`."""
 RANKED = 20
@@ -50,6 +53,13 @@ TEMPLATES = {
     'how good is it? Answer with JSON alone: {"score": S}, S a number from LOW (not at all) to '
     "HIGH (perfectly).",
     "yes": 'Does this image show "{prompt}"? Answer yes or no.',
+}
+OF_EDITS = {
+    "score": 'The last image was made from the image before it, as told: "{prompt}". How well does '
+    "it do what was told, and how well does it keep all else as it was? Answer with JSON alone: "
+    '{"score": S}, S a number from LOW (not at all) to HIGH (perfectly).',
+    "yes": 'The last image was made from the image before it, as told: "{prompt}". Does it do what '
+    "was told, and keep all else as it was? Answer yes or no.",
 }
 
 
@@ -63,16 +73,21 @@ class Talk:
     score_range: tuple[float, float] = (0.0, 10.0)
     system: str | None = None
     form: pictures.Kind = "png"
+    sources: bool = False
+    """Whether a prompt's images are shown, too."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """More of the request's keys."""
 
     def request(self, image: Tensor, prompt: str, metadata: Metadata) -> dict[str, Any]:
         """The request's JSON for one image `[3, H, W]`."""
-        url = f"data:image/{self.form};base64,{pictures.encode(image, self.form)}"
-        content = [
-            {"type": "image_url", "image_url": {"url": url}},
-            {"type": "text", "text": filled(self.template, prompt, metadata)},
+        given = _sources.beside(metadata, image.shape) if self.sources else []
+        shown = [pictures.pack(source, self.form) for source in given]
+        shown.append(pictures.encode(image, self.form))
+        content: list[dict[str, Any]] = [
+            {"type": "image_url", "image_url": {"url": f"data:image/{self.form};base64,{file}"}}
+            for file in shown
         ]
+        content.append({"type": "text", "text": filled(self.template, prompt, metadata)})
         said: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if self.system is not None:
             said.insert(0, {"role": "system", "content": self.system})
@@ -119,47 +134,6 @@ class Talk:
         return json.dumps({**asked, "messages": [*asked["messages"], *more]}).encode()
 
 
-def parsed_score(said: Any, low: float, high: float) -> float:
-    """The score of an answer: a JSON object, at most in a code fence, with a number within the
-    range under "score"; further keys, such as a reason, do not matter.
-
-    Raises:
-        ValueError: it is anything else; says what.
-    """
-    if not isinstance(said, str):
-        raise ValueError(f"an answer without text ({type(said).__name__})")
-    text = said.strip()
-    if fence := FENCED.fullmatch(text):
-        text = fence[1]
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError(f"no JSON alone, but {text[:60]!r}") from None
-    score = found.get("score") if isinstance(found, dict) else None
-    if isinstance(score, bool) or not isinstance(score, int | float):
-        raise ValueError(f"JSON without a number under 'score': {text[:60]!r}")
-    if not low <= score <= high:  # nor is a nan
-        raise ValueError(f"a score of {score!r:.20}, outside {low:g} to {high:g}")
-    return float(score)
-
-
-def probability_of_yes(choice: Mapping[str, Any]) -> float:
-    """P(yes) / (P(yes) + P(no)) of the first token.
-
-    Raises:
-        Unusable: the answer has no probabilities, or neither word is among the likely ones.
-    """
-    try:
-        ranked = choice["logprobs"]["content"][0]["top_logprobs"]
-        tokens = [(str(one["token"]).strip().lower(), float(one["logprob"])) for one in ranked]
-    except (KeyError, IndexError, TypeError, ValueError):
-        raise Unusable("an answer without 'logprobs': does the server give them?") from None
-    yes, no = (sum(math.exp(p) for word, p in tokens if word == w) for w in ("yes", "no"))
-    if not 0 < yes + no < math.inf:
-        raise Unusable("neither yes nor no among the likely tokens")
-    return yes / (yes + no)
-
-
 class VlmReward:
     """What a vision-language model thinks of each image."""
 
@@ -202,18 +176,20 @@ class VlmReward:
         )  # fmt: skip
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
-        """KeyError for metadata that lack what the template shows."""
+        """KeyError for metadata that lack what is shown, FileNotFoundError for a lost image."""
+        if self._talk.sources:
+            _sources.check(metadata)
         for prompt, entry in zip(prompts, metadata, strict=True):
             filled(self._talk.template, prompt, entry)
 
 
-def _template(given: str | None, file: str | None, answer: Answer, low: float, high: float) -> str:
+def _template(given: str | None, file: str | None, default: str, low: float, high: float) -> str:
     if given is not None and file is not None:
         raise ValueError("template and template_file exclude each other")
     if file is not None:
         given = Path(file).expanduser().read_text(encoding="utf-8")
     if given is None:
-        return TEMPLATES[answer].replace("LOW", f"{low:g}").replace("HIGH", f"{high:g}")
+        return default.replace("LOW", f"{low:g}").replace("HIGH", f"{high:g}")
     if not PLACE.search(given):
         raise ValueError("the template shows neither {prompt} nor {metadata.KEY}")
     return given
@@ -229,6 +205,7 @@ def build(
     system: str | None = None,
     score_range: Sequence[float] = (0, 10),
     images: pictures.Kind = "png",
+    sources: bool = False,
     extra: Mapping[str, Any] | None = None,
     token_env: str = "OPENAI_API_KEY",
     token_file: str | None = None,
@@ -249,6 +226,7 @@ def build(
         system: the system message; by default none.
         score_range: lowest and highest score.
         images: "png" or "jpeg".
+        sources: whether the images that a prompt brings are shown first.
         extra: further keys of the request, as `{response_format: ..., max_tokens: 512}`.
         token_env: environment variable with the servers' key; none is sent if it is not set.
         token_file: file that holds it, instead.
@@ -264,6 +242,7 @@ def build(
             raise ValueError(
                 f"answer must be score or yes, images png or jpeg; got {answer!r} and {images!r}"
             )
+        asked = OF_EDITS if sources else TEMPLATES
         low, high = map(float, score_range)
         if not -math.inf < low < high < math.inf:
             raise ValueError(f"score_range must be two numbers, lowest first: got {score_range!r}")
@@ -272,8 +251,9 @@ def build(
             in_flight=in_flight,
         )  # fmt: skip
         talk = Talk(
-            model=model, template=_template(template, template_file, answer, low, high),
-            answer=answer, score_range=(low, high), system=system, form=images, extra=extra or {},
+            model=model, template=_template(template, template_file, asked[answer], low, high),
+            answer=answer, score_range=(low, high), system=system, form=images, sources=sources,
+            extra=extra or {},
         )  # fmt: skip
         token = secret.read(file=token_file, variable=token_env)
         servers = Servers(url, token=token, patience=patience)

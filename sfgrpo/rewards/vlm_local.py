@@ -12,6 +12,9 @@ template. There are two kinds of answer:
              UnifiedReward's (Wang et al. 2025, arXiv 2503.05236), as Flow-GRPO asks it: from 1 to
              5, which it divides by 5. An answer without a score is an error, not a 0 as there.
 
+With `sources: true` the images that a prompt brings (`sfgrpo.prompts.images`) are shown before the
+one that was made, no larger than it: for edits.
+
 Images are [B, 3, H, W] in [0, 1]; the model's own processor resizes them, from 8 bits. Processors
 that also take videos (Qwen2-VL's and later ones') need torchvision. Each model has a license of its
 own.
@@ -27,6 +30,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sfgrpo.rewards import _sources
 from sfgrpo.rewards._pixels import to_bytes
 from sfgrpo.rewards._template import PLACE, filled
 from sfgrpo.rewards._weights import Place, Weights
@@ -43,6 +47,13 @@ QUESTIONS = {
     "from 1 to 5 after 'Final Score:'.\nYour task is provided as follows:\n"
     "Text Caption: [{prompt}]",
 }
+OF_EDITS = {
+    "yes": 'The last image was made from the image before it, as told: "{prompt}". Does it do what '
+    "was told, and keep all else as it was? Please answer yes or no.",
+    "score": 'The last image was made from the image before it, as told: "{prompt}". Your task is '
+    "to evaluate how well it does what was told, and how well it keeps all else as it was. Assign "
+    "a score from 1 to 5 after 'Final Score:'.",
+}
 PATTERN = r"Final Score:\s*([1-5](?:\.\d+)?)"
 
 
@@ -50,8 +61,9 @@ class LocalVlm:
     """What a vision-language model thinks of each image."""
 
     def __init__(
-        self, place: Place, *, model: str, answer: str, question: str, pattern: str, tokens: int
-    ) -> None:
+        self, place: Place, *, model: str, answer: str, question: str, pattern: str, tokens: int,
+        sources: bool,
+    ) -> None:  # fmt: skip
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         network = AutoModelForImageTextToText.from_pretrained(
@@ -61,7 +73,7 @@ class LocalVlm:
         self._processor: Any = AutoProcessor.from_pretrained(model)
         # The next token is the last one's of each row.
         self._processor.tokenizer.padding_side = "left"
-        self._place = place
+        self._place, self._sources = place, sources
         self._answer, self._question, self._tokens = answer, question, tokens
         self._pattern = re.compile(pattern)
         self._words = {word: self._spelt(word) for word in ("yes", "no")}
@@ -80,7 +92,9 @@ class LocalVlm:
         return torch.cat(found)
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
-        """KeyError for metadata that lack what the question shows."""
+        """KeyError for metadata that lack what is shown, FileNotFoundError for a lost image."""
+        if self._sources:
+            _sources.check(metadata)
         for prompt, entry in zip(prompts, metadata, strict=True):
             filled(self._question, prompt, entry)
 
@@ -88,19 +102,15 @@ class LocalVlm:
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
     ) -> dict[str, Tensor]:
         """The network's inputs."""
-        shown = [Image.fromarray(image) for image in to_bytes(images)]
-        talks = [
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "image", "image": image},
-                        {"type": "text", "text": filled(self._question, prompt, entry)},
-                    ],
-                }
+        made = [Image.fromarray(image) for image in to_bytes(images)]
+        talks = []
+        for image, prompt, entry in zip(made, prompts, metadata, strict=True):
+            given = _sources.beside(entry, images.shape) if self._sources else []
+            content: list[dict[str, Any]] = [
+                {"type": "image", "image": picture} for picture in (*given, image)
             ]
-            for image, prompt, entry in zip(shown, prompts, metadata, strict=True)
-        ]
+            content.append({"type": "text", "text": filled(self._question, prompt, entry)})
+            talks.append([{"role": "user", "content": content}])
         given = self._processor.apply_chat_template(
             talks, add_generation_prompt=True, tokenize=True, return_dict=True,
             processor_kwargs={"padding": True, "return_tensors": "pt"},
@@ -144,6 +154,7 @@ def build(
     answer: Literal["yes", "score"] = "yes",
     question: str | None = None,
     pattern: str = PATTERN,
+    sources: bool = False,
     tokens: int = 512,
     device: str = "auto",
     dtype: Literal["fp32", "bf16", "fp16"] = "bf16",
@@ -157,6 +168,7 @@ def build(
         answer: which of those above.
         question: what is asked, with {prompt} or {metadata.KEY} in it; None is what is asked above.
         pattern: regular expression of a score, with one group, the number.
+        sources: whether the images that a prompt brings are shown first.
         tokens: of an answer at most.
         device: "auto" is this rank's GPU, or the CPU where there is none.
         dtype: precision of the network; scores are fp32.
@@ -170,7 +182,8 @@ def build(
         raise ValueError(
             f"reward 'vlm_local': answer must be one of {list(QUESTIONS)}, got {answer!r}"
         )
-    question = QUESTIONS[answer] if question is None else question
+    asked = OF_EDITS if sources else QUESTIONS
+    question = asked[answer] if question is None else question
     if not PLACE.search(question):
         raise ValueError(
             "reward 'vlm_local': question shows neither {prompt} nor {metadata.KEY}: "
@@ -187,5 +200,6 @@ def build(
         )
     place = Place.of("vlm_local", device=device, dtype=dtype, batch=batch)
     return LocalVlm(
-        place, model=model, answer=answer, question=question, pattern=pattern, tokens=tokens
-    )
+        place, model=model, answer=answer, question=question, pattern=pattern, tokens=tokens,
+        sources=sources,
+    )  # fmt: skip

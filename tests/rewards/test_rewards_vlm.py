@@ -13,8 +13,10 @@ from typing import Any
 import httpx2
 import pytest
 import torch
+from PIL import Image
 
 from sfgrpo import rewards
+from sfgrpo.remote.pictures import decode
 from sfgrpo.remote.servers import Unusable
 from sfgrpo.rewards import vlm
 from sfgrpo.rewards.base import Unscored
@@ -75,6 +77,26 @@ def test_templates_and_further_keys(url: str, tmp_path: Path) -> None:
     reward.check(["a"], [{"box": 1}])
     with pytest.raises(KeyError, match="prompt 'b' has no metadata 'box'"):
         reward.check(["a", "b"], [{"box": 1}, {}])
+
+
+def test_what_is_edited_is_shown_before_what_was_made(url: str, tmp_path: Path) -> None:
+    for name, size in (("one", (64, 32)), ("two", (4, 4))):
+        Image.new("RGB", size, "blue").save(tmp_path / f"{name}.png")
+    one, two = (str(tmp_path / f"{name}.png") for name in ("one", "two"))
+    reward, entry = made(url, sources=True), {"image": [one, two]}
+    reward.check(["a"], [entry])
+    reward(IMAGES[:1], ["make it red"], [entry])
+    *shown, text = judge.requests[0]["messages"][-1]["content"]
+    files = [item["image_url"]["url"].partition("base64,")[2] for item in shown]
+    found = [decode(file, pixels=100) for file in files]
+    assert [tuple(image.shape[1:]) for image in found] == [(4, 8), (4, 4), (8, 8)]
+    assert torch.equal(found[-1], (IMAGES[0] * 255).round().byte())
+    assert found[0].float().mean((1, 2)).tolist() == [0, 0, 255]
+    assert 'as told: "make it red"' in text["text"]
+    with pytest.raises(KeyError, match="no metadata 'image'"):
+        reward.check(["a"], [{}])
+    with pytest.raises(FileNotFoundError, match=r"there is no file '/gone\.png'"):
+        reward.check(["a"], [{"image": "/gone.png"}])
 
 
 def test_an_answer_that_stays_malformed_is_given_up_by_name(url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,6 +168,29 @@ def test_a_question_may_show_metadata(folder: str) -> None:
     torch.testing.assert_close(found, build(folder)(images, PROMPTS[:2], [{}] * 2))
     with pytest.raises(KeyError, match="has no metadata 'of'"):
         shown.check(["a"], [{}])
+
+
+def test_what_is_edited_is_shown_before_what_was_made(folder: str, tmp_path: Path) -> None:
+    """As the model answers when it is given both images in that order."""
+    image, source = pictures(2)
+    Image.fromarray(to_bytes(source)).save(tmp_path / "source.png")
+    entry = {"image": str(tmp_path / "source.png")}
+    reward = build(folder, sources=True)
+    reward.check(PROMPTS[:1], [entry])
+    processor: Any = AutoProcessor.from_pretrained(folder)
+    network: Any = AutoModelForImageTextToText.from_pretrained(folder)
+    given = processor(
+        text=f"USER : <image> <image> show {PROMPTS[0]} ? ASSISTANT :", return_tensors="pt",
+        images=[Image.fromarray(to_bytes(shown)) for shown in (source, image)],
+    )  # fmt: skip
+    with torch.no_grad():
+        chances = network(**given).logits[0, -1].softmax(0)
+    yes, no = (sum(chances[WORDS.index(w)] for w in ws) for ws in (("yes", "Yes"), ("no", "NO")))
+    assert reward(image[None], PROMPTS[:1], [entry]).item() == pytest.approx(
+        float(yes / (yes + no)), abs=1e-5
+    )
+    with pytest.raises(KeyError, match="no metadata 'image'"):
+        reward.check(["a"], [{}])
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ async def completions(request: Request) -> JSONResponse:
     asked = await request.json()
     requests.append(asked)
     users = [m for m in asked["messages"] if m["role"] == "user"]
-    image, text = users[0]["content"]
+    *_, image, text = users[0]["content"]  # the last is judged
     found = re.search(r'"(.*?)"', text["text"])
     prompt = found[1] if found else text["text"]
     seen[prompt] += 1
