@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -126,7 +127,7 @@ class Servers:
 
     def __init__(
         self, urls: str | Sequence[str], *, token: str | None, patience: Patience,
-        transport: httpx2.BaseTransport | None = None,
+        verify: ssl.SSLContext | bool = True, transport: httpx2.BaseTransport | None = None,
     ) -> None:  # fmt: skip
         """`transport` stands for the network in tests. ValueError for an address that is none."""
         given = [urls] if isinstance(urls, str) else list(urls)
@@ -146,6 +147,7 @@ class Servers:
             timeout=httpx2.Timeout(patience.timeout, connect=patience.connect_timeout),
             limits=httpx2.Limits(max_connections=most, keepalive_expiry=IDLE),
             transport=transport,
+            verify=verify,
             # A proxy of the environment would be asked for 127.0.0.1, .netrc replace the token.
             trust_env=False,
         )

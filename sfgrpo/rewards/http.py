@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from sfgrpo.remote import token as secret
-from sfgrpo.remote import wire
+from sfgrpo.remote import trust, wire
 from sfgrpo.remote.servers import Failed, Patience, Question, Servers, Unusable
 from sfgrpo.rewards.base import Metadata, Unscored
 
@@ -171,6 +171,7 @@ def build(
     url: str | Sequence[str],
     token_env: str = secret.VARIABLE,
     token_file: str | None = None,
+    ca_file: str | None = None,
     images: wire.Form = "safetensors",
     batch: int = 16,
     in_flight: int = 4,
@@ -185,6 +186,8 @@ def build(
         url: address of a server, or a list of them, such as "http://127.0.0.1:8000".
         token_env: environment variable that holds the servers' token.
         token_file: file that holds it, instead.
+        ca_file: certificate, or those of the authorities, that servers at https are believed by;
+            None is the usual ones.
         images: "safetensors" (bits as they are), "png" or "jpeg" (smaller; eight bits a channel).
         batch: samples of one request.
         in_flight: requests at once, for each server.
@@ -196,7 +199,7 @@ def build(
 
     Raises:
         ValueError: values that make no sense; no server answers.
-        OSError: the token's file cannot be read.
+        OSError: a file cannot be read.
     """
     if images not in wire.FORMS:
         raise ValueError(f"reward 'http': images must be one of {wire.FORMS}, got {images!r}")
@@ -208,7 +211,8 @@ def build(
             in_flight=in_flight,
         )  # fmt: skip
         token = secret.read(file=token_file, variable=token_env)
-        servers = Servers(url, token=token, patience=patience)
+        verify = trust.context(ca_file)
+        servers = Servers(url, token=token, patience=patience, verify=verify)
     except ValueError as error:
         raise ValueError(f"reward 'http': {error}") from None
     return HttpReward(servers, batch=batch, form=images)

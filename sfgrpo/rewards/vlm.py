@@ -34,7 +34,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from sfgrpo.remote import pictures
+from sfgrpo.remote import pictures, trust
 from sfgrpo.remote import token as secret
 from sfgrpo.remote.servers import Failed, Patience, Question, Servers, Unusable
 from sfgrpo.remote.wire import JSON
@@ -209,6 +209,7 @@ def build(
     extra: Mapping[str, Any] | None = None,
     token_env: str = "OPENAI_API_KEY",
     token_file: str | None = None,
+    ca_file: str | None = None,
     in_flight: int = 16,
     connect_timeout: float = 5.0,
     timeout: float = 120.0,
@@ -230,6 +231,7 @@ def build(
         extra: further keys of the request, as `{response_format: ..., max_tokens: 512}`.
         token_env: environment variable with the servers' key; none is sent if it is not set.
         token_file: file that holds it, instead.
+        ca_file: as of reward `http`.
         in_flight: images at once, for each server.
         connect_timeout, timeout, retries, backoff: as of reward `http`.
 
@@ -256,7 +258,8 @@ def build(
             extra=extra or {},
         )  # fmt: skip
         token = secret.read(file=token_file, variable=token_env)
-        servers = Servers(url, token=token, patience=patience)
+        verify = trust.context(ca_file)
+        servers = Servers(url, token=token, patience=patience, verify=verify)
     except ValueError as error:
         raise ValueError(f"reward 'vlm': {error}") from None
     return VlmReward(servers, talk)

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from sfgrpo.remote import token as secret
+from sfgrpo.remote import trust
 
 MIB = 2**20
 EPILOG = f"""\
 The recipe of a run names it: reward: {{http: 1.0}}, reward_options: {{http: {{url:
 "http://127.0.0.1:8000"}}}}. Beyond this machine (--host) clients have to know a token, which
-{secret.VARIABLE} or --token-file holds on both sides; the connection is not encrypted, so let a
-proxy with TLS stand in front where the network is not yours alone. Ctrl-C and SIGTERM finish what
-is in the queue; a second one does not.
+{secret.VARIABLE} or --token-file holds on both sides. Where the network is not yours alone,
+encrypt: --tls-cert and --tls-key here, and url "https://..." there, with ca_file where the
+certificate is your own. Ctrl-C and SIGTERM finish what is in the queue; a second one does not.
 
   sfgrpo serve-reward pickscore --port 8000 --option device=cuda:1 --option batch=64
   sfgrpo serve-reward mine:score --port 8001      a function in mine.py that returns a reward
@@ -39,6 +40,8 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--port", type=int, required=True, help="0 takes a free one")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (this machine)")
     parser.add_argument("--token-file", type=Path, help=f"file of the token ({secret.VARIABLE})")
+    parser.add_argument("--tls-cert", type=Path, help="PEM of the certificate to encrypt with")
+    parser.add_argument("--tls-key", type=Path, help="PEM of its key")
     parser.add_argument(
         "--option", action="append", default=[], metavar="NAME=VALUE",
         help="an argument of the reward; the value is read as JSON where it is that",
@@ -75,6 +78,7 @@ def main(parsed: argparse.Namespace) -> int:
             f"--host {parsed.host}: others can reach this address, so clients need a token; put "
             f"one (`openssl rand -hex 32`) into {secret.VARIABLE} or a file for --token-file"
         )
+    scheme = "https" if trust.check_pair(parsed.tls_cert, parsed.tls_key) else "http"
     listening = listen(parsed.host, parsed.port)  # before the reward, which may take minutes
     with listening:
         device = Device(
@@ -88,10 +92,11 @@ def main(parsed: argparse.Namespace) -> int:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         asks = "asks for its token" if token else "asks for no token"
-        print(f"reward '{parsed.name}' at http://{shown}:{port}, {asks}", flush=True)
+        print(f"reward '{parsed.name}' at {scheme}://{shown}:{port}, {asks}", flush=True)
         server = uvicorn.Server(uvicorn.Config(
             app.build(device, token), log_level="warning", access_log=False, server_header=False,
             proxy_headers=False, timeout_keep_alive=120,
+            ssl_certfile=parsed.tls_cert, ssl_keyfile=parsed.tls_key,
         ))  # fmt: skip
         for number in (signal.SIGINT, signal.SIGTERM):
             # uvicorn takes them while it serves, and sends itself the one it got when it is done.
