@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfgrpo import drift
+from sfgrpo import drift, offload
 from sfgrpo.config import Recipe
 from sfgrpo.engine import Engine
 from sfgrpo.guard import Guard
@@ -77,7 +77,8 @@ class Update:
                 batch = rows.take(*at)
                 # First: the layers that stage 3 gathers for the forward serve the backward then.
                 v_ref = self.reference_velocity(field, batch) if train.beta else None
-                v, v_uncond = field(batch.x, batch.coef[:, 3], batch.prompt)
+                with offload.activations(train.offload_activations):
+                    v, v_uncond = field(batch.x, batch.coef[:, 3], batch.prompt)
                 result = policy_loss(
                     batch, v, v_uncond, v_ref, logp_old=None if own else old_MT[at],
                     guidance=field.guidance, clip_range=train.clip_range, beta=train.beta,

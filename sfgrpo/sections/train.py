@@ -53,6 +53,10 @@ class Train(Section):
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, the same
     gradients."""
+    offload_activations: Literal["none", "cpu"] = "none"
+    """Where the inputs of blocks wait for the backward pass, with gradient_checkpointing: "cpu" for
+    long sequences, whose inputs alone fill a GPU. The same gradients, for the time of two
+    copies."""
     loss_scale: Literal["dynamic"] | PositiveFloat = "dynamic"
     """fp16: what the loss is multiplied with so that small gradients survive; "dynamic" halves it
     on overflow (that optimiser step is skipped) and doubles it after 1000 good steps."""
@@ -66,6 +70,15 @@ class Train(Section):
     sampling| follows from it, and a run beyond it stops: see `sfgrpo.drift`."""
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
     """Decay per optimiser step of the averaged weights that are evaluated; 0 switches it off."""
+
+    @model_validator(mode="after")
+    def _inputs_alone(self) -> Train:
+        if self.offload_activations == "cpu" and not self.gradient_checkpointing:
+            raise ValueError(
+                "offload_activations: cpu needs gradient_checkpointing; without it every layer "
+                "keeps several tensors, and copying all of them takes longer than computing them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _warm_before_it_falls(self) -> Train:
