@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sfgrpo.backbones._pipeline import ENCODE_BATCH, PipelineBackbone
 from sfgrpo.config import Recipe
 from sfgrpo.doctor.memory import Network, Work
+from sfgrpo.doctor.shapes import Shapes
 from sfgrpo.doctor.skeleton import embed, fake, skeleton
 from sfgrpo.layout import Layout
 from sfgrpo.loss import Rows, policy_loss
@@ -50,6 +51,7 @@ class Ledger(TorchDispatchMode):
         self.meta = meta
         self.live: dict[int, int] = {}
         self.now = self.peak = 0
+        self._shapes = Shapes()
 
     def add(self, tensor: Tensor) -> None:
         """Count a tensor's storage, once, until it is freed."""
@@ -73,7 +75,7 @@ class Ledger(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = self._shapes(func, args, kwargs or {})
         for value in (result,) if isinstance(result, Tensor) else tree_leaves(result):
             if isinstance(value, Tensor):
                 self.add(value)
