@@ -6,6 +6,7 @@
     masters.py         the fp32 values the optimiser steps, this rank's share of them
     sharded.py         stage 3: parameters whole for a while, or layer by layer
     stored.py          DeepSpeed's files, read as data
+    resharding.py      those of other ranks, or of another stage, shared anew
     training.py        the engine: accumulate, step, save, load
 
 What DeepSpeed 0.19.8 does, found by comparing parameters with a plain PyTorch loop (two ranks and
@@ -53,6 +54,12 @@ Stage 3
   lets gathered weights go between forward and backward, and adds the bias after rounding. In bf16
   numbers therefore differ from the other stages' by rounding, as do other networks' in the process.
 - `safe_set_full_fp32_param` fails where ranks do not divide the number of elements.
+
+Checkpoints
+- Stage 0 keeps everything in one file, which any number of ranks loads. The others refuse another
+  number ("Automatic adjustment of ZeRO's optimizer state partitioning ... not currently supported")
+  short of converting the files to DeepSpeed's universal format. We read the shares as they are.
+- bf16 at stage 1 has an optimiser of its own, with the same layout and without the loss scale.
 
 - Buckets: stages 2 and 3 allocate `reduce_bucket_size` elements, 500 million unless told otherwise,
   for however small a network; ours is a sixteenth of what is trained.

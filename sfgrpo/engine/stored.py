@@ -22,11 +22,14 @@ WRITTEN = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
 class Files(TorchCheckpointEngine):
     """How an engine of DeepSpeed writes and reads the files of a checkpoint."""
 
-    def load(self, path: str, map_location: Any = None) -> Any:
-        """What a file holds; UnpicklingError, naming the file, if it holds more than data."""
+    def load(self, path: str, map_location: Any = None, *, mapped: bool = False) -> Any:
+        """What a file holds; UnpicklingError, naming the file, if it holds more than data.
+
+        `mapped`, its tensors stay in the file until they are read.
+        """
         with torch.serialization.safe_globals(WRITTEN):
             try:
-                return torch.load(path, map_location=map_location, weights_only=True)
+                return torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
             except pickle.UnpicklingError as error:
                 found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
                 raise pickle.UnpicklingError(

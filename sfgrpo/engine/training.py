@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from sfgrpo import zero
 from sfgrpo.config import Recipe
-from sfgrpo.engine import configuration, sharded
+from sfgrpo.engine import configuration, processes, sharded
 from sfgrpo.engine.masters import Masters
-from sfgrpo.engine.processes import barrier, largest
+from sfgrpo.engine.processes import barrier, largest, rank
+from sfgrpo.engine.resharding import Layout, Saved
 from sfgrpo.engine.stored import Files
 
 
@@ -73,7 +74,7 @@ class Engine:
         """Shard what the recipe says; `micro_batches` of each rank make an optimiser step."""
         self.trainable = {n: p for n, p in network.named_parameters() if p.requires_grad}
         self.micro_batches = micro_batches
-        self.shards_parameters = zero.shards_parameters(recipe)
+        self.stage, self.shards_parameters = zero.stage(recipe), zero.shards_parameters(recipe)
         once = sharded.gathers_once(recipe.deepspeed.gather_for_sampling, network)
         self._gathers = self.shards_parameters and once
         self._saved = self.trainable if recipe.lora else dict(network.named_parameters())
@@ -166,3 +167,24 @@ class Engine:
                 self.network.load_checkpoint(str(link), tag="engine", load_module_strict=False)
         else:
             self.network.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
+
+    def load_anew(self, folder: Path, *, stage: int, world: int) -> None:
+        """Read what `save` wrote at another ZeRO stage or on another number of ranks, 1 to 3 both;
+        as `load` does otherwise. Every rank must call it."""
+        optimizer = self.network.optimizer
+        saved = Saved(folder / "engine", self.network.checkpoint_engine, stage=stage, world=world)
+        shapes = self.network._get_zero_param_shapes()
+        groups = [{name: shape.numel() for name, shape in group.items()} for group in shapes]
+        layout = Layout(self.stage, processes.world(), groups)
+        if self.shards_parameters:
+            optimizer.checkpoint_event_prologue()
+        states: list[Any] = [None] * layout.world
+        states[rank()] = saved.state(optimizer.state_dict(), layout, rank())
+        optimizer.load_state_dict(states, load_from_fp32_weights=True)
+        if self.shards_parameters:
+            optimizer.checkpoint_event_epilogue()
+        buffers = {name: saved.network["module"][name] for name in saved.network["buffer_names"]}
+        self.network.module.load_state_dict(buffers, strict=False)
+        for count in ("global_steps", "global_samples", "skipped_steps"):
+            setattr(self.network, count, saved.network[count])
+        self.masters.publish()

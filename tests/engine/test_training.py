@@ -12,18 +12,16 @@ from typing import Any
 import deepspeed
 import pytest
 import torch
-from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
-from torch import Tensor, nn
+from torch import nn
 
-from sfgrpo import config, engine
+from sfgrpo import engine
+from tests.support.engines import built, step
 
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # Stage 3 replaces it for good.
     monkeypatch.setattr(nn.functional, "linear", nn.functional.linear)
-    # PyTorch computes fp16 on any CPU; DeepSpeed asks for a native one.
-    monkeypatch.setattr(CPU_Accelerator, "is_fp16_supported", lambda self: True)
     engine.start()
     yield
     engine.stop()
@@ -39,27 +37,6 @@ def test_what_deepspeed_calls_at_stage_3_does_not_warn_each_time() -> None:
         deepspeed.comm.reduce_scatter_tensor(whole, share)
         warnings.warn("another", FutureWarning, stacklevel=1)
     assert [str(warning.message) for warning in told] == ["another"]
-
-
-def built(stage: int, dtype: str, weights: str) -> engine.Engine:
-    """An engine of a new network of two layers; of "part" of its weights only the second layer's
-    are trained, as adapters are."""
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4))
-    network[0].requires_grad_(weights == "full")
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
-    keys = {
-        "deepspeed.zero_stage": str(stage), "model.dtype": dtype, "train.learning_rate": "0.1",
-        "lora": "null" if weights == "full" else "{rank: 2, alpha: 2}",
-    }  # fmt: skip
-    recipe = config.load("embedded", list(keys.items()))
-    return engine.Engine(network.to(kind), recipe, micro_batches=1)
-
-
-def step(trained: engine.Engine, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Take an optimiser step; returns the values it came to."""
-    trained.backward(trained.network(torch.ones(2, 4, dtype=dtype)).float().square().mean())
-    return trained.masters.whole()
 
 
 class Calls:
