@@ -11,12 +11,14 @@ once more with other batch and micro-batch sizes, which is the same sum in anoth
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -44,7 +46,7 @@ RECIPE = {
     "train.beta": "0.01",
     "train.ema_decay": "0.5",
     "eval": "{every: 100, prompts: 2, images_per_prompt: 2, num_steps: 2, judges: []}",
-    "checkpoint": "{every: 100, keep: 1}",
+    "checkpoint": "{every: 100, keep: 2}",
 }
 """Twelve trajectories in groups of four: on two ranks the second group is split. Two noisy steps,
 so two updates of 12 rows an iteration: three micro-batches on one rank, two on two."""
@@ -64,12 +66,16 @@ class Case:
     """Plain PyTorch instead of DeepSpeed."""
     resumed: bool = False
     """Stopped after the first iteration, and continued from its checkpoint."""
+    begun_by: int = 0
+    """The number of ranks, another one, whose same case is `resumed`: its checkpoint of the first
+    iteration is continued here."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Further keys of the recipe."""
 
     def __str__(self) -> str:
         stage = "plain" if self.plain else f"ZeRO {self.stage}"
         how = ["resumed"] if self.resumed else []
+        how += [f"begun by {self.begun_by}"] if self.begun_by else []
         options = [f"{key.split('.')[1]}={value}" for key, value in self.options.items()]
         return " ".join([stage, self.weights, self.dtype, *how, *options])
 
@@ -129,7 +135,7 @@ def work(argument: tuple[Path, Sequence[Case]]) -> list[Outcome]:
     # PyTorch computes fp16 on any CPU; DeepSpeed asks for a native one.
     fp16 = "deepspeed.accelerator.cpu_accelerator.CPU_Accelerator.is_fp16_supported"
     with patch(fp16, lambda self: True):
-        return [_run(folder, f"{number}", case, gathered) for number, case in enumerate(cases)]
+        return [_run(folder, case, gathered) for case in cases]
 
 
 def _count_gathered() -> Counter[str]:
@@ -145,7 +151,7 @@ def _count_gathered() -> Counter[str]:
     return counter
 
 
-def _run(folder: Path, name: str, case: Case, gathered: Counter[str]) -> Outcome:
+def _run(folder: Path, case: Case, gathered: Counter[str]) -> Outcome:
     from sfgrpo import config, cost, engine, trainer
     from sfgrpo.run import records
     from tests.support.plain import PlainEngine
@@ -173,7 +179,7 @@ def _run(folder: Path, name: str, case: Case, gathered: Counter[str]) -> Outcome
 
     gathered["sampling"] = 0
     world = dist.get_world_size()
-    models, out = folder / "pipeline", folder / f"ranks{world}" / name
+    models, out = folder / "pipeline", _place(folder, world, case)
     keys = {
         **RECIPE,
         "model.path": str(models),
@@ -184,6 +190,8 @@ def _run(folder: Path, name: str, case: Case, gathered: Counter[str]) -> Outcome
         "deepspeed.zero_stage": str(case.stage),
         **case.options,
     }
+    if case.begun_by:
+        _take(_place(folder, case.begun_by, replace(case, begun_by=0, resumed=True)), out)
     with patch.object(engine, "Engine", PlainEngine if case.plain else engine.Engine):
         for last in ("1", "2") if case.resumed else ("2",):
             keys["run.iterations"] = last
@@ -206,6 +214,24 @@ def _run(folder: Path, name: str, case: Case, gathered: Counter[str]) -> Outcome
     )
 
 
+def _place(folder: Path, world: int, case: Case) -> Path:
+    return folder / f"ranks{world}" / str(case).replace(" ", "-")
+
+
+def _take(began: Path, out: Path) -> None:
+    """Copy the run of other ranks to `out` when its first checkpoint stands there."""
+    deadline = time.monotonic() + 600
+    while not (began / "checkpoints" / "000001").exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"no checkpoint in {began}")
+        time.sleep(0.05)
+    if dist.get_rank() == 0:
+        shutil.copytree(began / "checkpoints" / "000001", out / "checkpoints" / "000001")
+        for name in ("recipe.yaml", "metrics.jsonl"):
+            shutil.copy(began / name, out / name)
+    dist.barrier()
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in load_file(path).items()}
 
@@ -215,12 +241,13 @@ def run(
 ) -> dict[int, dict[str, Outcome]]:
     """Outcomes of the cases of each number of ranks, by their names.
 
-    One set of processes serves all cases of a number of ranks; the sets run at the same time.
+    One set of processes serves all cases of a number of ranks; the sets run at the same time, so
+    that one can wait for what the other began.
     """
 
     def start(world: int, folder: Path) -> dict[str, Outcome]:
         # Stage 3 last: from then on DeepSpeed's own linear layers round differently in the process.
-        ordered = sorted(cases[world], key=lambda case: case.stage)
+        ordered = sorted(cases[world], key=lambda case: (case.stage, case.begun_by))
         results = ranks.run(
             "benchmarks.trainer.parity:work", world, (folder, ordered), timeout=timeout
         )

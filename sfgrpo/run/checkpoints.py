@@ -21,7 +21,7 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -73,34 +73,28 @@ class State:
 
 
 def refusal(
-    state: State, *, world: int, zero_stage: int, recipe: str = "", prompts: str = ""
+    state: State, *, zero_stage: int, recipe: Collection[str] = (), prompts: str = ""
 ) -> str | None:
-    """Why this run cannot continue the checkpoint; None if it can.
+    """Why this run cannot continue the checkpoint; None if it can, on any number of ranks.
 
-    DeepSpeed 0.19.8 keeps a stage-0 checkpoint in one file that any number of ranks loads. From
-    stage 1 on every rank loads its own share of the optimiser; other numbers of ranks are refused
-    ("Automatic adjustment of ZeRO's optimizer state partitioning ... not currently supported"),
-    short of converting the files to its universal format.
+    `zero_stage` is that of the run, `recipe` what `State.recipe` may be (`records.identities`).
+    Stage 0 keeps every parameter and its optimiser whole, in one file that any number of ranks
+    loads; from stage 1 on each rank writes a share, which is shared anew (`engine.resharding`).
     """
     if state.layout != LAYOUT:
         return f"it has layout {state.layout}, this version of sfgrpo reads layout {LAYOUT}"
-    if state.recipe and recipe and state.recipe != recipe:
+    if state.recipe and recipe and state.recipe not in recipe:
         return "it belongs to a run of another recipe; remove it, or start over with --fresh"
     if state.prompts and prompts and state.prompts != prompts:
         return (
             "the prompts have changed since it was written; restore the file that `prompts` (or "
             "eval.prompts_from) names, or start over with --fresh"
         )
-    if state.zero_stage != zero_stage:
+    if state.zero_stage != zero_stage and 0 in (state.zero_stage, zero_stage):
         return (
-            f"it was written at ZeRO stage {state.zero_stage}, this run is at {zero_stage}; go on "
-            f"with --deepspeed.zero_stage {state.zero_stage}"
-        )
-    if world != state.world and zero_stage > 0:
-        return (
-            f"it was written by {state.world} ranks and this run has {world}: at ZeRO stage "
-            f"{zero_stage} DeepSpeed continues on as many ranks as saved (stage 0 on any number); "
-            f"start {state.world} ranks"
+            f"it was written at ZeRO stage {state.zero_stage}, this run is at {zero_stage}, and "
+            "only stages 1 to 3 go on as one another; go on with --deepspeed.zero_stage "
+            f"{state.zero_stage}"
         )
     return None
 

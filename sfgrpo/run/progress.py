@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -77,13 +78,26 @@ class Progress:
         folder, now = self.checkpoints.path(found), self.state
         state = checkpoints.load_state(folder)
         if why := checkpoints.refusal(
-            state, world=now.world, zero_stage=now.zero_stage,
-            recipe=now.recipe, prompts=now.prompts,
+            state, zero_stage=now.zero_stage,
+            recipe=records.identities(self.recipe), prompts=now.prompts,
         ):  # fmt: skip
             raise checkpoints.CheckpointError(f"'{folder}' cannot be continued: {why}")
-        self.state = replace(state, world=now.world, recipe=now.recipe, prompts=now.prompts)
+        self.state = replace(
+            state, world=now.world, zero_stage=now.zero_stage,
+            recipe=now.recipe, prompts=now.prompts,
+        )  # fmt: skip
+        same = (state.world, state.zero_stage) == (now.world, now.zero_stage)
+        if self.main and not same:
+            print(
+                f"sfgrpo: '{folder}' was written at ZeRO stage {state.zero_stage} on {state.world} "
+                f"rank(s); the run goes on at stage {now.zero_stage} on {now.world}",
+                file=sys.stderr, flush=True,
+            )  # fmt: skip
         try:
-            self.trained.load(folder)
+            if same or state.zero_stage == 0:
+                self.trained.load(folder)
+            else:
+                self.trained.load_anew(folder, stage=state.zero_stage, world=state.world)
         except UnpicklingError as error:
             raise checkpoints.CheckpointError(f"it cannot be continued: {error}") from error
         if self.ema:

@@ -19,6 +19,7 @@ import json
 import re
 import shutil
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,8 +53,9 @@ FREE = {
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
     "train.on_nonfinite", "train.drift_budget",
     "reward_ahead", "reward_retries", "reward_timeout", "on_reward_failure",
+    "deepspeed.zero_stage",
 }  # fmt: skip
-"""Keys that a run may change when it continues: how long, where, and what stops it."""
+"""Keys that a run may change when it continues: how long, where, shared how, and what stops it."""
 REMOTE = r"reward_options\.(http|vlm)(/[^.]+)?"
 SERVERS = re.compile(
     REMOTE + r"\.(url|token_env|token_file|in_flight|connect_timeout|timeout|retries|backoff)"
@@ -156,8 +158,22 @@ def discard(folder: Path) -> None:
 def identity(recipe: Recipe) -> str:
     """A hash of all that decides a run: keys that are not `FREE` and not at their defaults, so that
     a key which a later version adds changes nothing."""
+    return _hashed(recipe.model_dump(mode="json"), recipe)
+
+
+def identities(recipe: Recipe) -> set[str]:
+    """What `identity` says in checkpoints of this recipe: before a run could change its ZeRO stage,
+    one that was not the default counted."""
+    found, said = {identity(recipe)}, recipe.model_dump(mode="json")
+    for stage in (1, 2, 3):
+        said["deepspeed"]["zero_stage"] = stage
+        found.add(_hashed(said, recipe, FREE - {"deepspeed.zero_stage"}))
+    return found
+
+
+def _hashed(said: dict[str, Any], recipe: Recipe, free: Collection[str] = FREE) -> str:
     defaults = type(recipe)().model_dump(mode="json")
-    decisive = [(key, new) for key, _, new in _changed(defaults, recipe.model_dump(mode="json"))]
+    decisive = [(key, new) for key, _, new in _changed(defaults, said, free=free)]
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
@@ -206,15 +222,19 @@ def _filled(old: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     return filled
 
 
-def _changed(old: Any, new: Any, place: str = "") -> list[tuple[str, Any, Any]]:
-    """(key, old, new) of what differs, except the keys in `FREE` and of `SERVERS`."""
-    if place in FREE:
+def _changed(
+    old: Any, new: Any, place: str = "", *, free: Collection[str] = FREE
+) -> list[tuple[str, Any, Any]]:
+    """(key, old, new) of what differs, except the keys in `free` and of `SERVERS`."""
+    if place in free:
         return []
     if re.fullmatch(REMOTE, place):  # key by key even beside none, so that servers do not count
         old, new = old or {}, new or {}
     if isinstance(old, dict) and isinstance(new, dict):
         keys = sorted(set(old) | set(new))
         return [
-            d for k in keys for d in _changed(old.get(k), new.get(k), f"{place}.{k}".strip("."))
+            changed
+            for k in keys
+            for changed in _changed(old.get(k), new.get(k), f"{place}.{k}".strip("."), free=free)
         ]
     return [] if old == new or SERVERS.fullmatch(place) else [(place, old, new)]

@@ -93,7 +93,7 @@ class Train(Section):
 class Deepspeed(Section):
     zero_stage: Literal[0, 1, 2, 3] = 0
     """What is sharded over ranks: 1 optimiser state, 2 also gradients, 3 also parameters. bf16 and
-    fp16 run at least stage 1 (see `sfgrpo.engine`)."""
+    fp16 run at least stage 1 (see `sfgrpo.engine`). A run may go on at another of 1 to 3."""
     offload_optimizer: Literal["none", "cpu"] = "none"
     """Where the optimiser's state lies and its steps are computed; "cpu" from stage 1 on."""
     offload_parameters: Literal["none", "cpu"] = "none"

@@ -26,6 +26,7 @@ FP16 = Case(0, dtype="fp16", options={"train.loss_scale": "1024"})
 DYNAMIC = Case(2, dtype="fp16", options={"train.beta": "1e6"})
 ALONE = Case(0, dtype="bf16")
 RESUMED = {1: replace(ALONE, resumed=True), 2: Case(3, resumed=True)}
+TAKEN = {1: Case(3, begun_by=2), 2: replace(ALONE, begun_by=1)}
 
 Outcomes = dict[str, Outcome]
 
@@ -36,8 +37,8 @@ def outcomes() -> dict[int, Outcomes]:
     cases = {
         1: [*parity.plain("lora", "fp32"), *parity.plain("full", "fp32"),
             *(parity.plain("full", dtype)[0] for dtype in ("bf16", "fp16")),
-            *STAGES, ALONE, RESUMED[1]],
-        2: [*STAGES, LAYERS, OFFLOAD, BF16, FP16, DYNAMIC, RESUMED[2]],
+            *STAGES, ALONE, RESUMED[1], TAKEN[1]],
+        2: [*STAGES, LAYERS, OFFLOAD, BF16, FP16, DYNAMIC, RESUMED[2], TAKEN[2]],
     }  # fmt: skip
     return parity.run(cases)
 
@@ -55,6 +56,12 @@ def test_so_they_do_with_every_option(outcomes: dict[int, Outcomes], case: Case)
     check(outcomes, outcomes[2][str(case)], case)
 
 
+def test_so_they_do_when_one_rank_goes_on_with_what_two_began(
+    outcomes: dict[int, Outcomes],
+) -> None:
+    check(outcomes, outcomes[1][str(TAKEN[1])], TAKEN[1])
+
+
 def check(outcomes: dict[int, Outcomes], outcome: Outcome, case: Case) -> None:
     """Within what plain PyTorch differs from itself when it adds in another order."""
     plain, reordered = (outcomes[1][str(c)] for c in parity.plain(case.weights, case.dtype))
@@ -67,7 +74,9 @@ def check(outcomes: dict[int, Outcomes], outcome: Outcome, case: Case) -> None:
         assert two["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
 
 
-@pytest.mark.parametrize(("world", "case"), [(1, ALONE), (2, BF16), (2, FP16)], ids=str)
+@pytest.mark.parametrize(
+    ("world", "case"), [(1, ALONE), (2, BF16), (2, FP16), (2, TAKEN[2])], ids=str
+)
 def test_half_precision_is_as_near_as_half_precision_is(
     outcomes: dict[int, Outcomes], world: int, case: Case
 ) -> None:

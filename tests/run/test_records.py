@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sfgrpo import config, files
 from sfgrpo.run import checkpoints, records
 from sfgrpo.run.checkpoints import CheckpointError, Checkpoints, State
 from sfgrpo.run.records import RunError
+from sfgrpo.sections import Deepspeed
 
 EMBEDDED = config.load("embedded")
 OTHER = config.load("embedded", [("run.seed", "7")])
@@ -96,6 +98,16 @@ def test_the_identity_of_a_recipe_is_what_decides_the_run() -> None:
     assert records.identity(EMBEDDED) == records.identity(LONGER) != records.identity(OTHER)
 
 
+def test_a_run_may_go_on_at_another_stage() -> None:
+    """Also one of a version that told them apart, by this hash."""
+    made = [config.Recipe(deepspeed=Deepspeed(zero_stage=stage)) for stage in (0, 2, 3)]
+    same, former = {records.identity(recipe) for recipe in made}, b'[["deepspeed.zero_stage", 2]]'
+    assert len(same) == 1
+    for recipe in made:
+        assert {*same, hashlib.sha256(former).hexdigest()} <= records.identities(recipe)
+    assert not records.identities(OTHER) & records.identities(EMBEDDED)
+
+
 def test_a_run_may_go_on_with_other_servers(tmp_path: Path) -> None:
     def made(**options: Any) -> config.Recipe:
         named = {"http/a": {"url": "http://a:1", **options}, "colour": {"scale": 0.2}}
@@ -152,15 +164,15 @@ def test_what_is_half_written_is_told_by_its_exact_name(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_recipe_or_other_prompts_is_refused() -> None:
     state = State(recipe="a", prompts="p")
-    same: dict[str, Any] = {"world": 1, "zero_stage": 0}
-    assert checkpoints.refusal(state, **same, recipe="a", prompts="p") is None
-    assert checkpoints.refusal(State(), **same, recipe="a", prompts="p") is None
+    same: dict[str, Any] = {"zero_stage": 0, "recipe": {"a", "b"}, "prompts": "p"}
+    assert checkpoints.refusal(state, **same) is None
+    assert checkpoints.refusal(State(), **same) is None
     others: list[tuple[dict[str, Any], str]] = [
-        ({"recipe": "b"}, "another recipe"),
+        ({"recipe": {"b"}}, "another recipe"),
         ({"prompts": "q"}, "prompts have"),
     ]
     for given, message in others:
-        assert message in str(checkpoints.refusal(state, **same, **given))
+        assert message in str(checkpoints.refusal(state, **(same | given)))
 
 
 def test_a_state_of_a_later_version_is_named(tmp_path: Path) -> None:
