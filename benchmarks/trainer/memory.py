@@ -32,8 +32,6 @@ def megabytes(name: str) -> float:
 def work(argument: tuple[int, str, int]) -> tuple[int, float, float, float]:
     """Train a little; returns the parameters of the network, and megabytes: the peak in loading,
     the peak in training, and what is held after it."""
-    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
-
     from sfgrpo import config, engine
     from sfgrpo.backbones.sd3 import SD3Backbone
     from sfgrpo.policy import Ema, Policy
@@ -44,11 +42,7 @@ def work(argument: tuple[int, str, int]) -> tuple[int, float, float, float]:
     recipe = config.load("embedded", list(keys.items()))
     engine.start()
     before = megabytes("VmRSS")
-    network = SD3Transformer2DModel(
-        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=layers,
-        attention_head_dim=64, num_attention_heads=7, joint_attention_dim=64,
-        caption_projection_dim=448, pooled_projection_dim=64, pos_embed_max_size=4,
-    )  # fmt: skip
+    network = transformer(layers)
     size = sum(parameter.numel() for parameter in network.parameters())
     policy = Policy(network, recipe, SD3Backbone.lora_targets)
     trained = engine.Engine(policy.network, recipe, micro_batches=2)
@@ -57,19 +51,33 @@ def work(argument: tuple[int, str, int]) -> tuple[int, float, float, float]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     for _ in range(2 * 2):
         with policy.reference() as reference:
-            target = _velocity(reference)
-        loss = (_velocity(trained.network) - target - 1).square().mean()
+            target = velocity(reference)
+        loss = (velocity(trained.network) - target - 1).square().mean()
         if trained.backward(loss):
             ema.update()
     return size, loading - before, megabytes("VmHWM") - before, megabytes("VmRSS") - before
 
 
-def _velocity(network: torch.nn.Module) -> Tensor:
-    return network(
-        hidden_states=torch.ones(ROWS, 4, 8, 8), timestep=torch.ones(ROWS),
-        encoder_hidden_states=torch.ones(ROWS, 4, 64), pooled_projections=torch.ones(ROWS, 64),
-        return_dict=False,
-    )[0]  # fmt: skip
+def transformer(layers: int) -> torch.nn.Module:
+    """A random network of the embedded model's class, 7 M parameters a layer."""
+    from diffusers.models.transformers.transformer_sd3 import SD3Transformer2DModel
+
+    return SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=layers,
+        attention_head_dim=64, num_attention_heads=7, joint_attention_dim=64,
+        caption_projection_dim=448, pooled_projection_dim=64, pos_embed_max_size=4,
+    )  # fmt: skip
+
+
+def velocity(network: torch.nn.Module, dtype: torch.dtype = torch.float32) -> Tensor:
+    """What it predicts for `ROWS` rows of ones."""
+    rows = {
+        "hidden_states": torch.ones(ROWS, 4, 8, 8, dtype=dtype),
+        "timestep": torch.ones(ROWS, dtype=dtype),
+        "encoder_hidden_states": torch.ones(ROWS, 4, 64, dtype=dtype),
+        "pooled_projections": torch.ones(ROWS, 64, dtype=dtype),
+    }
+    return network(**rows, return_dict=False)[0]
 
 
 def main() -> None:
