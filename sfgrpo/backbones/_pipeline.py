@@ -26,8 +26,6 @@ from sfgrpo.backbones._sizes import Sizes
 from sfgrpo.backbones.base import Conditioning, Modality
 from sfgrpo.scheduler import FlowMatchSDEScheduler
 
-ENCODE_BATCH = 16
-"""Prompts embedded at once: language models keep the hidden states of every layer."""
 GUIDANCE_KEY = "sample.embedded_guidance"
 
 
@@ -237,8 +235,8 @@ class PipelineBackbone(Sizes):
             return self._embedded(texts).to(self.device, self.dtype)
 
     def _embedded(self, texts: list[str]) -> Conditioning:
-        starts = range(0, len(texts), ENCODE_BATCH)
-        return Conditioning.cat([self._encode(texts[k : k + ENCODE_BATCH]) for k in starts])
+        starts = range(0, len(texts), self.encode_batch)
+        return Conditioning.cat([self._encode(texts[k : k + self.encode_batch]) for k in starts])
 
     @abstractmethod
     def _encode(self, prompts: list[str]) -> Conditioning:

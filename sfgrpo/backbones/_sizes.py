@@ -4,7 +4,7 @@ much its work is. `sfgrpo.doctor` measures memory with it."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -15,6 +15,8 @@ class Sizes(ABC):
     """A part of `PipelineBackbone`; a family overrides what differs in its own file."""
 
     max_sequence_length: int
+    encode_batch: ClassVar[int] = 16
+    """Prompts embedded at once: language models keep the hidden states of every layer."""
 
     @property
     @abstractmethod

@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from sfgrpo.backbones._pipeline import ENCODE_BATCH, PipelineBackbone
+from sfgrpo.backbones._pipeline import PipelineBackbone
 from sfgrpo.config import Recipe
 from sfgrpo.doctor.memory import Network, Work
 from sfgrpo.doctor.shapes import Shapes
@@ -201,8 +201,9 @@ def _embedding(recipe: Recipe, backbone: PipelineBackbone) -> int:
     """Peak of embedding a few prompts, above the text encoders' weights."""
     found: dict[str, int] = {}
     asked = max(recipe.sample.prompts_per_iteration, recipe.eval.prompts)
-    # A cache is filled with all prompts of the run, `ENCODE_BATCH` at a time.
-    prompts = ENCODE_BATCH if recipe.model.prompt_cache else min(asked, ENCODE_BATCH)
+    most = backbone.encode_batch
+    # A cache is filled with all prompts of the run, so many at a time.
+    prompts = most if recipe.model.prompt_cache else min(asked, most)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     fake(mode, backbone.encoders())
     with mode, Ledger() as ledger:
