@@ -10,6 +10,7 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from sfgrpo import backbones
+from sfgrpo.backbones import _processors
 
 TextEncoders = Literal["resident", "offload", "absent", "only"]
 LEFT_OUT = {"absent": ("text_encoder",), "only": ("transformer", "vae")}
@@ -44,8 +45,9 @@ def read(
     absent = {name: None for name, entry in index.items() if entry == [None, None]}
     if left_out := family.left_out.get(text_encoders):
         absent |= {name: None for name in index if name.startswith(left_out)}
+    given = {**absent, **_processors.ready(path, index, options), **options}
     dtypes = {"default": dtype, "vae": torch.float32}
-    return made.from_pretrained(path, dtype=dtypes, **{**absent, **options})
+    return made.from_pretrained(path, dtype=dtypes, **given)
 
 
 def _class_of(

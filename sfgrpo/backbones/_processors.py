@@ -1,0 +1,53 @@
+"""Parts of pipelines that transformers reads beside torchvision alone, of which the pipelines here
+use what does not need it.
+
+Qwen2-VL's processor prepares a prompt and its images for the text encoder; its part for videos
+needs torchvision. What prepares the images is transformers' own choice: its torchvision backend
+where torchvision is installed, else its Pillow backend, of the same sizes, bicubic filter and
+normalisation. An image that is resized has fewer than one value in a hundred that differ, by a
+level or two of 256.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import Qwen2VLProcessor
+
+
+class ImagesProcessor(Qwen2VLProcessor):
+    """A Qwen2VLProcessor of an image processor and a tokenizer.
+
+    transformers reads from the signature of `__init__` of which parts a processor consists.
+    """
+
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None
+    ) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+
+READ_AS: Mapping[str, Any] = {"Qwen2VLProcessor": ImagesProcessor}
+"""What is read, by the name of the class that a pipeline's folder names."""
+HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+"""Options of a pipeline's `from_pretrained` that say where its files come from."""
+
+
+def ready(path: str | Path, index: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a pipeline's folder or Hub id that are read here, by name.
+
+    Args:
+        index: what its model_index.json says.
+        options: those of the pipeline's `from_pretrained`, parts among them.
+
+    Raises:
+        OSError: says where a part was looked for.
+    """
+    hub = {name: options[name] for name in HUB if name in options}
+    return {
+        name: READ_AS[entry[1]].from_pretrained(path, subfolder=name, **hub)
+        for name, entry in index.items()
+        if isinstance(entry, (list, tuple)) and entry[1] in READ_AS and name not in options
+    }
