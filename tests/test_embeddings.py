@@ -19,7 +19,7 @@ from tests.support import families
 from tests.support.families import PROMPTS, parts
 
 CPU = torch.device("cpu")
-CACHED = ["sd3", "flux", "flux2", "qwenimage", "wan22", "zimage", "flux-kontext"]
+CACHED = ["sd3", "flux", "flux2", "qwenimage", "wan22", "zimage", "qwenimage-edit"]
 
 
 @pytest.fixture(scope="module")

@@ -27,11 +27,12 @@ from tests.support.families import FAMILIES, PROMPTS, Family, diffusers
 SEED, STEPS = 7, 3
 
 
-def stock(folder: Path, made: str = "DiffusionPipeline") -> Any:
+def stock(folder: Path, family: Family) -> Any:
     """The stock pipeline, as its users load it."""
     index: Any = diffusers.DiffusionPipeline.load_config(folder)
     absent = {name: None for name, entry in index.items() if entry == [None, None]}
-    pipeline = getattr(diffusers, made).from_pretrained(folder, **absent)
+    given = {**absent, **family.given_parts(folder)}
+    pipeline = getattr(diffusers, family.made).from_pretrained(folder, **given)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -105,7 +106,8 @@ def theirs(pipeline: Any, family: Family, noise: Tensor, guidance: float) -> tup
             return part(kind, slice(None))
         return torch.cat([part(kind, slice(row, row + 1)) for row in range(len(PROMPTS))])
 
-    return family.taken(pipeline, call("latent"), noise), call("pt")
+    with family.within():
+        return family.taken(pipeline, call("latent"), noise), call("pt")
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def parity(name: str, folder: Path, guidance: float) -> Parity:
     noise = ops.philox_normal(
         shape, seed=SEED, sample_ids=torch.arange(len(PROMPTS)), step_ids=START
     )
-    expected, pictures = theirs(stock(folder, family.made), family, noise, guidance)
+    expected, pictures = theirs(stock(folder, family), family, noise, guidance)
     found = ours(backbone, family, guidance)
     assert found.shape == expected.shape
     assert backbone.decode(found).shape == pictures.shape
@@ -225,7 +227,7 @@ def export(trainer: Any, name: str, folder: Path, out: Path) -> tuple[float, flo
     noise = ops.philox_normal(
         shape, seed=SEED, sample_ids=torch.arange(len(PROMPTS)), step_ids=START
     )
-    pipeline = stock(folder, family.made)
+    pipeline = stock(folder, family)
     _, untouched = theirs(pipeline, family, noise, guidance)
     load_export(pipeline, out / "checkpoints/000001/model", lora=trainer.recipe.lora is not None)
     _, exported = theirs(pipeline, family, noise, guidance)

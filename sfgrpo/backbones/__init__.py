@@ -1,20 +1,22 @@
 """Generators by name: `load("sd3", path)` calls `sfgrpo.backbones.sd3.load(path)`.
 
-    sd3             Stable Diffusion 3 and 3.5, and the embedded models
-    flux            FLUX.1
-    flux_kontext    FLUX.1 Kontext, which edits an image
-    flux2           FLUX.2 dev and klein
-    flux2_edit      FLUX.2 dev and klein with reference images
-    chroma          Chroma
-    lumina2         Lumina-Image 2.0
-    auraflow        AuraFlow
-    sana            SANA
-    qwenimage       Qwen-Image
-    wan             Wan 2.1 and 2.2, text to video
-    wan_i2v         the same, image to video
-    ltx             LTX-Video
-    hunyuanvideo    HunyuanVideo
-    zimage          Z-Image
+    sd3                  Stable Diffusion 3 and 3.5, and the embedded models
+    flux                 FLUX.1
+    flux_kontext         FLUX.1 Kontext, which edits an image
+    flux2                FLUX.2 dev and klein
+    flux2_edit           FLUX.2 dev and klein with reference images
+    chroma               Chroma
+    lumina2              Lumina-Image 2.0
+    auraflow             AuraFlow
+    sana                 SANA
+    qwenimage            Qwen-Image
+    qwenimage_edit       Qwen-Image-Edit, which edits an image
+    qwenimage_edit_plus  Qwen-Image-Edit-2509 and 2511, of up to three images
+    wan                  Wan 2.1 and 2.2, text to video
+    wan_i2v              the same, image to video
+    ltx                  LTX-Video
+    hunyuanvideo         HunyuanVideo
+    zimage               Z-Image
 
 A name with a colon, "package.module:function", is a backbone of one's own.
 

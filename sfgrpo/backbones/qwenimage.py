@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from sfgrpo.backbones._packed import PackedBackbone
 from sfgrpo.backbones.base import Conditioning
 
+Shape = tuple[int, int, int]
+"""(frames, height, width) of a picture in tokens of 2 x 2 places."""
+
 
 class QwenImageBackbone(PackedBackbone):
     """A QwenImagePipeline."""
@@ -35,18 +38,23 @@ class QwenImageBackbone(PackedBackbone):
         )
         return Conditioning(tokens=tokens, mask=None if mask is None else mask.bool())
 
+    def _tokens(self, x: Tensor, cond: Conditioning) -> tuple[Tensor, list[Shape]]:
+        """What the network sees, [B, L, 64], the tokens of the latents `x` first; and the shapes of
+        the pictures that they are."""
+        return self._pack(x), [shape_of(x)]
+
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        h, w = x.shape[-2] // 2, x.shape[-1] // 2
+        tokens, shapes = self._tokens(x, cond)
         (packed,) = transformer(
-            hidden_states=self._pack(x),
+            hidden_states=tokens,
             timestep=t,
             guidance=self._guidance_rows(t),
             encoder_hidden_states=cond.tokens,
             encoder_hidden_states_mask=cond.mask,
-            img_shapes=[[(1, h, w)]] * len(x),
+            img_shapes=[shapes] * len(x),
             return_dict=False,
         )
-        return self._unpack(packed, x)
+        return self._unpack(packed[:, : x.shape[-2] * x.shape[-1] // 4], x)
 
     def guide(self, v: Tensor, v_uncond: Tensor, scale: float) -> tuple[Tensor, Tensor | None]:
         guided = torch.lerp(v_uncond, v, scale)
@@ -59,13 +67,20 @@ class QwenImageBackbone(PackedBackbone):
 
     def tokens_read(self, encoder: Any) -> int:
         """With the instruction that the pipeline puts before the prompt, and cuts off after."""
-        return self.max_sequence_length + self.pipeline.prompt_template_encode_start_idx
+        return self._length() + self.pipeline.prompt_template_encode_start_idx
+
+    def _length(self) -> int:
+        """Tokens that the network reads of a prompt of `max_sequence_length`."""
+        return self.max_sequence_length
 
     def blank(self, prompts: int) -> Conditioning:
-        config, length = self.pipeline.transformer.config, self.max_sequence_length
-        return Conditioning(
-            tokens=torch.zeros(prompts, length, config.joint_attention_dim, dtype=self.dtype)
-        )
+        width = self.pipeline.transformer.config.joint_attention_dim
+        return Conditioning(tokens=torch.zeros(prompts, self._length(), width, dtype=self.dtype))
+
+
+def shape_of(x: Tensor) -> Shape:
+    """Of latents [B, C, h, w]."""
+    return 1, x.shape[-2] // 2, x.shape[-1] // 2
 
 
 def _token_norm(v: Tensor) -> Tensor:

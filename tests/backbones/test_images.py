@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 import torch
 from diffusers.pipelines.flux import pipeline_flux_kontext as kontext
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as qwen_stock
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as qwen_plus_stock
 from PIL import Image
 from torch import Tensor
 
 from benchmarks.trainer import family_checks
 from sfgrpo import config
 from sfgrpo.backbones import flux_kontext
+from sfgrpo.backbones import qwenimage_edit as qwen
 from sfgrpo.backbones.base import Conditioning
 from sfgrpo.run import records
 from sfgrpo.trainer import Trainer
@@ -162,3 +165,41 @@ def test_kontext_resizes_as_its_pipeline_does(
         found = made._prepared([image], (32, 32, 1))["image"]
         assert torch.equal(found, pipeline._encode_vae_image(given[-1], None))
     assert [tuple(image.shape[-2:]) for image in given] == [(64, 32), (48, 48), (32, 64)]
+
+
+@pytest.mark.parametrize(
+    ("name", "sides"),
+    [("qwenimage-edit", [(32, 96)]), ("qwenimage-edit-plus", [(288, 512), (512, 288)])],
+)
+def test_qwen_resizes_as_its_pipelines_do(
+    name: str, sides: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the autoencoder is given and what the text encoder is: of a smaller area, for time."""
+    area, dimensions = 64 * 64, qwen.calculate_dimensions
+    monkeypatch.setattr(qwen_stock, "calculate_dimensions", lambda _, r: dimensions(area, r))
+    monkeypatch.setattr(qwen_plus_stock, "VAE_IMAGE_SIZE", area)
+    monkeypatch.setattr(qwen, "AREA", area)
+    families.save(name, tmp_path)
+    made: Any = family_checks.load(name, tmp_path, image_resolution=None)
+    pipeline, given, seen = made.pipeline, [], []
+    monkeypatch.setattr(pipeline, "prepare_latents", lambda image, *_: given.append(image) or 1 / 0)
+    encode_prompt = pipeline.encode_prompt
+
+    def watched(*, image: Any, **more: Any) -> Any:
+        seen.append(image if isinstance(image, list) else [image])
+        return encode_prompt(image=image, **more)
+
+    monkeypatch.setattr(pipeline, "encode_prompt", watched)
+    sources = [Image.effect_noise(size, 60).convert("RGB") for size in ((50, 90), (70, 40))]
+    shown = sources[: len(sides)]
+    asked = shown if len(shown) > 1 else shown[0]
+    with pytest.raises(ZeroDivisionError):  # it has prepared the images by then
+        pipeline(image=asked, prompt="a", num_inference_steps=1, height=32, width=32)
+    extra = made.encode_with_images(["a"], [shown], (32, 32, 1)).extra
+    (stock,) = given
+    pictures = stock if isinstance(stock, list) else [stock]
+    for found, pixels in zip(extra.values(), pictures, strict=True):
+        assert torch.equal(found, pipeline._encode_vae_image(pixels, None)[:, :, 0])
+    theirs, ours = ([(image.size, image.tobytes()) for image in some] for some in seen)
+    assert ours == theirs
+    assert [size for size, _ in ours] == sides

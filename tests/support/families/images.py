@@ -136,26 +136,30 @@ def klein() -> Any:
     )
 
 
-def qwenimage() -> Any:
-    """Qwen-Image."""
+def qwen_vl(words: int = 300, **more: Any) -> Any:
+    """A Qwen2.5-VL of so many words."""
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
     config = transformers.Qwen2_5_VLConfig(
-        text_config=language(
-            2, rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2]}
-        ),
+        text_config=language(2, vocab_size=words, rope_parameters=rope),
         vision_config={
             "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
             "out_hidden_size": WIDTH,
         },
+        **more,
     )  # fmt: skip
+    return normal(transformers.Qwen2_5_VLForConditionalGeneration(config), 2)
+
+
+def qwenimage(**more: Any) -> Any:
+    """Qwen-Image."""
     transformer = diffusers.QwenImageTransformer2DModel(
         in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16,
-        num_attention_heads=2, joint_attention_dim=WIDTH, axes_dims_rope=(8, 4, 4),
+        num_attention_heads=2, joint_attention_dim=WIDTH, axes_dims_rope=(8, 4, 4), **more,
     )  # fmt: skip
-    encoder = transformers.Qwen2_5_VLForConditionalGeneration(config)
     return diffusers.QwenImagePipeline(
         scheduler=scheduler(**{**DYNAMIC, "max_shift": 0.9, "shift_terminal": 0.02}),
         vae=normal(diffusers.AutoencoderKLQwenImage(**wan_vae()), 3, std=0.2),
-        transformer=normal(transformer, 1, std=0.2), text_encoder=normal(encoder, 2),
+        transformer=normal(transformer, 1, std=0.2), text_encoder=qwen_vl(),
         tokenizer=byte_tokenizer(),
     )  # fmt: skip
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import io
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -57,6 +59,10 @@ class Family:
     """Arguments of the stock pipeline for the images of each prompt."""
     one_by_one: bool = False
     """Whether the stock pipeline takes one prompt at a time."""
+    given_parts: Callable[[Path], dict[str, Any]] = lambda _: {}
+    """Parts of a folder that its stock pipeline reads only beside torchvision."""
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """In which the stock pipeline is called."""
 
     def prompts(self, texts: Sequence[str] = PROMPTS) -> list[Prompt]:
         """As they come from a file, with images of their own."""
