@@ -31,8 +31,10 @@ def stock(folder: Path, family: Family) -> Any:
     """The stock pipeline, as its users load it."""
     index: Any = diffusers.DiffusionPipeline.load_config(folder)
     absent = {name: None for name, entry in index.items() if entry == [None, None]}
-    given = {**absent, **family.given_parts(folder)}
-    pipeline = getattr(diffusers, family.made).from_pretrained(folder, **given)
+    given = family.given_parts(folder)
+    made = getattr(diffusers, family.made)
+    pipeline = made.from_pretrained(folder, **absent, **dict.fromkeys(given))
+    pipeline.register_modules(**given)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

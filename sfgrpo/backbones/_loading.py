@@ -45,9 +45,12 @@ def read(
     absent = {name: None for name, entry in index.items() if entry == [None, None]}
     if left_out := family.left_out.get(text_encoders):
         absent |= {name: None for name in index if name.startswith(left_out)}
-    given = {**absent, **_processors.ready(path, index, options), **options}
+    ready = _processors.ready(path, index, options)
+    given = {**absent, **dict.fromkeys(ready), **options}
     dtypes = {"default": dtype, "vae": torch.float32}
-    return made.from_pretrained(path, dtype=dtypes, **given)
+    pipeline = made.from_pretrained(path, dtype=dtypes, **given)
+    pipeline.register_modules(**ready)
+    return pipeline
 
 
 def _class_of(

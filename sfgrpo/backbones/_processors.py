@@ -6,6 +6,8 @@ needs torchvision. What prepares the images is transformers' own choice: its tor
 where torchvision is installed, else its Pillow backend, of the same sizes, bicubic filter and
 normalisation. An image that is resized has fewer than one value in a hundred that differ, by a
 level or two of 256.
+
+FLUX.2-dev's processor is asked for texts alone, which it hands to its tokenizer.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import Qwen2VLProcessor
+from transformers import Qwen2VLProcessor, TokenizersBackend
 
 
 class ImagesProcessor(Qwen2VLProcessor):
@@ -29,7 +31,10 @@ class ImagesProcessor(Qwen2VLProcessor):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
 
-READ_AS: Mapping[str, Any] = {"Qwen2VLProcessor": ImagesProcessor}
+READ_AS: Mapping[str, Any] = {
+    "Qwen2VLProcessor": ImagesProcessor,
+    "PixtralProcessor": TokenizersBackend,
+}
 """What is read, by the name of the class that a pipeline's folder names."""
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 """Options of a pipeline's `from_pretrained` that say where its files come from."""

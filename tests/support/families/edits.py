@@ -84,7 +84,7 @@ FAMILIES = {
     "flux2-edit": Family(
         build=images.flux2, backbone="flux2_edit", embedded_guidance=4.0, length=512, images=2,
         options={"image_resolution": TALL}, one_by_one=True, stock={"guidance_scale": 4.0},
-        shown=references, taken=images.flux2_latents,
+        shown=references, taken=images.flux2_latents, given_parts=images.bare_tokenizer,
     ),
     "flux2-klein-edit": Family(
         build=images.klein, backbone="flux2_edit", length=96, images=1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -99,8 +100,7 @@ def flux2_parts(*, guidance: bool) -> dict[str, Any]:
 
 
 def flux2() -> Any:
-    """FLUX.2-dev. Published folders wrap the tokenizer in a PixtralProcessor, which needs
-    torchvision; without images it does what the tokenizer does."""
+    """FLUX.2-dev."""
     config = transformers.Mistral3Config(
         text_config={"model_type": "mistral", **language(30)},
         vision_config={
@@ -110,9 +110,17 @@ def flux2() -> Any:
         image_token_index=7,
     )  # fmt: skip
     encoder = normal(transformers.Mistral3ForConditionalGeneration(config), 2)
-    return diffusers.Flux2Pipeline(
+    pipeline = diffusers.Flux2Pipeline(
         **flux2_parts(guidance=True), text_encoder=encoder, tokenizer=byte_tokenizer()
     )
+    # As published folders say, where a processor wraps the tokenizer.
+    pipeline.register_to_config(tokenizer=("transformers", "PixtralProcessor"))
+    return pipeline
+
+
+def bare_tokenizer(folder: Path) -> dict[str, Any]:
+    """FLUX.2's tokenizer, whose processor needs torchvision; of texts it makes the same."""
+    return {"tokenizer": transformers.TokenizersBackend.from_pretrained(folder / "tokenizer")}
 
 
 def flux2_latents(pipeline: Any, latents: Tensor, noise: Tensor) -> Tensor:
@@ -199,7 +207,7 @@ FAMILIES = {
     "chroma": Family(build=chroma, backbone="chroma", guided=cfg, **PACKED),
     "flux2": Family(
         build=flux2, backbone="flux2", embedded_guidance=4.0, length=512,
-        stock={"guidance_scale": 4.0}, taken=flux2_latents,
+        stock={"guidance_scale": 4.0}, taken=flux2_latents, given_parts=bare_tokenizer,
     ),
     "flux2-klein": Family(
         build=klein, backbone="flux2", length=96, taken=klein_latents, negative="",
