@@ -1,6 +1,7 @@
 """Configurations of the published models that recipes name: all of a model but its weights.
 
-One JSON file a model, with the public sources of its values. Networks are built from them on
+One JSON file a model, with the public sources of its values; it may name a model whose parts it
+shares (`like`) but for those of its own. Networks are built from them on
 PyTorch's meta device, so that what a model needs can be said without a network connection and
 without memory. Training never reads these files: it loads what the model's publisher serves.
 """
@@ -103,11 +104,15 @@ def find(model_id: str) -> Published | None:
         return None
     path = files(__name__) / f"{model_id.replace('/', SLASH)}.json"
     tree = json.loads(path.read_text(encoding="utf-8"))
+    like = find(tree.pop("like", ""))
     components = {
         name: Component(library=library, kind=kind, config=config)
         for name, (library, kind, config) in tree.pop("components").items()
     }
-    return Published(components=components, sources=tuple(tree.pop("sources")), **tree)
+    sources = *tree.pop("sources"), *(like.sources if like else ())
+    return Published(
+        components={**(like.components if like else {}), **components}, sources=sources, **tree
+    )
 
 
 def describe(path: str | Path) -> Published:
