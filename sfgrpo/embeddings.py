@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from sfgrpo import backbones, engine, files, generator, hashes
-from sfgrpo.backbones.base import Backbone, Conditioning, ImageBackbone
+from sfgrpo.backbones.base import Backbone, Conditioning, ImageBackbone, Negative
 from sfgrpo.config import Recipe
 from sfgrpo.prompts import Prompt, Split, images
 from sfgrpo.rollout import batches
@@ -42,7 +42,7 @@ READ, PREPARE = ("text_encoder", "tokenizer"), ("vae", "image", "processor", "fe
 def negatives(prompts: Sequence[Prompt], recipe: Recipe) -> list[Prompt]:
     """What guidance leads away from: one prompt for all; where they bring images, which stock
     pipelines keep for the unconditional half, one for each."""
-    negative = recipe.sample.negative_prompt
+    negative = Negative(recipe.sample.negative_prompt)
     if not any(prompt.images for prompt in prompts):
         return [Prompt(negative, {})]
     return [replace(prompt, text=negative) for prompt in prompts]
@@ -72,7 +72,8 @@ class Cache:
 
     def path(self, prompt: Prompt) -> Path:
         """Where the embedding of a prompt, and of its images, lies, if it does."""
-        decides = "\0".join([prompt.text, *map(images.content, prompt.images)])
+        kind = ["negative"] if isinstance(prompt.text, Negative) else []
+        decides = "\0".join([*kind, prompt.text, *map(images.content, prompt.images)])
         return self.folder / f"{hashlib.sha256(decides.encode()).hexdigest()}.safetensors"
 
     def missing(self, prompts: Sequence[Prompt]) -> list[Prompt]:

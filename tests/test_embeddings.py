@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.trainer import family_checks
 from sfgrpo import embeddings
-from sfgrpo.backbones.base import Conditioning
+from sfgrpo.backbones.base import Conditioning, Negative
 from sfgrpo.prompts import Prompt, images
 from sfgrpo.run import records
 from tests.support import families
@@ -118,7 +118,8 @@ def test_a_prompt_is_its_text_and_what_its_images_hold(tmp_path: Path) -> None:
     images.opened(sources[0]).save(file)
     inline = images.inline({"bytes": file.read_bytes(), "path": None})
     kinds = [(), (str(file),), (sources[1],), (str(file), sources[1]), (sources[1], str(file))]
-    asked = [Prompt(text, {}, images=kind) for text in ("a", "b") for kind in kinds]
+    texts = ("a", "b", Negative("a"))  # which some families read in another way
+    asked = [Prompt(text, {}, images=kind) for text in texts for kind in kinds]
     assert len({cache.path(prompt) for prompt in asked}) == len(asked)
     assert cache.path(Prompt("a", {}, images=(inline,))) == cache.path(asked[1])
     assert cache.path(asked[0]).stem == hashlib.sha256(b"a").hexdigest()  # as without images

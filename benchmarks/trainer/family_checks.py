@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sfgrpo import backbones, config, embeddings, ops, sde
 from sfgrpo.backbones._pipeline import PipelineBackbone
-from sfgrpo.backbones.base import Conditioning
+from sfgrpo.backbones.base import Conditioning, Negative
 from sfgrpo.prompts import images
 from sfgrpo.rollout import START, Plan, VelocityField, sample
 from sfgrpo.run import records
@@ -53,10 +53,10 @@ def load(name: str, folder: Path, **options: Any) -> PipelineBackbone:
 def encode(
     backbone: Any, family: Family, rows: Sequence[int] = (0, 1), text: str | None = None
 ) -> Conditioning:
-    """Conditioning of some of `PROMPTS` and their images; of another text for them, if given."""
+    """Conditioning of some of `PROMPTS` and their images; of a negative text for them, if given."""
     asked = [family.prompts()[row] for row in rows]
     if text is not None:
-        asked = [replace(prompt, text=text) for prompt in asked]
+        asked = [replace(prompt, text=Negative(text)) for prompt in asked]
     return embeddings.encode(backbone, family.size, asked)
 
 

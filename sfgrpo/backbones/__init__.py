@@ -58,7 +58,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfgrpo.backbones.base import DTYPES, Backbone, Conditioning, ImageBackbone
+from sfgrpo.backbones.base import DTYPES, Backbone, Conditioning, ImageBackbone, Negative
 from sfgrpo.names import BACKBONE
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ __all__ = [
     "Conditioning",
     "ImageBackbone",
     "ModuleBackbone",
+    "Negative",
     "available",
     "family",
     "folder",

@@ -26,6 +26,12 @@ EXTRA = "extra."
 """What the names of `Conditioning.extra` are preceded by among those of all its tensors."""
 
 
+class Negative(str):
+    """A prompt that guidance leads away from: some stock pipelines read it in another way."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
     """What the velocity network is told about each of P prompts."""
@@ -159,7 +165,8 @@ class Backbone(Protocol):
         ...
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of P prompts, without gradient; "" is the unconditional prompt."""
+        """Conditioning of P prompts, without gradient; what guidance leads away from, "" unless a
+        recipe says otherwise, is a `Negative`."""
         ...
 
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:

@@ -2,8 +2,7 @@
 
 The network's clock runs the other way (1 - t) and it predicts data minus noise. Guidance keeps the
 norm of every row of pixels, as the stock pipeline's does by default. Prompts are read after an
-instruction to the text encoder, the empty one without; so is a negative prompt of words, which the
-stock pipeline reads without it.
+instruction to the text encoder, negative ones without it.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from sfgrpo.backbones._pipeline import PipelineBackbone
 from sfgrpo.backbones._tokens import dynamic_shift
-from sfgrpo.backbones.base import Conditioning
+from sfgrpo.backbones.base import Conditioning, Negative
 
 
 class Lumina2Backbone(PipelineBackbone):
@@ -46,9 +45,9 @@ class Lumina2Backbone(PipelineBackbone):
 
     def _encode(self, prompts: list[str]) -> Conditioning:
         instruction = f"{self.pipeline.system_prompt} <Prompt Start> "
-        # Below encode_prompt, which would put the instruction before the empty prompt, too.
+        # Below encode_prompt, which reads a negative prompt beside another one alone.
         tokens, mask = self.pipeline._get_gemma_prompt_embeds(
-            [instruction + prompt if prompt else "" for prompt in prompts],
+            [p if isinstance(p, Negative) else instruction + p for p in prompts],
             device=self.device, max_sequence_length=self.max_sequence_length,
         )  # fmt: skip
         return Conditioning(tokens=tokens, mask=mask.bool())

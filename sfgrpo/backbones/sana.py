@@ -2,8 +2,8 @@
 
 Published folders come with DPM-Solver, a multistep solver; ours are Euler steps on a schedule with
 the same `flow_shift`. Sizes are taken as they are, where the stock pipeline by default makes the
-nearest of its list and cuts. Prompts are read after an instruction to the text encoder, the empty
-one without; so is a negative prompt of words, which the stock pipeline reads without it.
+nearest of its list and cuts. Prompts are read after an instruction to the text encoder, negative
+ones without it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
 from torch import Tensor, nn
 
 from sfgrpo.backbones._pipeline import PipelineBackbone
-from sfgrpo.backbones.base import Conditioning
+from sfgrpo.backbones.base import Conditioning, Negative
 
 INSTRUCTION: list[str] = (
     inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
@@ -42,11 +42,12 @@ class SanaBackbone(PipelineBackbone):
         return config.in_channels, h, w
 
     def _encode(self, prompts: list[str]) -> Conditioning:
-        places = sorted(range(len(prompts)), key=lambda place: not prompts[place])
-        words = sum(map(bool, prompts))
+        negative = [isinstance(prompt, Negative) for prompt in prompts]
+        places = sorted(range(len(prompts)), key=negative.__getitem__)
+        first = negative.count(False)
         found = [
             self._read([prompts[place] for place in part], instruction)
-            for part, instruction in ((places[:words], INSTRUCTION), (places[words:], None))
+            for part, instruction in ((places[:first], INSTRUCTION), (places[first:], None))
             if part
         ]
         back = torch.tensor(places, device=self.device).argsort()

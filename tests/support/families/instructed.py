@@ -1,4 +1,4 @@
-"""Families that read a prompt, but not the empty one, after an instruction to a Gemma."""
+"""Families that read a prompt, but not a negative one, after an instruction to a Gemma."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 import transformers
 
 from tests.support.families.parts import (
-    PROMPTS,
     WIDTH,
     Family,
+    cfg,
     diffusers,
     gemma_tokenizer,
     language,
@@ -59,15 +59,10 @@ def sana() -> Any:
     )  # fmt: skip
 
 
-def bare(scale: float) -> dict[str, Any]:
-    """Guidance away from the empty prompt."""
-    return {"guidance_scale": scale, "negative_prompt": [""] * len(PROMPTS)}
-
-
 FAMILIES = {
-    "lumina2": Family(build=lumina2, backbone="lumina2", guided=bare, negative="", length=256),
+    "lumina2": Family(build=lumina2, backbone="lumina2", guided=cfg, length=256),
     "sana": Family(
-        build=sana, backbone="sana", guided=bare, negative="", length=32,
+        build=sana, backbone="sana", guided=cfg, length=32,
         stock={"use_resolution_binning": False},
     ),
 }  # fmt: skip
