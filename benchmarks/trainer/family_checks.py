@@ -5,6 +5,7 @@ python -m benchmarks.trainer.family_checks        the table of benchmarks/result
 
 from __future__ import annotations
 
+import inspect
 import json
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sfgrpo import backbones, config, embeddings, ops, sde
+from sfgrpo.backbones import _adapters
 from sfgrpo.backbones._pipeline import PipelineBackbone
 from sfgrpo.backbones.base import Conditioning, Negative
 from sfgrpo.prompts import images
@@ -92,6 +94,9 @@ def theirs(pipeline: Any, family: Family, noise: Tensor, guidance: float) -> tup
     height, width, _ = family.size
     start = family.given(noise)
     pictures = [[images.opened(source) for source in p.images] for p in family.prompts()]
+    takes_length = "max_sequence_length" in inspect.signature(pipeline.__call__).parameters
+    length = {"max_sequence_length": family.length} if takes_length else {}
+    family.told(pipeline, guidance)
 
     def part(kind: str, rows: slice) -> Tensor:
         guided = family.guided(guidance) if family.guided else {}
@@ -99,8 +104,7 @@ def theirs(pipeline: Any, family: Family, noise: Tensor, guidance: float) -> tup
         return pipeline(
             prompt=PROMPTS[rows], latents=start[rows].clone(), height=height, width=width,
             num_inference_steps=STEPS, output_type=kind, return_dict=False,
-            max_sequence_length=family.length, **family.stock, **asked,
-            **family.shown(pictures[rows]),
+            **length, **family.stock, **asked, **family.shown(pictures[rows]),
         )[0]  # fmt: skip
 
     def call(kind: str) -> Tensor:
@@ -210,6 +214,9 @@ def train(name: str, folder: Path, out: Path, **changes: str) -> tuple[Any, dict
 def load_export(pipeline: Any, model: Path, *, lora: bool) -> None:
     """Give the stock pipeline what training wrote, as its users would."""
     second = (model / "transformer_2").is_dir()
+    if lora and not hasattr(pipeline, "load_lora_weights"):
+        pipeline.transformer.load_lora_adapter(str(model), weight_name=_adapters.DIFFUSERS)
+        return
     if lora:
         pipeline.load_lora_weights(str(model))
         if second:

@@ -16,6 +16,7 @@
     wan_i2v              the same, image to video
     ltx                  LTX-Video
     hunyuanvideo         HunyuanVideo
+    hunyuanvideo15       HunyuanVideo 1.5
     zimage               Z-Image
 
 A name with a colon, "package.module:function", is a backbone of one's own.

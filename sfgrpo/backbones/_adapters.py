@@ -34,7 +34,8 @@ def save(pipeline: Any, folder: Path, layers: Mapping[str, Tensor], config: Lora
     """Write adapters for `load_lora_weights(folder)` and for peft's `from_pretrained`.
 
     Args:
-        pipeline: knows how its family's `save_lora_weights` is called.
+        pipeline: knows how its family's `save_lora_weights` is called; of one without, the file is
+            for its transformer's `load_lora_adapter`.
         layers: A and B of each layer, named as in the network that the pipeline holds.
         config: what they were trained with.
     """
@@ -45,7 +46,8 @@ def save(pipeline: Any, folder: Path, layers: Mapping[str, Tensor], config: Lora
     ):  # peft's, whose order differs from process to process
         said.target_modules = sorted(config.target_modules)
     folded = at_full_strength(layers, config)
-    pipeline.save_lora_weights(
+    writer = pipeline if hasattr(pipeline, "save_lora_weights") else _writer()
+    writer.save_lora_weights(
         folder,
         transformer_lora_layers=dict(folded),
         transformer_lora_adapter_metadata=said.to_dict(),
@@ -53,6 +55,12 @@ def save(pipeline: Any, folder: Path, layers: Mapping[str, Tensor], config: Lora
     said.save_pretrained(str(folder))
     named = {PREFIXES[PEFT] + name: value for name, value in folded.items()}
     save_file(named, folder / PEFT, metadata={"format": "pt"})
+
+
+def _writer() -> Any:
+    from diffusers.loaders.lora_pipeline import HunyuanVideoLoraLoaderMixin
+
+    return HunyuanVideoLoraLoaderMixin  # of a transformer's adapters alone, under their own names
 
 
 def at_full_strength(layers: Mapping[str, Tensor], config: LoraConfig) -> dict[str, Tensor]:

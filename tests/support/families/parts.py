@@ -61,6 +61,8 @@ class Family:
     """Whether the stock pipeline takes one prompt at a time."""
     given_parts: Callable[[Path], dict[str, Any]] = lambda _: {}
     """Parts of a folder that its stock pipeline reads only beside torchvision."""
+    told: Callable[[Any, float], None] = lambda pipeline, guidance: None
+    """Sets what the stock pipeline takes no argument for."""
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
     """In which the stock pipeline is called."""
 

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from sfgrpo.embedded import architecture
 from tests.support.families.parts import (
+    NEGATIVE,
+    PROMPTS,
     WIDTH,
     Family,
     byte_tokenizer,
@@ -166,9 +168,53 @@ def hunyuanvideo() -> Any:
     )  # fmt: skip
 
 
+def always(value: int) -> Any:
+    """An attribute that stays what it is."""
+    return property(lambda _: value, lambda *_: None)
+
+
+# For time: of tokens that its pipeline pads to, which are 256 and 729.
+diffusers.HunyuanVideo15Pipeline.tokenizer_2_max_length = always(24)
+diffusers.HunyuanVideo15Pipeline.vision_num_semantic_tokens = always(8)
+
+
+def hunyuanvideo15() -> Any:
+    """HunyuanVideo 1.5; its guider is set where it is called."""
+    autoencoder = diffusers.AutoencoderKLHunyuanVideo15(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1,
+        spatial_compression_ratio=8,
+    )  # fmt: skip
+    transformer = diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=9, out_channels=4, num_attention_heads=1, attention_head_dim=16, num_layers=1,
+        num_refiner_layers=1, text_embed_dim=WIDTH, text_embed_2_dim=WIDTH, image_embed_dim=8,
+        rope_axes_dim=(4, 6, 6), mlp_ratio=1.0,
+    )  # fmt: skip
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2]}
+    text = transformers.Qwen2_5_VLTextConfig(**language(vocab_size=400, rope_parameters=rope))
+    glyphs = transformers.T5Config(
+        vocab_size=384, d_model=WIDTH, d_kv=8, d_ff=16, num_layers=1, num_heads=2
+    )
+    pipeline = diffusers.HunyuanVideo15Pipeline(
+        scheduler=scheduler(shift=5.0), vae=normal(autoencoder, 3, std=0.1), tokenizer=None,
+        transformer=normal(transformer, 1, std=0.2), tokenizer_2=transformers.ByT5Tokenizer(),
+        text_encoder=normal(transformers.Qwen2_5_VLTextModel(text), 2),
+        text_encoder_2=normal(transformers.T5EncoderModel(glyphs), 4),
+        guider=diffusers.ClassifierFreeGuidance(),
+    )  # fmt: skip
+    pipeline.register_modules(tokenizer=byte_tokenizer(pipeline.system_message))
+    return pipeline
+
+
+def told(pipeline: Any, guidance: float) -> None:
+    """HunyuanVideo 1.5's guidance is a part of the pipeline, its length an attribute."""
+    pipeline.guider = diffusers.ClassifierFreeGuidance(guidance_scale=guidance)
+    pipeline.tokenizer_max_length = FAMILIES["hunyuanvideo15"].length
+    pipeline.vae.enable_slicing()  # it fails on several videos at once
+
+
 VIDEO: dict[str, Any] = {"size": (32, 32, 5), "guided": cfg, "stock": {"num_frames": 5}}
 START: dict[str, Any] = {**VIDEO, "images": 1, "shown": start, "one_by_one": True}
-FAMILIES = {
+FAMILIES: dict[str, Family] = {
     "wan": Family(build=wan, backbone="wan", **VIDEO),
     "wan22": Family(build=wan22, backbone="wan", **VIDEO),
     "wan22-ti2v": Family(build=wan22_ti2v, backbone="wan", **VIDEO),
@@ -181,5 +227,9 @@ FAMILIES = {
     "hunyuanvideo": Family(
         build=hunyuanvideo, backbone="hunyuanvideo", embedded_guidance=6.0,
         **{**VIDEO, "guided": true_cfg}, length=64,
+    ),
+    "hunyuanvideo15": Family(
+        build=hunyuanvideo15, backbone="hunyuanvideo15", length=160, told=told,
+        **{**VIDEO, "guided": lambda _: {"negative_prompt": [NEGATIVE] * len(PROMPTS)}},
     ),
 }  # fmt: skip
