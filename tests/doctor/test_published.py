@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sfgrpo.backbones.hunyuanvideo15 import WholeTexts
 from sfgrpo.backbones.lumina2 import WholeCaptions
 from sfgrpo.doctor import footprint, published
 
@@ -64,6 +65,10 @@ COUNTS = {
     "hunyuanvideo-community/HunyuanVideo": {
         "transformer": (12_821_012_544, 12.8e9), "vae": (246_478_803, 246.5e6),
         "text_encoder": (7_505_186_816, 7.5e9), "text_encoder_2": (123_060_480, 123.06e6),
+    },
+    "hunyuanvideo-community/HunyuanVideo-1.5-Diffusers-480p_t2v": {
+        "transformer": (8_326_608_160, 8.3e9), "vae": (1_260_634_115, 1.26e9),
+        "text_encoder": (7_070_619_136, 7.07e9), "text_encoder_2": (219_314_944, 219.3e6),
     },
     "lodestones/Chroma1-HD": {
         "transformer": (8_899_983_424, 8.9e9), "vae": KL, "text_encoder": T5,
@@ -154,6 +159,14 @@ def run(network: nn.Module) -> tuple[Tensor, Tensor]:
         with torch.device("meta"), torch.no_grad():
             x, t, mask = rand(2, 16, 16, 16), torch.rand(2), torch.ones(2, 7)
             return x, made(x, t, rand(2, 7, 2304), mask, return_dict=False)[0]
+    if type(network).__name__ == "HunyuanVideo15Transformer3DModel":  # so does this
+        with torch.device("meta"), torch.no_grad():
+            x, t, mask = rand(2, 65, 2, 16, 16), rand(2), torch.ones(2, 7)
+            given = {"hidden_states": x, "timestep": t, "image_embeds": rand(2, 5, 1152)}
+            for name, width in (("", 3584), ("_2", 1472)):
+                given[f"encoder_hidden_states{name}"] = rand(2, 7, width)
+                given[f"encoder_attention_mask{name}"] = mask
+            return x[:, :32], WholeTexts(network)(**given, return_dict=False)[0]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     footprint.fake(mode, [network])
     c = made.config
