@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -21,16 +20,16 @@ class Policy:
     """A transformer under training.
 
     With LoRA the reference policy is the same network with its adapters switched off; with full
-    weights it is a frozen copy, sharded if the policy is.
+    weights it is a frozen copy. At ZeRO stage 3 both are sharded from here on.
     """
 
     def __init__(self, transformer: nn.Module, recipe: Recipe, targets: tuple[str, ...]) -> None:
         self.network = transformer
         self.lora = lora = recipe.lora
+        if lora is None and recipe.train.beta:
+            self._reference = engine.frozen(transformer, recipe)
+        engine.shard(transformer, recipe)
         if lora is None:
-            if recipe.train.beta:
-                start = copy.deepcopy(transformer).requires_grad_(False).eval()
-                self._reference = engine.frozen(start, recipe)
             transformer.requires_grad_(True)
         else:
             transformer.requires_grad_(False)

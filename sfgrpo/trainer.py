@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from sfgrpo import credit, engine, evaluate, generator, prompts, rewards, solvers
+from sfgrpo import credit, engine, evaluate, generator, prompts, rewards, solvers, zero
 from sfgrpo.backbones.base import Conditioning
 from sfgrpo.config import Recipe, check_functions
 from sfgrpo.credit import Rewards
@@ -75,7 +75,9 @@ class Trainer:
         check_functions(recipe)
         solvers.methods(recipe.credit.solver, recipe.credit.solver_options, {0: 1.0})
         check_start(recipe.lora)
-        self.backbone, self.embed = backbone_of(recipe, self.device, self.prompts)
+        self.backbone, self.embed = backbone_of(
+            recipe, self.device, self.prompts, sharded=zero.shards_parameters(recipe)
+        )
         self.latent_shape = self.backbone.latent_shape(*recipe.model.size)
         self.shown_shape = self.backbone.latent_shape(*recipe.eval_size)
         self.layout = Layout(

@@ -19,10 +19,11 @@ from sfgrpo.trainer import Trainer
 
 
 def test_every_option_of_the_families_is_a_key() -> None:
-    """`device` is the process's, `pipeline` the doctor's, the rest is diffusers'."""
+    """`device` is the process's, `weights` the engine's, `pipeline` the doctor's, the rest is
+    diffusers'."""
     takes = set(inspect.signature(PipelineBackbone.load).parameters)
     said = generator.options(config.load("embedded"))
-    assert takes - {"path", "device", "pipeline", "from_pretrained"} == set(said)
+    assert takes - {"path", "device", "weights", "pipeline", "from_pretrained"} == set(said)
     edits = generator.options(config.load("embedded", [("model.backbone", "flux_kontext")]))
     more = set(inspect.signature(ImagesBackbone.load).parameters) - {"path", "options"}
     assert set(edits) == set(said) | more

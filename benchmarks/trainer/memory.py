@@ -4,8 +4,9 @@
 
 Policy, reference, averaged weights, gradients and optimiser of the embedded model's transformer
 class, scaled up, over two optimiser steps of two micro-batches. Megabytes per rank above what the
-process took before the network was built: the peak while loading (a network is loaded whole, and
-copied whole for the reference, before it is sharded), the peak in training, and what is held after.
+process took before the network was built: the peak while loading (every rank builds it whole here,
+which of a run at stage 3 rank 0 alone does: `benchmarks.trainer.loading`), the peak in training,
+and what is held after.
 """
 
 from __future__ import annotations

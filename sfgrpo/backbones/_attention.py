@@ -35,13 +35,14 @@ INSTALL = {
 logger = logging.getLogger(__name__)
 
 
-def choose(network: Any, name: str, *, masked: bool) -> str:
+def choose(network: Any, name: str, *, masked: bool, device: torch.device | None = None) -> str:
     """Set the attention backend of `network`; returns its name.
 
     Args:
-        network: a diffusers transformer, on the device and in the dtype it will run in.
+        network: a diffusers transformer, in the dtype it will run in.
         name: "auto" or one of diffusers' names.
         masked: whether the network hands padding masks to its attention.
+        device: where it will run, None where its parameters are.
 
     Raises:
         ValueError: an unknown name, or a backend that cannot serve this network here.
@@ -49,35 +50,34 @@ def choose(network: Any, name: str, *, masked: bool) -> str:
     known = [backend.value for backend in AttentionBackendName]
     if name != "auto" and name not in known:
         raise ValueError("model.attention: " + unknown_name("backend", name, ["auto", *known]))
-    parameter = next(network.parameters())
-    if parameter.device.type == "meta":  # sizes are being measured; nothing runs
+    here = device or torch.device(next(network.parameters()).device)
+    if here.type == "meta":  # sizes are being measured; nothing runs
         return name
     if name == "auto":
-        name = _first(network, parameter, masked)
+        name = _first(network, here, masked)
         logger.info("attention of %s: %s", type(network).__name__, name)
-    elif why := _refusal(network, name, masked):
+    elif why := _refusal(network, name, here, masked):
         raise ValueError(f"model.attention: '{name}' cannot serve this network here: {why}")
     _set(network, name)
     return name
 
 
-def _first(network: nn.Module, parameter: torch.Tensor, masked: bool) -> str:
-    names = PREFERRED.get(parameter.device.type, ("native",))
-    return next((n for n in names[:-1] if _refusal(network, n, masked) is None), names[-1])
+def _first(network: nn.Module, device: torch.device, masked: bool) -> str:
+    names = PREFERRED.get(device.type, ("native",))
+    serving = (n for n in names[:-1] if _refusal(network, n, device, masked) is None)
+    return next(serving, names[-1])
 
 
 @torch.enable_grad()
-def _refusal(network: Any, name: str, masked: bool) -> str | None:
+def _refusal(network: Any, name: str, device: torch.device, masked: bool) -> str | None:
     """Why the backend cannot serve; None if it can."""
     if name != "native" and not _dispatches(network):
         return f"the attention of {type(network).__name__} is PyTorch's own, whatever is chosen"
-    parameter = next(network.parameters())
     shape = (2, 128, 2, _head_size(network))
     q, k, v = (
-        torch.ones(shape, device=parameter.device, dtype=network.dtype, requires_grad=True)
-        for _ in range(3)
+        torch.ones(shape, device=device, dtype=network.dtype, requires_grad=True) for _ in range(3)
     )
-    mask = torch.ones(2, 1, 1, 128, dtype=torch.bool, device=parameter.device) if masked else None
+    mask = torch.ones(2, 1, 1, 128, dtype=torch.bool, device=device) if masked else None
     try:
         with attention_backend(name):
             out: Any = dispatch_attention_fn(q, k, v, attn_mask=mask)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
+from accelerate import init_empty_weights
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import nn
 
 from sfgrpo import backbones
 from sfgrpo.backbones import _processors
 
 TextEncoders = Literal["resident", "offload", "absent", "only"]
+Weights = Literal["device", "host", "absent"]
 LEFT_OUT = {"absent": ("text_encoder",), "only": ("transformer", "vae")}
 """How the names of parts begin that are not loaded."""
 
@@ -31,8 +35,11 @@ def read(
     dtype: torch.dtype,
     text_encoders: TextEncoders,
     options: dict[str, Any],
+    *,
+    weights: Weights = "device",
 ) -> Any:
-    """A pipeline of one of the family's classes, its decoder in float32.
+    """A pipeline of one of the family's classes, its decoder in float32, its networks on the meta
+    device where their `weights` are "absent".
 
     Raises:
         OSError: says where a folder or id was looked for.
@@ -45,12 +52,41 @@ def read(
     absent = {name: None for name, entry in index.items() if entry == [None, None]}
     if left_out := family.left_out.get(text_encoders):
         absent |= {name: None for name in index if name.startswith(left_out)}
+    if weights == "absent":
+        absent |= {
+            name: _bare(entry, path, name, dtype, options)
+            for name, entry in index.items()
+            if name.startswith("transformer") and entry != [None, None]
+        }
     ready = _processors.ready(path, index, options)
     given = {**absent, **dict.fromkeys(ready), **options}
     dtypes = {"default": dtype, "vae": torch.float32}
     pipeline = made.from_pretrained(path, dtype=dtypes, **given)
     pipeline.register_modules(**ready)
     return pipeline
+
+
+def _bare(
+    entry: Sequence[str], path: str | Path, name: str, dtype: torch.dtype, options: dict[str, Any]
+) -> nn.Module:
+    """A part as `from_pretrained` makes it before it reads weights; `entry` is (library, class)."""
+    library, kind = entry
+    made: Any = getattr(importlib.import_module(library), kind)
+    config = made.load_config(path, subfolder=name, **options)
+    kept = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)  # tables that a network computes for itself follow it
+    try:
+        with init_empty_weights():
+            return made.from_config(config).eval()
+    finally:
+        torch.set_default_dtype(kept)
+
+
+def place(pipeline: Any, device: torch.device, *, stay: Sequence[nn.Module]) -> None:
+    """Move a pipeline's parts to the device, except those that `stay`."""
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module) and not any(part is other for other in stay):
+            part.to(device)
 
 
 def _class_of(

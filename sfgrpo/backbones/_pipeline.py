@@ -21,7 +21,7 @@ from typing_extensions import Self
 
 from sfgrpo import backbones
 from sfgrpo.backbones import _adapters, _attention, _cut, _loading, _weights
-from sfgrpo.backbones._loading import TextEncoders
+from sfgrpo.backbones._loading import TextEncoders, Weights
 from sfgrpo.backbones._sizes import Sizes
 from sfgrpo.backbones.base import Conditioning, Modality
 from sfgrpo.scheduler import FlowMatchSDEScheduler
@@ -99,6 +99,7 @@ class PipelineBackbone(Sizes):
         vae_tiling: bool = False,
         vae_slicing: bool = False,
         text_encoders: TextEncoders = "resident",
+        weights: Weights = "device",
         **from_pretrained: Any,
     ) -> Self:
         """Load a pipeline folder or a Hub id with diffusers' `from_pretrained`.
@@ -116,6 +117,8 @@ class PipelineBackbone(Sizes):
             vae_tiling, vae_slicing: decode in tiles, or sample by sample, for less memory.
             text_encoders: "resident" on the device, "offload" to the CPU between uses, "absent":
                 not loaded (embeddings come from `sfgrpo.embeddings`), or "only": nothing else is.
+            weights: the network's: on the "device", on the "host" until an engine shards them, or
+                "absent" (on the meta device) where the engine has those of another rank.
             from_pretrained: what else goes to `from_pretrained` (`revision`, `variant`, a part).
 
         Raises:
@@ -124,31 +127,28 @@ class PipelineBackbone(Sizes):
         """
         path = backbones.EMBEDDED.get(str(path), path)
         given = pipeline is not None
-        pipeline = pipeline or _loading.read(cls, path, dtype, text_encoders, from_pretrained)
+        pipeline = pipeline or _loading.read(
+            cls, path, dtype, text_encoders, from_pretrained, weights=weights
+        )
         self = cls(
             pipeline, max_sequence_length=max_sequence_length, decode_batch=decode_batch,
             embedded_guidance=embedded_guidance, text_encoders=text_encoders,
         )  # fmt: skip
+        there = None if weights == "device" else torch.device(device)
         if not given:
-            self._place(torch.device(device))
+            stay = self._networks() if there else []
+            stay += self.encoders() if text_encoders == "offload" else []
+            _loading.place(pipeline, torch.device(device), stay=stay)
         if text_encoders == "only":
             return self
         for network in self._networks():
-            _attention.choose(network, attention, masked=cls.masks_text)
+            _attention.choose(network, attention, masked=cls.masks_text, device=there)
             if compile_blocks:
                 _loading.compile_blocks(network)
         for wanted, method in ((vae_tiling, "enable_tiling"), (vae_slicing, "enable_slicing")):
             if wanted:
                 getattr(pipeline.vae, method)()
         return self
-
-    def _place(self, device: torch.device) -> None:
-        """Move the parts to where they belong."""
-        if self.text_encoders == "offload":
-            for part in (self.pipeline.vae, *self._networks()):
-                part.to(device)
-        else:
-            self.pipeline.to(device)
 
     def encoders(self) -> list[Any]:
         """The text encoders, as far as they are loaded."""

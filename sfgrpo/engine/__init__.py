@@ -4,7 +4,7 @@
     configuration.py   a recipe as DeepSpeed's configuration
     traffic.py         seconds spent on other ranks
     masters.py         the fp32 values the optimiser steps, this rank's share of them
-    sharded.py         stage 3: parameters whole for a while, or layer by layer
+    sharded.py         stage 3: parameters shared out, whole for a while, or layer by layer
     stored.py          DeepSpeed's files, read as data
     resharding.py      those of other ranks, or of another stage, shared anew
     training.py        the engine: accumulate, step, save, load
@@ -48,8 +48,11 @@ Stage 3
   is whole on every rank while it trains; ours keep a quarter.
 - Parameters of up to 100,000 elements stay whole by default, which is all of a small network;
   we keep vectors whole and shard matrices.
-- `initialize` turns a loaded network into a sharded one, so nothing is built inside `zero.Init`
-  and reward models or judges cannot be sharded by accident.
+- `initialize` would turn a loaded network into a sharded one, but move it to the device whole
+  before that, and have every rank but the first write over pages that all share with the file. So
+  `shard` hands DeepSpeed's own conversion one parameter after the other, from rank 0, which alone
+  reads them. Nothing is built inside `zero.Init`: reward models or judges cannot be sharded by
+  accident.
 - `initialize` replaces `torch.nn.functional.linear` for the whole process, and for good: its own
   lets gathered weights go between forward and backward, and adds the bias after rounding. In bf16
   numbers therefore differ from the other stages' by rounding, as do other networks' in the process.
@@ -77,6 +80,7 @@ from sfgrpo.engine.processes import (
     stop,
     world,
 )
+from sfgrpo.engine.sharded import shard
 from sfgrpo.engine.traffic import spent, synchronize
 from sfgrpo.engine.training import Engine, frozen
 
@@ -90,6 +94,7 @@ __all__ = [
     "interface",
     "largest",
     "rank",
+    "shard",
     "spent",
     "start",
     "stop",

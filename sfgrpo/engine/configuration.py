@@ -11,6 +11,11 @@ from sfgrpo import zero
 from sfgrpo.config import Recipe
 
 
+def shape(parameter: nn.Parameter) -> torch.Size:
+    """Its shape when it is whole, which at stage 3 it is for a while only."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
 def training(recipe: Recipe, network: nn.Module, micro_batches: int) -> dict[str, Any]:
     """The configuration of the engine that trains `network`."""
     train, offload = recipe.train, recipe.deepspeed.offload_optimizer == "cpu"
@@ -47,8 +52,8 @@ def inference(recipe: Recipe, network: nn.Module) -> dict[str, Any]:
 
 def _zero(recipe: Recipe, network: nn.Module) -> dict[str, Any]:
     """What is sharded and where it lies."""
-    parameters = list(network.parameters())
-    trainable = [p.numel() for p in parameters if p.requires_grad]
+    shapes = [(shape(p), p.requires_grad) for p in network.parameters()]
+    trainable = [shape.numel() for shape, trained in shapes if trained]
     options: dict[str, Any] = {
         "stage": zero.stage(recipe),
         "reduce_bucket_size": zero.bucket(sum(trainable), max(trainable, default=0)),
@@ -57,9 +62,9 @@ def _zero(recipe: Recipe, network: nn.Module) -> dict[str, Any]:
     }
     if zero.shards_parameters(recipe):
         # Vectors (biases, norms) stay whole on every rank, matrices are sharded.
-        vectors = [p.numel() for p in parameters if p.dim() < 2]
+        vectors = [shape.numel() for shape, _ in shapes if len(shape) < 2]
         options["stage3_param_persistence_threshold"] = max(vectors, default=0)
-        elements = sum(p.numel() for p in parameters)
+        elements = sum(shape.numel() for shape, _ in shapes)
         options["stage3_max_live_parameters"] = zero.live(elements)
         options["stage3_max_reuse_distance"] = zero.live(elements)
         options["stage3_prefetch_bucket_size"] = min(zero.PREFETCH, elements // 16)

@@ -1,4 +1,5 @@
-"""Stage 3: a network no rank holds whole, made whole for a while.
+"""Stage 3: a network that no rank holds whole. It is shared out one parameter at a time, and made
+whole for a while.
 
 DeepSpeed gathers a layer when its forward begins and lets it go when it ends. Sampling an image
 runs the network tens of times, so that each layer is gathered as often. Where the network fits into
@@ -13,10 +14,72 @@ from typing import Any, Literal
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from sfgrpo import zero
+from sfgrpo.backbones.base import DTYPES
+from sfgrpo.config import Recipe
+from sfgrpo.engine import configuration
 from sfgrpo.engine.processes import largest, rank
+
+
+def shard(network: nn.Module, recipe: Recipe) -> None:
+    """At stage 3, replace every parameter by this rank's share of what it is on rank 0, in the
+    run's dtype; nothing at other stages. Every rank must call it.
+
+    No device, and no host, holds more of them whole than one beside those that were there, which
+    stay as they are for whoever else refers to them. Ranks other than 0 may hold the network on
+    the meta device, and get the buffers that belong to its state from rank 0, too.
+    """
+    if not zero.shards_parameters(recipe):
+        return
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", torch.cuda.current_device())
+    settings, dtype = configuration.inference(recipe, network), DTYPES[recipe.model.dtype]
+    shares = dict[int, Any]()  # tied weights stay tied
+
+    def take(parameter: nn.Parameter) -> None:
+        whole: Any = nn.Parameter(_sent(parameter, device, dtype), parameter.requires_grad)
+        if shares:
+            next(iter(shares.values())).convert_to_zero_parameters(param_list=[whole])
+        else:
+            alone = nn.ParameterList([whole])
+            deepspeed.zero.Init(module=alone, config_dict_or_path=settings, dtype=dtype)
+        shares[id(parameter)] = whole
+
+    for module in network.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                if id(parameter) not in shares:
+                    take(parameter)
+                module._parameters[name] = shares[id(parameter)]
+    _share_buffers(network, device)
+
+
+def _sent(parameter: nn.Parameter, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A copy of the parameter on rank 0; elsewhere room for what DeepSpeed has rank 0 send."""
+    dtype = dtype if parameter.is_floating_point() else parameter.dtype
+    if rank():
+        return torch.empty(parameter.shape, dtype=dtype, device=device)
+    return parameter.detach().to(device, dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+def _share_buffers(network: nn.Module, device: torch.device) -> None:
+    """Move all buffers to the device, and give every rank those of rank 0's state."""
+    for module in network.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is None:
+                continue
+            here = buffer.to(device)
+            if name not in module._non_persistent_buffers_set:
+                told: list[Any] = [(here.shape, here.dtype)]
+                dist.broadcast_object_list(told, src=0)
+                size, dtype = told[0]
+                here = here.contiguous() if rank() == 0 else here.new_empty(size, dtype=dtype)
+                dist.broadcast(here.view(-1).view(torch.uint8), src=0)
+            module._buffers[name] = here
 
 
 class _Idle:
@@ -77,7 +140,12 @@ def whole_state(network: nn.Module, parameters: Mapping[str, nn.Parameter]) -> I
 
 
 def gathers_once(mode: Literal["auto", "rollout", "layer"], network: nn.Module) -> bool:
-    """`zero.gathers_once` of a network that is about to be sharded: all ranks must find room."""
-    free = torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
-    needed = sum(p.numel() * p.element_size() for p in network.parameters())
+    """`zero.gathers_once` of a network at stage 3, by what would be free if the whole of it lay on
+    the device: all ranks must find room."""
+    needed = sum(configuration.shape(p).numel() * p.element_size() for p in network.parameters())
+    free = None
+    if torch.cuda.is_available():
+        shares = ((p.device, getattr(p, "ds_tensor", p)) for p in network.parameters())
+        here = sum(share.nbytes for device, share in shares if share.device == device)
+        free = torch.cuda.mem_get_info()[0] - (needed - here)
     return not largest(int(not zero.gathers_once(mode, needed, free)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import glob
 import tempfile
 from collections.abc import Callable
@@ -23,13 +24,17 @@ from sfgrpo.engine.stored import Files
 
 
 def frozen(network: nn.Module, recipe: Recipe) -> nn.Module:
-    """A network that only predicts, held as the recipe's stage holds parameters: sharded at 3."""
+    """A copy of `network` that only predicts, held as the recipe's stage holds parameters: sharded
+    at 3, where the copy is of no more than one parameter at a time."""
     if not zero.shards_parameters(recipe):
-        return network
-    settings = configuration.inference(recipe, network)
+        return copy.deepcopy(network).requires_grad_(False).eval()
+    start = copy.deepcopy(network, {id(p): p for p in network.parameters()})
+    sharded.shard(start, recipe)  # gives it parameters of its own
+    start.requires_grad_(False).eval()
+    settings = configuration.inference(recipe, start)
     settings["zero_optimization"].pop("offload_optimizer")
-    precise = Precise(network, weights=False)
-    engine, *_ = deepspeed.initialize(model=network, config=settings, dist_init_required=False)
+    precise = Precise(start, weights=False)
+    engine, *_ = deepspeed.initialize(model=start, config=settings, dist_init_required=False)
     precise.restore()
     return engine
 

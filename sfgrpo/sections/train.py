@@ -100,7 +100,7 @@ class Deepspeed(Section):
     """Where parameters wait until a layer runs; "cpu" at stage 3."""
     gather_for_sampling: Literal["auto", "rollout", "layer"] = "auto"
     """At stage 3: gather all parameters once for a rollout, or each layer whenever it runs; "auto"
-    gathers once if that takes at most half of the free memory."""
+    gathers once if that takes at most half of what is free beside one whole copy."""
 
     @model_validator(mode="after")
     def _needs_its_stage(self) -> Deepspeed:
