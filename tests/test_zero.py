@@ -66,7 +66,7 @@ def test_the_doctor_expects_what_the_engine_configures(dtype: str, stage: int) -
 def test_the_doctor_gathers_as_the_engine(
     mode: Any, room: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a GPU of `room` times the network's bytes, which is on it when the engine looks."""
+    """On a GPU of `room` times the network's bytes, beside which both look for room."""
     network = nn.Linear(64, 64, bias=False)
     whole = memory.BYTES["fp32"] * 64 * 64
     counted = Network(elements=64 * 64, trained=64 * 64, largest=64 * 64)

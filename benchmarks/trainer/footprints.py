@@ -97,8 +97,8 @@ def main() -> int:
         *_table(MODELS, models),
         "GiB per rank on 8 ranks: training states held, then the peak of everything and what is",
         "going on at it. Bold: as the recipe is. Below ZeRO 3 every rank holds all weights. At",
-        "ZeRO 3 it loads them whole before it keeps its share, and gathers them whole for rollouts",
-        "unless the recipe says `gather_for_sampling: layer` (flux2_dev, wan22_a14b).",
+        "ZeRO 3 it holds its share from the start, and gathers all of them for rollouts unless the",
+        "recipe says `gather_for_sampling: layer` (flux2_dev, wan22_a14b).",
         "",
         *_table(("recipe, gradient checkpointing", *VARIANTS.values()), variants),
     ]

@@ -129,8 +129,8 @@ def setting(recipe: Recipe, network: Network, world: int, room: int | None = Non
 
 
 def _gathers(recipe: Recipe, network: Network, room: int | None) -> bool:
-    """Whether sampling gathers all weights once: when the engine looks for room, the whole network
-    is still on the device."""
+    """Whether sampling gathers all weights once: the engine, too, looks for room beside a whole
+    network."""
     whole = memory.BYTES[recipe.model.dtype] * network.elements
     free = None if room is None else room - whole
     return zero.gathers_once(recipe.deepspeed.gather_for_sampling, whole, free)

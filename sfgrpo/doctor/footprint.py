@@ -116,12 +116,14 @@ def bytes_of(network: nn.Module) -> int:
 def counts(network: nn.Module) -> Network:
     """Element counts of a network prepared for training."""
     trained = [p.numel() for p in network.parameters() if p.requires_grad]
-    elements = sum(p.numel() for p in network.parameters())
+    sizes = [p.numel() for p in network.parameters()]
+    elements = sum(sizes)
     width = min(p.element_size() for p in network.parameters())
     return Network(
         elements=elements,
         trained=sum(trained),
         largest=max(trained, default=0),
+        widest=max(sizes),
         extra=bytes_of(network) - width * elements,
     )
 

@@ -21,9 +21,9 @@ both (not counted: at most one). Frozen weights (LoRA) cost b, at stage 3 b / W.
 Offloading the optimiser moves its 12 bytes to the host and adds there 4 / W for gradients, b / W
 for a copy of the weights (stages 1, 2) and a / W for accumulation, except that stage 2 in half
 precision accumulates on the device. Stage 3 gathers layers as they run and keeps `zero.live` of
-their elements, or gathers all weights for a whole rollout; a network is loaded whole (and copied,
-if a reference is kept) before it shards it. With a prompt cache the text encoders are gone before
-that.
+their elements, or gathers all weights for a whole rollout; a network is shared out as it is
+loaded, one parameter after the other, and so is its frozen copy, if a reference is kept. With a
+prompt cache the text encoders are gone before that.
 
 Left out: what reward models take, the CUDA context (0.5 to 1 GB), the libraries' workspaces and
 the allocator's fragmentation; `HEADROOM` stands for the last three.
@@ -50,6 +50,8 @@ class Network:
     trained: int
     largest: int
     """Elements of the largest trained parameter."""
+    widest: int = 0
+    """Elements of the largest parameter, trained or not."""
     extra: int = 0
     """Bytes beyond those of `elements` in the run's dtype: buffers, and what is kept in fp32."""
 
@@ -186,11 +188,14 @@ def phases(network: Network, setting: Setting, work: Work) -> dict[str, int]:
     whole = b * network.elements + network.extra
     gathered = b * zero.live(network.elements) if s.stage == 3 else 0
     gathers = s.stage == 3 and s.gathers
+    loaded = whole * (2 if s.reference else 1)
+    if s.stage == 3:
+        loaded = state.weights + state.reference + b * network.widest
     between = state.device + work.others + work.rollout
     idle = between - state.gradients - (state.bucket if s.stage < 3 else 0)
     return {
         "embedding": work.embedding + (0 if work.embeds_alone else idle),
-        "loading": whole * (2 if s.reference else 1) + work.others,
+        "loading": loaded + work.others,
         "sampling": idle + (whole if gathers else gathered) + work.sampling,
         "decoding": idle + (whole if gathers else 0) + work.decoding,
         "backward": between + gathered + work.backward + _reduction(network, s),

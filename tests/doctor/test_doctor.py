@@ -223,17 +223,20 @@ def test_evaluation_at_another_size_costs_its_own(recipe) -> None:
     assert large.decoding == pytest.approx(4 * plain.decoding, rel=0.01)
 
 
-def test_stage_3_loads_whole_and_gathers_as_asked() -> None:
-    network = Network(elements=8 * N, trained=N, largest=N)
+def test_stage_3_loads_its_share_and_gathers_as_asked() -> None:
+    network = Network(elements=8 * N, trained=N, largest=N, widest=2 * N)
     layers = Setting(stage=3, world=8, dtype="bf16")
     once = memory.phases(network, replace(layers, gathers=True), Work(sampling=1, decoding=1))
     apart = memory.phases(network, layers, Work(sampling=1, decoding=1))
-    assert apart["loading"] == 2 * network.elements
+    in_transit = 2 * network.widest
+    assert apart["loading"] == 2 * network.elements // 8 + in_transit
     assert once["decoding"] - apart["decoding"] == 2 * network.elements
     gathered = zero.live(network.elements)  # what the engine tells DeepSpeed to keep
     assert once["sampling"] - apart["sampling"] == 2 * (network.elements - gathered)
     kept = memory.phases(network, replace(layers, reference=True), Work())
-    assert kept["loading"] == 2 * apart["loading"]
+    assert kept["loading"] == 2 * (2 * network.elements // 8) + in_transit
+    beside = memory.phases(network, Setting(stage=2, world=8, dtype="bf16", reference=True), Work())
+    assert beside["loading"] == 2 * 2 * network.elements
 
 
 def test_a_backbone_of_ones_own_is_not_estimated(
