@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["sfgrpo.trainer"])
+# The second is what DeepSpeed imports when it first builds an engine.
+_CONTEXT.set_forkserver_preload(["sfgrpo.trainer", "deepspeed.runtime.zero.muon.muon_optimizer"])
 _LOCK = threading.Lock()
 """Starting a process asks after all others: not while another thread does."""
 GRACE = 10
