@@ -61,7 +61,7 @@ def skeleton(recipe: Recipe) -> PipelineBackbone:
     network = backbone.transformer.train()
     network.requires_grad_(recipe.lora is None)
     if recipe.lora:
-        with torch.device("meta"):
+        with torch.device("meta"), published.Unfilled():
             add_lora(network, recipe.lora, backbone.lora_targets)
         # On other devices peft gives adapters the dtype of the layer they stand beside.
         for parameter in network.parameters():

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -27,6 +28,13 @@ SLASH = "--"
 """Stands for the slash of an id in a file's name."""
 BUILT = ("scheduler", "text_encoder", "image_encoder", "transformer", "vae")
 """How the names of the parts begin that are built; tokenizers and image processors are not."""
+
+
+DRAWS = (
+    nn.init.kaiming_uniform_, nn.init.normal_, nn.init.trunc_normal_, nn.init.uniform_,
+    nn.init.xavier_uniform_, Tensor.normal_, Tensor.uniform_,
+)  # fmt: skip
+"""What fills a tensor, its first argument, at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +78,7 @@ class Published:
 
     def networks(self, dtype: torch.dtype) -> dict[str, nn.Module]:
         """Every network on the meta device, as `from_pretrained(dtype=dtype)` would return it."""
-        with torch.device("meta"):
+        with torch.device("meta"), Unfilled():
             return {
                 name: _as_loaded(component.build(), dtype)
                 for name, component in self.components.items()
@@ -88,6 +96,18 @@ class Published:
         # Tokenizers, and parts that a pipeline can do without (the T5 of Stable Diffusion 3).
         absent = [a.name for a in arguments if a.default is a.empty and a.name not in parts]
         return made(**parts, **dict.fromkeys(absent))
+
+
+class Unfilled(TorchFunctionMode):
+    """Within it no tensor is filled at random: those of the meta device have no values, and to draw
+    none takes as long as to build the rest of a network."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def names() -> list[str]:
