@@ -17,7 +17,7 @@ from sfgrpo.serving import command as serving
 Pairs = list[tuple[str, str]]
 RECIPE_COMMANDS = {
     "show": {},
-    "doctor": {"flags": ["--json"], "valued": ["--world", "--device-memory"]},
+    "doctor": {"flags": ["--json"], "valued": ["--world", "--device-memory", "--host-memory"]},
     "probe": {"flags": ["--json"], "valued": ["--prompts", "--out"]},
     "evaluate": {"flags": ["--json"], "valued": ["--checkpoint", "--out"]},
 }
@@ -94,6 +94,10 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--device-memory", type=float, metavar="GIB",
         help="GiB of the GPU each rank would have (default: of those that are here)",
+    )  # fmt: skip
+    doctor.add_argument(
+        "--host-memory", type=float, metavar="GIB",
+        help="GiB of main memory that a node would have (default: this one's)",
     )  # fmt: skip
     doctor.add_argument("--json", action="store_true", help="print it for machines")
     _add_probe(commands)
@@ -197,7 +201,7 @@ def _doctor(parsed: argparse.Namespace, pairs: Pairs) -> int:
 
     return doctor.main(
         parsed.recipe, pairs, world=parsed.world, device_memory=parsed.device_memory,
-        machines=parsed.json,
+        host_memory=parsed.host_memory, machines=parsed.json,
     )  # fmt: skip
 
 

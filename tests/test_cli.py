@@ -60,6 +60,7 @@ def test_values_may_look_like_options() -> None:
         ("doctor embedded --world 0", "doctor: --world: ranks to plan for must be at least 1"),
         ("doctor --device-memory -1", "doctor: --device-memory: must be GiB above 0, got -1.0"),
         ("doctor --device-memory nan", "doctor: --device-memory: must be GiB above 0, got nan"),
+        ("doctor --host-memory 0", "doctor: --host-memory: must be GiB above 0, got 0.0"),
         ("doctor --run.seed 1", "doctor: --run.seed: a key needs its recipe, and none is given"),
         ("doctor embedded lora", "doctor: expected --key value, got 'lora'"),
         ("show embedded --run.seed", "show: --run.seed needs a value"),

@@ -3,7 +3,9 @@
 examination   the report: sections, problems, and what to do about them
 machine       environment, devices, processes, disk
 selfcheck     every op against its reference, on every device
+variants      a recipe's memory as it asks for it, and at other stages
 memory        what a rank holds at each ZeRO stage, as arithmetic
+host          what a node's main memory has to hold
 footprint     what a network's work needs, measured without weights
 twins         what an iteration takes, beside the same recipe with uniform credit
 advice        settings that run, and are known to disappoint

@@ -2,8 +2,9 @@
 
 Without a recipe: environment, devices, backends of the ops with a self-check, processes. With one:
 what a rank will hold in memory at each ZeRO stage, found without loading a weight (`footprint`,
-`memory`), and whether that fits; what an iteration takes (`twins`), and settings that are known to
-disappoint (`advice`). Exit status 1 if something prevents training.
+`memory`), and what a node in its main memory (`host`), and whether that fits; what an iteration
+takes (`twins`), and settings that are known to disappoint (`advice`). Exit status 1 if something
+prevents training.
 """
 
 from __future__ import annotations
@@ -13,43 +14,20 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 import torch
 
-from sfgrpo import zero
 from sfgrpo.config import Recipe, load
-from sfgrpo.doctor import machine, memory, rewards, selfcheck
+from sfgrpo.doctor import host, machine, memory, rewards, selfcheck
 from sfgrpo.doctor.machine import GIB, Facts, Problem
 from sfgrpo.doctor.memory import Network, Setting, Work
 from sfgrpo.doctor.text import as_text, called, size
 from sfgrpo.doctor.twins import Cost, compare
+from sfgrpo.doctor.variants import Estimate, Room, Row, rows, setting, ways_out
 
-VARIANTS = (
-    (0, False, False), (1, False, False), (2, False, False), (3, False, False),
-    (1, True, False), (2, True, False), (3, True, False), (3, False, True), (3, True, True),
-)  # fmt: skip
-"""(stage, optimiser offloaded, parameters offloaded)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """The estimate of one variant, in bytes per rank."""
-
-    setting: Setting
-    held: memory.Held
-    peak: int
-    phase: str
-    """What is going on at the peak."""
-    checkpointed: int
-    """The peak with gradient checkpointing."""
-    phase_checkpointed: str
-    """What is going on at that peak."""
-    fits: bool
-    fits_checkpointed: bool
-    chosen: bool
-    """Whether the recipe asks for this variant."""
+NODE = 8
+"""Ranks that a node of GPUs that are not here is taken to have."""
 
 
 @dataclass(kw_only=True)
@@ -73,12 +51,17 @@ class Report:
 
 
 def examine(
-    recipe: Recipe | None, world: int | None, *, device_memory: int | None = None
+    recipe: Recipe | None,
+    world: int | None,
+    *,
+    device_memory: int | None = None,
+    host_memory: int | None = None,
 ) -> Report:
     """Collect the report.
 
     `world` is the number of ranks to plan for (default: the devices'), `device_memory` the bytes of
-    the device each of them would have (default: of those that are here).
+    the device each of them would have (default: of those that are here), `host_memory` those of a
+    node's main memory (default: of this machine's, unless the devices are others).
     """
     report = Report()
     report.add("Environment", machine.environment())
@@ -89,7 +72,9 @@ def examine(
         launched = os.environ.get("WORLD_SIZE", "")
         ranks = world or (int(launched) if launched.isdecimal() else 0)
         report.problems += rewards.problems(recipe)
-        _estimate(report, recipe, ranks or max(torch.cuda.device_count(), 1), device_memory)
+        _estimate(
+            report, recipe, ranks or max(torch.cuda.device_count(), 1), device_memory, host_memory
+        )
     return report
 
 
@@ -110,73 +95,25 @@ def _check_ops(report: Report) -> None:
             report.problems.append(Problem(what=what, remedy=remedy))
 
 
-def setting(recipe: Recipe, network: Network, world: int, room: int | None = None) -> Setting:
-    """What a recipe asks for, in the estimator's numbers; `room` is the bytes of a rank's GPU, None
-    for ranks that share main memory."""
-    asked: dict[str, Any] = recipe.deepspeed.model_dump()
-    return Setting(
-        stage=zero.stage(recipe),
-        world=world,
-        dtype=recipe.model.dtype,
-        offload_optimizer=asked.get("offload_optimizer") == "cpu",
-        offload_parameters=asked.get("offload_parameters") == "cpu",
-        bucket=zero.bucket(network.trained, network.largest),
-        reference=recipe.lora is None and recipe.train.beta > 0,
-        ema=recipe.train.ema_decay > 0,
-        gathers=_gathers(recipe, network, room),
-        foreach=room is not None,
-    )
-
-
-def _gathers(recipe: Recipe, network: Network, room: int | None) -> bool:
-    """Whether sampling gathers all weights once: the engine, too, looks for room beside a whole
-    network."""
-    whole = memory.BYTES[recipe.model.dtype] * network.elements
-    free = None if room is None else room - whole
-    return zero.gathers_once(recipe.deepspeed.gather_for_sampling, whole, free)
-
-
-def rows(
-    network: Network, plain: Work, checkpointed: Work, asked: Setting, room: int | None = None
-) -> list[Row]:
-    """The estimates of all variants, for GPUs with `room` bytes, or main memory."""
-    found = []
-    for stage, optimizer, parameters in VARIANTS:
-        if stage == 0 and asked.dtype != "fp32":
-            continue
-        variant = replace(
-            asked, stage=stage, offload_optimizer=optimizer, offload_parameters=parameters
-        )
-        peak, phase = memory.total(network, variant, plain)
-        saved, phase_saved = memory.total(network, variant, checkpointed)
-        host = memory.held(network, variant).host
-        found.append(
-            Row(
-                setting=variant, held=memory.held(network, variant), peak=peak, phase=phase,
-                checkpointed=saved, phase_checkpointed=phase_saved,
-                fits=_fits(peak, host, asked.world, room),
-                fits_checkpointed=_fits(saved, host, asked.world, room), chosen=variant == asked,
-            )
-        )  # fmt: skip
-    return found
-
-
-def _fits(device: int, host: int, world: int, room: int | None) -> bool:
-    """Whether every rank finds room: on a GPU of `room` bytes, or all of them in the main memory of
-    this machine. What is offloaded goes there, too, for as many ranks as it has GPUs."""
-    if room is None:
-        return memory.fits((device + host) * world, machine.memory())
-    here = min(world, torch.cuda.device_count())
-    return memory.fits(device, room) and memory.fits(host * here, machine.memory())
-
-
 def _smallest_gpu() -> int | None:
     """Bytes of the GPU that has fewest, None without one."""
     gpus = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
     return min((gpu.total_memory for gpu in gpus), default=None)
 
 
-def _estimate(report: Report, recipe: Recipe, world: int, device_memory: int | None) -> None:
+def _room(world: int, device_memory: int | None, host_memory: int | None) -> Room:
+    """What there is; of a machine that is not this one, what is said of it."""
+    device = device_memory or _smallest_gpu()
+    here = torch.cuda.device_count() if not device_memory else NODE
+    launched = os.environ.get("LOCAL_WORLD_SIZE", "")
+    ranks = int(launched) if launched.isdecimal() else min(world, here) if device else world
+    known = host_memory or (None if device_memory else machine.memory())
+    return Room(device=device, host=known, ranks=ranks)
+
+
+def _estimate(
+    report: Report, recipe: Recipe, world: int, device_memory: int | None, host_memory: int | None
+) -> None:
     """Add the memory, disk space, cost and problems of a recipe."""
     from sfgrpo import generator
     from sfgrpo.doctor import advice, footprint
@@ -200,15 +137,17 @@ def _estimate(report: Report, recipe: Recipe, world: int, device_memory: int | N
         remedy = "correct the recipe; for a model of the Hub, see that it can be downloaded"
         report.problems.append(Problem(what=str(error), remedy=remedy, fatal=True))
         return
-    room = device_memory or _smallest_gpu()
-    asked = setting(recipe, network, world, room)
+    room = _room(world, device_memory, host_memory)
+    asked = setting(recipe, network, world, room.device)
     report.memory = rows(network, plain, checkpointed, asked, room)
     report.sections["Recipe"] = _facts(recipe, network, plain, checkpointed, world)
+    work = checkpointed if recipe.train.gradient_checkpointing else plain
+    report.sections["Main memory of a node"] = _on_node(network, work, asked, room)
     # Averages, weights and their export (adapters: diffusers' and peft's), the optimiser's state.
     weights = (3 if recipe.lora else 2) * memory.BYTES[asked.dtype]
     trained = (4 + weights + (16 if asked.stage else 8)) * network.trained
     report.add("Disk", machine.disk(recipe.run.output_dir, trained * (recipe.checkpoint.keep + 1)))
-    _judge(report, bool(recipe.train.model_dump().get("gradient_checkpointing")))
+    _judge(report, network, work, asked, room)
 
 
 def _facts(recipe: Recipe, network: Network, plain: Work, checkpointed: Work, world: int) -> Facts:
@@ -217,13 +156,12 @@ def _facts(recipe: Recipe, network: Network, plain: Work, checkpointed: Work, wo
     shape = f"{height} x {width} pixels" + (f", {frames} frames" if frames > 1 else "")
     stay = {"resident": "on the device", "offload": "on the device while they embed"}
     where = "gone before the rest is loaded" if plain.embeds_alone else stay[model.text_encoders]
-    decoder = plain.others - (plain.encoders if where == stay["resident"] else 0)
     return {
         "model": f"{model.path}, {model.dtype}, {shape}",
         "parameters": f"{network.elements:,}, {network.trained:,} of them trained ({weights})",
         "ranks": str(world),
         "text encoders": f"{size(plain.encoders)}, {where}",
-        "decoder": size(decoder),
+        "decoder": size(plain.decoder),
         "kept of an iteration": size(plain.rollout),
         "sampling, decoding": f"{size(plain.sampling)}, {size(plain.decoding)} at their peaks",
         "activations": f"{size(plain.backward)} for one micro-batch, "
@@ -231,24 +169,36 @@ def _facts(recipe: Recipe, network: Network, plain: Work, checkpointed: Work, wo
     }
 
 
-def _judge(report: Report, checkpointing: bool) -> None:
+def _on_node(network: Network, work: Work, asked: Setting, room: Room) -> Facts:
+    device = memory.total(network, asked, work)[0] if room.device is None else None
+    found = host.phases(network, asked, work, room.ranks, device=device)
+    there = size(room.host) if room.host else "not known: say --host-memory"
+    return {
+        "ranks": str(room.ranks), **{name: size(needed) for name, needed in found.items()},
+        "there is": there,
+    }  # fmt: skip
+
+
+def _judge(report: Report, network: Network, work: Work, asked: Setting, room: Room) -> None:
     """A problem if what the recipe asks for does not fit, with the first thing that would."""
-    chosen = next((row for row in report.memory if row.chosen), None)
-    if chosen is None or (chosen.fits_checkpointed if checkpointing else chosen.fits):
+    found = Estimate.of(network, asked, work, room)
+    if found.fits(room):
         return
-    plain, saved = (
-        (chosen.peak, chosen.phase),
-        (chosen.checkpointed, chosen.phase_checkpointed),
-    )
-    needed, phase = saved if checkpointing else plain
     remedies = [
         f"{called(row.setting)}{'' if row.fits else ' with train.gradient_checkpointing'}"
-        for row in [chosen, *report.memory]
+        for row in sorted(report.memory, key=lambda row: not row.chosen)
         if row.fits or row.fits_checkpointed
     ]
+    what = f"a rank needs {size(found.peak)} while in phase '{found.phase}', more than there is"
     none = "nothing fits as it is: smaller train.micro_batch_size or sample.batch_size, LoRA, bf16"
+    if room.device is not None and room.on_device(found.peak):
+        remedies = ways_out(network, work, asked, room) + remedies
+        what = (
+            f"the {room.ranks} ranks of a node need {size(found.node)} of its main memory while in "
+            f"phase '{found.node_phase}', more than there is"
+        )
+        none = "a node with more main memory, or fewer ranks on it"
     remedy = f"this would fit: {remedies[0]}" if remedies else none
-    what = f"a rank needs {size(needed)} while in phase '{phase}', more than there is"
     report.problems.append(Problem(what=what, remedy=remedy, fatal=True))
 
 
@@ -268,21 +218,26 @@ def main(
     *,
     world: int | None,
     device_memory: float | None,
+    host_memory: float | None = None,
     machines: bool,
 ) -> int:
-    """Print the report; returns the exit status. `device_memory` is in GiB.
+    """Print the report; returns the exit status. Memory is in GiB.
 
     Raises:
         ValueError: a number that cannot be, or keys without a recipe; the recipe is wrong.
     """
     if world is not None and world < 1:
         raise ValueError(f"--world: ranks to plan for must be at least 1, got {world}")
-    if device_memory is not None and not 0 < device_memory < math.inf:
-        raise ValueError(f"--device-memory: must be GiB above 0, got {device_memory}")
+    rooms = {"--device-memory": device_memory, "--host-memory": host_memory}
+    for name, given in rooms.items():
+        if given is not None and not 0 < given < math.inf:
+            raise ValueError(f"{name}: must be GiB above 0, got {given}")
     if overrides and recipe is None:
         raise ValueError(f"--{overrides[0][0]}: a key needs its recipe, and none is given")
-    room = round(device_memory * GIB) if device_memory else None
-    report = examine(load(recipe, overrides) if recipe else None, world, device_memory=room)
+    device, node = (round(given * GIB) if given else None for given in rooms.values())
+    report = examine(
+        load(recipe, overrides) if recipe else None, world, device_memory=device, host_memory=node
+    )
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     print(as_json(report) if machines else as_text(report, colour=colour))
     return 0 if report.healthy else 1

@@ -149,6 +149,7 @@ def measure(
     text, embedding = sum(map(bytes_of, backbone.encoders())), _embedding(recipe, backbone)
     cached = recipe.model.prompt_cache is not None
     resident = recipe.model.text_encoders == "resident" and not cached
+    waiting = recipe.model.text_encoders == "offload" and not cached
     size, peaks = min(recipe.train.micro_batch_size, layout.rows_per_update), []
     found: dict[str, int] = {}
     flash = mock.patch.object(F, "scaled_dot_product_attention", _attention)
@@ -164,6 +165,7 @@ def measure(
     work = replace(
         work, others=bytes_of(vae) + (text if resident else 0), encoders=text,
         embedding=max(embedding, found["images"]) + (0 if resident else text), embeds_alone=cached,
+        waiting=text if waiting else 0,
     )  # fmt: skip
     return network, [replace(work, backward=peak) for peak in peaks]
 

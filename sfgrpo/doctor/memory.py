@@ -31,6 +31,7 @@ the allocator's fragmentation; `HEADROOM` stands for the last three.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -91,6 +92,8 @@ class Work:
     alone."""
     embeds_alone: bool = False
     """Whether prompts are embedded before anything else is loaded (a prompt cache)."""
+    waiting: int = 0
+    """Text encoders that wait in main memory between uses."""
     rollout: int = 0
     """Latents, states and text embeddings of an iteration, kept until its end."""
     sampling: int = 0
@@ -99,6 +102,12 @@ class Work:
     """Peak of decoding one batch of latents."""
     backward: int = 0
     """Peak of activations in one micro-batch."""
+
+    @property
+    def decoder(self) -> int:
+        """The autoencoder."""
+        resident = not (self.embeds_alone or self.waiting)
+        return self.others - (self.encoders if resident else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +129,11 @@ class Held:
         return sum(getattr(self, f.name) for f in fields(self)) - self.host
 
 
+def whole(network: Network, setting: Setting) -> int:
+    """Bytes of a network that is not shared out."""
+    return BYTES[setting.dtype] * network.elements + network.extra
+
+
 def share(elements: int, world: int) -> int:
     """Elements of one rank's part: DeepSpeed pads to equal parts of whole 4-byte words."""
     return -(-elements // (2 * world)) * 2
@@ -137,7 +151,7 @@ def held(network: Network, setting: Setting) -> Held:
         weights=b * (part * s.world if s.stage else n) + frozen + network.extra,
         gradients=(b if s.stage == 0 else a) * n,
         optimizer=states * part,
-        reference=b * network.elements + network.extra if s.reference else 0,
+        reference=whole(network, s) if s.reference else 0,
         ema=4 * part if s.ema else 0,
     )
     if s.stage == 1 and _bf16_optimizer(s):
@@ -185,10 +199,10 @@ def phases(network: Network, setting: Setting, work: Work) -> dict[str, int]:
     """Bytes on the device at the worst moment of each phase of an iteration."""
     s, state = setting, held(network, setting)
     b = BYTES[s.dtype]
-    whole = b * network.elements + network.extra
+    everything = whole(network, s)
     gathered = b * zero.live(network.elements) if s.stage == 3 else 0
     gathers = s.stage == 3 and s.gathers
-    loaded = whole * (2 if s.reference else 1)
+    loaded = everything * (2 if s.reference else 1)
     if s.stage == 3:
         loaded = state.weights + state.reference + b * network.widest
     between = state.device + work.others + work.rollout
@@ -196,8 +210,8 @@ def phases(network: Network, setting: Setting, work: Work) -> dict[str, int]:
     return {
         "embedding": work.embedding + (0 if work.embeds_alone else idle),
         "loading": loaded + work.others,
-        "sampling": idle + (whole if gathers else gathered) + work.sampling,
-        "decoding": idle + (whole if gathers else 0) + work.decoding,
+        "sampling": idle + (everything if gathers else gathered) + work.sampling,
+        "decoding": idle + (everything if gathers else 0) + work.decoding,
         "backward": between + gathered + work.backward + _reduction(network, s),
         "step": (between if _bf16_optimizer(s) or s.stage in (0, 3) else idle) + _step(network, s),
     }
@@ -227,9 +241,13 @@ def _step(network: Network, s: Setting) -> int:
 
 def total(network: Network, setting: Setting, work: Work) -> tuple[int, str]:
     """(bytes on the device at the worst moment, the phase it falls in)."""
-    found = phases(network, setting, work)
-    worst = max(found, key=lambda name: found[name])
-    return found[worst], worst
+    return worst(phases(network, setting, work))
+
+
+def worst(found: Mapping[str, int]) -> tuple[int, str]:
+    """(the most bytes, the phase they are of)."""
+    name = max(found, key=lambda name: found[name])
+    return found[name], name
 
 
 def fits(needed: int, available: int) -> bool:

@@ -274,7 +274,14 @@ def test_the_command(
     path.write_text(json.dumps(recipe().model_dump(mode="json")))
     assert cli.main(["doctor", str(path), "--world", "2", "--train.micro_batch_size", "4"]) == 0
     text = capsys.readouterr().out
-    for part in ("deepspeed", "C++        12 ops", "> ZeRO 0", "ZeRO 3", "Nothing prevents"):
+    for part in (
+        "deepspeed",
+        "C++        12 ops",
+        "> ZeRO 0",
+        "ZeRO 3",
+        "of a node",
+        "Nothing prevents",
+    ):
         assert part in text
     assert "times the cost of uniform credit" in text
     assert "\x1b" not in text
