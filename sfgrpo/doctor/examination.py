@@ -14,7 +14,7 @@ import math
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
@@ -123,7 +123,7 @@ def _estimate(
     try:
         generator.prompts_of(recipe)
         check_start(recipe.lora)
-        network, (plain, checkpointed) = footprint.measure(recipe, world)
+        network, works = footprint.measure(recipe, world)
         backbone = skeleton(recipe)
         shape = backbone.latent_shape(*recipe.model.size)
         sigmas = backbone.sigmas(recipe.sample.num_steps, shape)
@@ -137,10 +137,20 @@ def _estimate(
         remedy = "correct the recipe; for a model of the Hub, see that it can be downloaded"
         report.problems.append(Problem(what=str(error), remedy=remedy, fatal=True))
         return
+    scorers = rewards.taken(recipe)
+    plain, checkpointed = (
+        replace(
+            work, rewards=scorers.device, rewards_host=scorers.host,
+            rewards_passing=scorers.passing,
+        )
+        for work in works
+    )  # fmt: skip
     room = _room(world, device_memory, host_memory)
     asked = setting(recipe, network, world, room.device)
     report.memory = rows(network, plain, checkpointed, asked, room)
-    report.sections["Recipe"] = _facts(recipe, network, plain, checkpointed, world)
+    report.sections["Recipe"] = {
+        **_facts(recipe, network, plain, checkpointed, world), "rewards": scorers.told(),
+    }  # fmt: skip
     work = checkpointed if recipe.train.gradient_checkpointing else plain
     report.sections["Main memory of a node"] = _on_node(network, work, asked, room)
     # Averages, weights and their export (adapters: diffusers' and peft's), the optimiser's state.

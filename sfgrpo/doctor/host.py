@@ -1,9 +1,11 @@
 """What a node's main memory has to hold, by phase: arithmetic on plain numbers.
 
+    rewards     their networks, one after the other on its way to the device
     loading     text encoders, decoder and network lie there before they are moved: the network of
                 every rank, at stage 3 that of rank 0 alone, and what is kept there of a frozen copy
     embedding   with a prompt cache, text encoders alone, before that
-    training    offloaded states, text encoders between uses, and all of it where there is no GPU
+    training    offloaded states, text encoders between uses, rewards that score on the CPU, and all
+                of it where there is no GPU
     saving      beside that, of rank 0, the averaged weights in fp32 and the exported ones, while
                 shares that lie in main memory are set aside; or every rank's fp32 share on its way
                 from a GPU to a file
@@ -36,16 +38,19 @@ def phases(
     `device`, where there is no GPU: what a rank holds that would be the GPU's.
     """
     s, whole = setting, memory.whole(network, setting)
-    every = PROCESS + memory.held(network, s).host + work.waiting + (device or 0)
+    least = PROCESS + work.rewards_host
+    every = least + memory.held(network, s).host + work.waiting + (device or 0)
     early = 0 if work.embeds_alone else work.encoders
-    beside = PROCESS + work.decoder + early + _copied(network, s, here=device is not None)
+    beside = least + work.decoder + early + _copied(network, s, here=device is not None)
     found = {
         "loading": ranks * beside + (whole if s.stage == 3 else ranks * whole),
         "training": ranks * every,
         "saving": ranks * every + _saved(network, s, ranks, here=device is not None),
     }
     if work.embeds_alone:
-        found["embedding"] = ranks * (PROCESS + work.encoders)
+        found["embedding"] = ranks * (least + work.encoders)
+    if work.rewards_passing:
+        found["rewards"] = ranks * (least + work.rewards_passing)
     return found
 
 

@@ -25,8 +25,8 @@ their elements, or gathers all weights for a whole rollout; a network is shared 
 loaded, one parameter after the other, and so is its frozen copy, if a reference is kept. With a
 prompt cache the text encoders are gone before that.
 
-Left out: what reward models take, the CUDA context (0.5 to 1 GB), the libraries' workspaces and
-the allocator's fragmentation; `HEADROOM` stands for the last three.
+Left out: what the forwards of reward models take, the CUDA context (0.5 to 1 GB), the libraries'
+workspaces and the allocator's fragmentation; `HEADROOM` stands for the last three.
 """
 
 from __future__ import annotations
@@ -94,6 +94,12 @@ class Work:
     """Whether prompts are embedded before anything else is loaded (a prompt cache)."""
     waiting: int = 0
     """Text encoders that wait in main memory between uses."""
+    rewards: int = 0
+    """Networks of rewards on the device, which are loaded first."""
+    rewards_host: int = 0
+    """The same in main memory."""
+    rewards_passing: int = 0
+    """The largest of those that pass main memory on their way to the device."""
     rollout: int = 0
     """Latents, states and text embeddings of an iteration, kept until its end."""
     sampling: int = 0
@@ -207,7 +213,7 @@ def phases(network: Network, setting: Setting, work: Work) -> dict[str, int]:
         loaded = state.weights + state.reference + b * network.widest
     between = state.device + work.others + work.rollout
     idle = between - state.gradients - (state.bucket if s.stage < 3 else 0)
-    return {
+    found = {
         "embedding": work.embedding + (0 if work.embeds_alone else idle),
         "loading": loaded + work.others,
         "sampling": idle + (everything if gathers else gathered) + work.sampling,
@@ -215,6 +221,7 @@ def phases(network: Network, setting: Setting, work: Work) -> dict[str, int]:
         "backward": between + gathered + work.backward + _reduction(network, s),
         "step": (between if _bf16_optimizer(s) or s.stage in (0, 3) else idle) + _step(network, s),
     }
+    return {name: needed + work.rewards for name, needed in found.items()}
 
 
 def _reduction(network: Network, s: Setting) -> int:

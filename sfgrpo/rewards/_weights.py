@@ -1,7 +1,8 @@
 """Weights of the rewards that have a network: where they are, and how a file of them is read.
 
 An option of a `build` that is annotated `Weights` or `Settings` says where something is to be found
-that may have to be downloaded, so that `sfgrpo doctor` can look for it without loading anything.
+that may have to be downloaded, so that `sfgrpo doctor` can look for it without loading anything,
+and say how much memory it takes (`sfgrpo.rewards._sizes`).
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ class Place:
         return (slice(start, start + self.batch) for start in range(0, count, self.batch))
 
 
-def read(reward: str, source: str) -> dict[str, Tensor]:
-    """The state dict in a file of weights, on the CPU.
+def read(reward: str, source: str, *, device: str = "cpu") -> dict[str, Tensor]:
+    """The state dict in a file of weights; on the device "meta" a pickle's has shapes alone.
 
     Pickles are read with nothing allowed in them but tensors and plain containers; the dictionary
     under "state_dict", if there is one, is what counts.
@@ -90,7 +91,7 @@ def read(reward: str, source: str) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"reward '{reward}': '{source}' cannot be read: {error}") from error
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        found = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # pickle's, zipfile's and torch's own
         raise ValueError(
             f"reward '{reward}': '{source}' is no pickle of tensors alone, which is all that is "
@@ -170,7 +171,7 @@ def missing(name: str, options: Mapping[str, Any]) -> list[Missing]:
     """
     build = REWARD.resolve(name)
     found = []
-    for option, kind in _sources(build).items():
+    for option, kind in sources(build).items():
         default = inspect.signature(build).parameters[option].default
         source = options.get(option, default)
         if isinstance(source, str) and (wrong := _absent(source, kind)):
@@ -178,7 +179,7 @@ def missing(name: str, options: Mapping[str, Any]) -> list[Missing]:
     return found
 
 
-def _sources(build: Any) -> dict[str, str]:
+def sources(build: Any) -> dict[str, str]:
     """Options of a `build` that say where something is -> which of the two kinds."""
     found = {}
     for option, hint in typing.get_type_hints(build, include_extras=True).items():
@@ -190,22 +191,33 @@ def _sources(build: Any) -> dict[str, str]:
 
 def _absent(source: str, kind: str) -> tuple[str, bool] | None:
     """What is wrong with a source, and whether a download could help; None if nothing."""
+    if found(source, kind):
+        return None
+    if Path(source).expanduser().is_dir():
+        return "has no safetensors", False
+    if split(source)[0] is None:
+        return "does not exist", False
+    return "is not in the hub's cache here", True
+
+
+def found(source: str, kind: str) -> Path | None:
+    """The file or folder of a source here, None if there is none; nothing is downloaded."""
     path = Path(source).expanduser()
     if path.is_file():
-        return None
+        return path
     if path.is_dir():
-        return None if _complete(path, kind) else ("has no safetensors", False)
+        return path if _complete(path, kind) else None
     repository, file = split(source)
     if repository is None:
-        return "does not exist", False
+        return None
     from huggingface_hub import constants, try_to_load_from_cache
 
     if file:
-        there = isinstance(try_to_load_from_cache(repository, file), str)
-    else:
-        folder = Path(constants.HF_HUB_CACHE, "models--" + repository.replace("/", "--"))
-        there = any(_complete(snapshot, kind) for snapshot in folder.glob("snapshots/*"))
-    return None if there else ("is not in the hub's cache here", True)
+        cached = try_to_load_from_cache(repository, file)
+        return Path(cached) if isinstance(cached, str) else None
+    folder = Path(constants.HF_HUB_CACHE, "models--" + repository.replace("/", "--"))
+    snapshots = sorted(folder.glob("snapshots/*"))
+    return next((snapshot for snapshot in snapshots if _complete(snapshot, kind)), None)
 
 
 def _complete(folder: Path, kind: str) -> bool:
