@@ -21,8 +21,8 @@ class _Waiting(saved_tensors_hooks):
     """Within the context the large tensors that the backward pass will ask for are kept on the CPU,
     in pinned memory where there is a GPU."""
 
-    def __init__(self) -> None:
-        host: Any = save_on_cpu(pin_memory=True)
+    def __init__(self, host: Any) -> None:
+        """`host`: hooks that keep a tensor elsewhere."""
 
         def pack(tensor: Tensor) -> Any:
             return host.pack_hook(tensor) if waits(tensor) else tensor
@@ -40,6 +40,9 @@ def waits(tensor: Tensor) -> bool:
     return tensor.requires_grad and not tensor.is_leaf and tensor.nbytes >= SMALLEST
 
 
-def activations(where: str) -> AbstractContextManager[Any]:
-    """The context of a forward whose activations wait on the "cpu", or stay ("none")."""
-    return _Waiting() if where == "cpu" else nullcontext()
+def activations(where: str, host: saved_tensors_hooks | None = None) -> AbstractContextManager[Any]:
+    """The context of a forward whose activations wait on the "cpu", or stay ("none"); `host` keeps
+    them there, by default PyTorch's `save_on_cpu`."""
+    if where == "none":
+        return nullcontext()
+    return _Waiting(save_on_cpu(pin_memory=True) if host is None else host)

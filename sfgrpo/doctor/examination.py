@@ -175,7 +175,8 @@ def _facts(recipe: Recipe, network: Network, plain: Work, checkpointed: Work, wo
         "kept of an iteration": size(plain.rollout),
         "sampling, decoding": f"{size(plain.sampling)}, {size(plain.decoding)} at their peaks",
         "activations": f"{size(plain.backward)} for one micro-batch, "
-        f"{size(checkpointed.backward)} with gradient checkpointing",
+        f"{size(checkpointed.backward)} with gradient checkpointing"
+        + (f" and {size(checkpointed.offloaded)} in main memory" * bool(checkpointed.offloaded)),
     }
 
 

@@ -26,10 +26,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from sfgrpo import offload
 from sfgrpo.backbones._pipeline import PipelineBackbone
 from sfgrpo.config import Recipe
 from sfgrpo.doctor.memory import Network, Work
@@ -161,13 +163,13 @@ def measure(
         for asked in checkpointing:
             if asked:
                 backbone.transformer.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
-            peaks.append(_backward(recipe, backbone, ledger, size))
+            peaks.append(_backward(recipe, backbone, ledger, size, checkpointing=asked))
     work = replace(
         work, others=bytes_of(vae) + (text if resident else 0), encoders=text,
         embedding=max(embedding, found["images"]) + (0 if resident else text), embeds_alone=cached,
         waiting=text if waiting else 0,
     )  # fmt: skip
-    return network, [replace(work, backward=peak) for peak in peaks]
+    return network, [replace(work, backward=peak, offloaded=host) for peak, host in peaks]
 
 
 def flops(recipe: Recipe, backbone: PipelineBackbone) -> tuple[int, int]:
@@ -247,9 +249,26 @@ def _forwards(
     return Work(rollout=kept + embeddings, sampling=max(sampling), decoding=max(decoding))
 
 
-def _backward(recipe: Recipe, backbone: PipelineBackbone, ledger: Ledger, size: int) -> int:
-    """Peak of one micro-batch, its gradients taken away one by one (they are counted apart)."""
-    train, found = recipe.train, {}
+class _Elsewhere(saved_tensors_hooks):
+    """Keeps tensors that have no values, as PyTorch's `save_on_cpu` keeps those that have."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+        def pack(tensor: Tensor) -> Any:
+            self.bytes += tensor.nbytes
+            return tensor.shape, tensor.dtype
+
+        super().__init__(pack, lambda kept: torch.empty(kept[0], dtype=kept[1], device="meta"))
+
+
+def _backward(
+    recipe: Recipe, backbone: PipelineBackbone, ledger: Ledger, size: int, *,
+    checkpointing: bool = False,
+) -> tuple[int, int]:  # fmt: skip
+    """Peak of one micro-batch, its gradients taken away one by one (they are counted apart), and
+    what waits in main memory beside it."""
+    train, found, host = recipe.train, {}, _Elsewhere()
     hooks = [
         p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
         for p in backbone.transformer.parameters()
@@ -262,7 +281,8 @@ def _backward(recipe: Recipe, backbone: PipelineBackbone, ledger: Ledger, size: 
         if train.beta:
             with torch.no_grad():
                 v_ref = field.guided(*field(x, t, prompt))
-        v, v_uncond = field(x, t, prompt)
+        with offload.activations(train.offload_activations if checkpointing else "none", host):
+            v, v_uncond = field(x, t, prompt)
         rows = Rows(
             x=x, x_next=torch.zeros_like(x), coef=torch.zeros(len(x), 4), kl_scale=t, weight=t,
             logp_sampling=t, advantage=t, prompt=prompt, step=prompt,
@@ -273,4 +293,4 @@ def _backward(recipe: Recipe, backbone: PipelineBackbone, ledger: Ledger, size: 
         ).loss.backward()  # fmt: skip
     for hook in hooks:
         hook.remove()
-    return found["backward"]
+    return found["backward"], host.bytes

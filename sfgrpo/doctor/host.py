@@ -4,8 +4,8 @@
     loading     text encoders, decoder and network lie there before they are moved: the network of
                 every rank, at stage 3 that of rank 0 alone, and what is kept there of a frozen copy
     embedding   with a prompt cache, text encoders alone, before that
-    training    offloaded states, text encoders between uses, rewards that score on the CPU, and all
-                of it where there is no GPU
+    training    offloaded states and activations, text encoders between uses, rewards that score on
+                the CPU, and all of it where there is no GPU
     saving      beside that, of rank 0, the averaged weights in fp32 and the exported ones, while
                 shares that lie in main memory are set aside; or every rank's fp32 share on its way
                 from a GPU to a file
@@ -39,7 +39,7 @@ def phases(
     """
     s, whole = setting, memory.whole(network, setting)
     least = PROCESS + work.rewards_host
-    every = least + memory.held(network, s).host + work.waiting + (device or 0)
+    every = least + memory.held(network, s).host + work.waiting + work.offloaded + (device or 0)
     early = 0 if work.embeds_alone else work.encoders
     beside = least + work.decoder + early + _copied(network, s, here=device is not None)
     found = {

@@ -108,6 +108,8 @@ class Work:
     """Peak of decoding one batch of latents."""
     backward: int = 0
     """Peak of activations in one micro-batch."""
+    offloaded: int = 0
+    """Activations of it that wait in main memory."""
 
     @property
     def decoder(self) -> int:

@@ -13,8 +13,8 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.trainer import held
-from sfgrpo import backbones, cli, config, zero
-from sfgrpo.doctor import footprint, machine, memory, selfcheck
+from sfgrpo import backbones, cli, config, offload, zero
+from sfgrpo.doctor import footprint, host, machine, memory, selfcheck
 from sfgrpo.doctor.memory import Network, Setting, Work
 from sfgrpo.ops._library import REFERENCES
 from sfgrpo.policy import Policy
@@ -133,7 +133,7 @@ def test_checkpointing_measured_on_real_tensors(recipe) -> None:
         with footprint.Ledger() as ledger:
             ledger.add_all(trainer.policy.network)
             backbone: Any = trainer.backbone
-            real.append(footprint._backward(given, backbone, ledger, size))
+            real.append(footprint._backward(given, backbone, ledger, size)[0])
         trainer.policy.network.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
     assert real == [plain.backward, checkpointed.backward]
 
@@ -221,6 +221,29 @@ def test_evaluation_at_another_size_costs_its_own(recipe) -> None:
     assert (plain.rollout, plain.backward) == (large.rollout, large.backward)
     assert large.sampling > 1.4 * plain.sampling  # four times the image's tokens, as much text
     assert large.decoding == pytest.approx(4 * plain.decoding, rel=0.01)
+
+
+@pytest.mark.slow
+def test_activations_that_wait_are_those_of_a_run(recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(offload, "SMALLEST", 0)
+    checkpointed = {"model__path": "embedded", "train__gradient_checkpointing": "true"}
+    given = recipe(**checkpointed, train__offload_activations="cpu")
+    (_, (stay,)), (_, (wait,)) = (
+        footprint.measure(keys, world=1, checkpointing=(True,))
+        for keys in (recipe(**checkpointed), given)
+    )
+    assert stay.offloaded == 0
+    assert stay.backward > wait.backward >= stay.backward - wait.offloaded
+    trainer, kept, waits = Trainer(given), [], offload.waits
+    field, size = trainer.field(trainer.draw()[:1]), given.train.micro_batch_size
+    x, prompt = torch.randn(size, *trainer.latent_shape), torch.zeros(size, dtype=torch.int64)
+    monkeypatch.setattr(offload, "waits", lambda t: waits(t) and not kept.append(t.nbytes))
+    with offload.activations("cpu"):
+        field(x, torch.full((size,), 0.5), prompt)
+    assert wait.offloaded == sum(kept) > 4 * x.nbytes  # of four blocks
+    network = Network(elements=N, trained=N, largest=N)
+    here, there = (host.phases(network, Setting(), work, 2) for work in (stay, wait))
+    assert there["training"] - here["training"] == 2 * wait.offloaded
 
 
 def test_stage_3_loads_its_share_and_gathers_as_asked() -> None:
