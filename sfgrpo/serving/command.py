@@ -67,6 +67,7 @@ def main(parsed: argparse.Namespace) -> int:
     from sfgrpo.remote.wire import Limits
     from sfgrpo.serving import app
     from sfgrpo.serving.device import Device
+    from sfgrpo.serving.server import Server
 
     for name in ("queue", "max_body", "max_samples", "max_pixels"):
         if getattr(parsed, name) < 1:
@@ -93,7 +94,7 @@ def main(parsed: argparse.Namespace) -> int:
         shown = f"[{host}]" if ":" in host else host
         asks = "asks for its token" if token else "asks for no token"
         print(f"reward '{parsed.name}' at {scheme}://{shown}:{port}, {asks}", flush=True)
-        server = uvicorn.Server(uvicorn.Config(
+        server = Server(uvicorn.Config(
             app.build(device, token), log_level="warning", access_log=False, server_header=False,
             proxy_headers=False, timeout_keep_alive=120,
             ssl_certfile=parsed.tls_cert, ssl_keyfile=parsed.tls_key,

@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 
 from sfgrpo.remote.servers import Patience
+from sfgrpo.serving.server import Server
 
 QUICK = {"retries": 8, "backoff": 0.001, "timeout": 20.0}
 """Options of a client that loses no time."""
@@ -31,7 +32,7 @@ def served(app: Any, port: int = 0, **options: Any) -> Iterator[str]:
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listening.bind(("127.0.0.1", port))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", **options))
+    server = Server(uvicorn.Config(app, log_level="error", **options))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     while not server.started and thread.is_alive():
@@ -40,5 +41,6 @@ def served(app: Any, port: int = 0, **options: Any) -> Iterator[str]:
         yield f"{'https' if 'ssl_certfile' in options else 'http'}://127.0.0.1:{listening.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join()
+        thread.join(15)
         listening.close()
+        assert not thread.is_alive(), "the server waits for somebody"
