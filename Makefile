@@ -24,6 +24,8 @@ CLAIM ?= stepwise_vs_uniform
 export OMP_WAIT_POLICY := passive
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
+# What pip has not compiled, the first process that imports it does, for all that follow.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup check quick tests test format demo bench compare lint clean
 .DELETE_ON_ERROR:
