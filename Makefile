@@ -55,12 +55,13 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Two processes of one thread each: small tensors and Python gain nothing from a second thread, and
-# the tests that are about threads set their number. A file stays in one process, for its fixtures
-# train and compile; the longest files start first (tests/conftest.py).
+# Three processes of one thread each, for two cores, since some wait: small tensors and Python gain
+# nothing from a second thread, and the tests that are about threads set their number. A file stays
+# in one process, for its fixtures train and compile; the longest files start first
+# (tests/conftest.py).
 tests: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15 \
-	  --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	  --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # Types are checked meanwhile: on one core, and they would leave the other idle.
 test: setup
