@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
@@ -32,7 +33,12 @@ def check(metadata: Sequence[Metadata], folder: Path = Path()) -> None:
 def beside(entry: Metadata, shape: Sequence[int]) -> list[Image.Image]:
     """The images of a prompt, none larger than one `[..., H, W]` that is shown beside them."""
     side = max(shape[-2:])
-    found = [images.opened(source) for source in named(entry)]
-    for image in found:
-        image.thumbnail((side, side), Image.Resampling.BICUBIC)
+    return [_shown(source, side) for source in named(entry)]
+
+
+@lru_cache(maxsize=64)
+def _shown(source: str, side: int) -> Image.Image:
+    """Kept, for a group asks for the same one as often as it has images and states."""
+    found = images.opened(source)
+    found.thumbnail((side, side), Image.Resampling.BICUBIC)
     return found
