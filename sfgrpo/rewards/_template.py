@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from sfgrpo.rewards.base import Metadata
 
 PLACE = re.compile(r"\{(prompt|metadata\.[\w-]+)\}")
 """What is replaced in a template; other braces, as of JSON, stay."""
+EDITED = 'The last image was made from the image before it, as told: "{prompt}". '
+"""How questions about edits begin."""
 
 
 def filled(template: str, prompt: str, metadata: Metadata) -> str:
@@ -22,3 +25,9 @@ def filled(template: str, prompt: str, metadata: Metadata) -> str:
         return str(metadata[key])
 
     return PLACE.sub(value, template)
+
+
+def check(template: str, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
+    """KeyError for metadata that lack what the template shows."""
+    for prompt, entry in zip(prompts, metadata, strict=True):
+        filled(template, prompt, entry)

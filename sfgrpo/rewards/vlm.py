@@ -40,7 +40,7 @@ from sfgrpo.remote.servers import Failed, Patience, Question, Servers, Unusable
 from sfgrpo.remote.wire import JSON
 from sfgrpo.rewards import _sources
 from sfgrpo.rewards._answers import parsed_score, probability_of_yes
-from sfgrpo.rewards._template import PLACE, filled
+from sfgrpo.rewards._template import EDITED, PLACE, check, filled
 from sfgrpo.rewards.base import Metadata, Unscored
 
 Answer = Literal["score", "yes"]
@@ -55,11 +55,10 @@ TEMPLATES = {
     "yes": 'Does this image show "{prompt}"? Answer yes or no.',
 }
 OF_EDITS = {
-    "score": 'The last image was made from the image before it, as told: "{prompt}". How well does '
-    "it do what was told, and how well does it keep all else as it was? Answer with JSON alone: "
-    '{"score": S}, S a number from LOW (not at all) to HIGH (perfectly).',
-    "yes": 'The last image was made from the image before it, as told: "{prompt}". Does it do what '
-    "was told, and keep all else as it was? Answer yes or no.",
+    "score": EDITED + "How well does it do what was told, and how well does it keep all else as it "
+    'was? Answer with JSON alone: {"score": S}, S a number from LOW (not at all) to HIGH '
+    "(perfectly).",
+    "yes": EDITED + "Does it do what was told, and keep all else as it was? Answer yes or no.",
 }
 
 
@@ -179,8 +178,7 @@ class VlmReward:
         """KeyError for metadata that lack what is shown, FileNotFoundError for a lost image."""
         if self._talk.sources:
             _sources.check(metadata)
-        for prompt, entry in zip(prompts, metadata, strict=True):
-            filled(self._talk.template, prompt, entry)
+        check(self._talk.template, prompts, metadata)
 
 
 def _template(given: str | None, file: str | None, default: str, low: float, high: float) -> str:

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from sfgrpo.rewards import _sources
 from sfgrpo.rewards._pixels import to_bytes
-from sfgrpo.rewards._template import PLACE, filled
+from sfgrpo.rewards._template import EDITED, PLACE, check, filled
 from sfgrpo.rewards._weights import Place, Weights
 from sfgrpo.rewards.base import Metadata
 
@@ -48,11 +48,10 @@ QUESTIONS = {
     "Text Caption: [{prompt}]",
 }
 OF_EDITS = {
-    "yes": 'The last image was made from the image before it, as told: "{prompt}". Does it do what '
-    "was told, and keep all else as it was? Please answer yes or no.",
-    "score": 'The last image was made from the image before it, as told: "{prompt}". Your task is '
-    "to evaluate how well it does what was told, and how well it keeps all else as it was. Assign "
-    "a score from 1 to 5 after 'Final Score:'.",
+    "yes": EDITED
+    + "Does it do what was told, and keep all else as it was? Please answer yes or no.",
+    "score": EDITED + "Your task is to evaluate how well it does what was told, and how well it "
+    "keeps all else as it was. Assign a score from 1 to 5 after 'Final Score:'.",
 }
 PATTERN = r"Final Score:\s*([1-5](?:\.\d+)?)"
 
@@ -95,8 +94,7 @@ class LocalVlm:
         """KeyError for metadata that lack what is shown, FileNotFoundError for a lost image."""
         if self._sources:
             _sources.check(metadata)
-        for prompt, entry in zip(prompts, metadata, strict=True):
-            filled(self._question, prompt, entry)
+        check(self._question, prompts, metadata)
 
     def _asked(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
