@@ -16,6 +16,7 @@
 #include <vector>
 
 #if defined(__x86_64__)
+#include <cpuid.h>
 #include <immintrin.h>
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
@@ -262,6 +263,14 @@ void for_tiles(const Shape& shape, int64_t grain, void (*kernel)(const Args&, in
 
 enum class Isa { baseline, avx2, avx512 };
 
+#if defined(__x86_64__)
+// Conversion of half precision, which __builtin_cpu_supports does not know in every compiler.
+inline bool has_f16c() {
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) != 0;
+}
+#endif
+
 // The best instruction set of this processor, lowered by PyTorch's own ATEN_CPU_CAPABILITY.
 inline Isa instruction_set() {
 #if defined(__x86_64__)
@@ -274,7 +283,7 @@ inline Isa instruction_set() {
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl"))
       return Isa::avx512;
-    if (allowed("avx512 avx2") && __builtin_cpu_supports("avx2")) return Isa::avx2;
+    if (allowed("avx512 avx2") && __builtin_cpu_supports("avx2") && has_f16c()) return Isa::avx2;
     return Isa::baseline;
   }();
   return chosen;

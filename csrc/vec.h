@@ -65,8 +65,30 @@ SFGRPO_INLINE void put(void* to, Vec vec) {
   __builtin_memcpy(to, &vec, sizeof(vec));
 }
 
-// Half precision by integer arithmetic (F. Giesen's conversions): exact, rounding to nearest even,
-// and the compiler vectorises it for every target.
+// kWidth numbers in half precision and back, rounded to nearest even: by the processor where it
+// can, else one by one by integer arithmetic (F. Giesen's conversions), which compilers vectorise.
+#if SFGRPO_BYTES == 64
+SFGRPO_INLINE VecF halves_at(const uint16_t* from) {
+  return (VecF)_mm512_cvtph_ps(vector_at<__m256i>(from));
+}
+SFGRPO_INLINE void put_halves(uint16_t* to, VecF values) {
+  put(to, _mm512_cvtps_ph((__m512)values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+#elif SFGRPO_BYTES == 32
+SFGRPO_INLINE VecF halves_at(const uint16_t* from) {
+  return (VecF)_mm256_cvtph_ps(vector_at<__m128i>(from));
+}
+SFGRPO_INLINE void put_halves(uint16_t* to, VecF values) {
+  put(to, _mm256_cvtps_ph((__m256)values, _MM_FROUND_TO_NEAREST_INT));
+}
+#elif defined(__aarch64__)
+SFGRPO_INLINE VecF halves_at(const uint16_t* from) {
+  return (VecF)vcvt_f32_f16(vector_at<float16x4_t>(from));
+}
+SFGRPO_INLINE void put_halves(uint16_t* to, VecF values) {
+  put(to, vcvt_f16_f32((float32x4_t)values));
+}
+#else
 SFGRPO_INLINE float from_half(uint16_t half) {
   constexpr uint32_t kExponent = 0x7c00u << 13;
   uint32_t bits = (half & 0x7fffu) << 13;
@@ -93,14 +115,57 @@ SFGRPO_INLINE uint16_t to_half(float value) {
   return static_cast<uint16_t>(result | sign >> 16);
 }
 
-SFGRPO_INLINE float from_bfloat(uint16_t value) {
-  return bit_cast<float>(static_cast<uint32_t>(value) << 16);
+SFGRPO_INLINE VecF halves_at(const uint16_t* from) {
+  VecF values;
+  for (int i = 0; i < kWidth; ++i) values[i] = from_half(from[i]);
+  return values;
+}
+SFGRPO_INLINE void put_halves(uint16_t* to, VecF values) {
+  for (int i = 0; i < kWidth; ++i) to[i] = to_half(values[i]);
+}
+#endif
+
+// The same of bfloat16, the upper half of a number in single precision.
+SFGRPO_INLINE VecF bfloats_at(const uint16_t* from) {
+  VecU bits;
+  for (int i = 0; i < kWidth; ++i) bits[i] = static_cast<uint32_t>(from[i]) << 16;
+  return (VecF)bits;
+}
+SFGRPO_INLINE void put_bfloats(uint16_t* to, VecF values) {
+  const VecU bits = (VecU)values;
+  const VecU rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const VecU words = values != values ? VecU{} + 0x7fc0u : rounded;
+#if SFGRPO_BYTES == 64
+  put(to, _mm512_cvtepi32_epi16((__m512i)words));
+#elif SFGRPO_BYTES == 32
+  put(to, _mm_packus_epi32(_mm256_castsi256_si128((__m256i)words),
+                           _mm256_extracti128_si256((__m256i)words, 1)));
+#else
+  for (int i = 0; i < kWidth; ++i) to[i] = static_cast<uint16_t>(words[i]);
+#endif
 }
 
-SFGRPO_INLINE uint16_t to_bfloat(float value) {
-  const uint32_t bits = bit_cast<uint32_t>(value);
-  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  return static_cast<uint16_t>((bits & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+// `count` numbers into single precision, whole vectors at a time: the last ones through a part.
+template <VecF (*at)(const uint16_t*)>
+SFGRPO_INLINE void widen(const uint16_t* __restrict from, int count, float* __restrict to) {
+  int i = 0;
+  for (; i + kWidth <= count; i += kWidth) put(to + i, at(from + i));
+  if (i == count) return;
+  uint16_t part[kWidth] = {};
+  __builtin_memcpy(part, from + i, (count - i) * sizeof(uint16_t));
+  const VecF values = at(part);
+  __builtin_memcpy(to + i, &values, (count - i) * sizeof(float));
+}
+template <void (*put_at)(uint16_t*, VecF)>
+SFGRPO_INLINE void narrow(const float* __restrict from, int count, uint16_t* __restrict to) {
+  int i = 0;
+  for (; i + kWidth <= count; i += kWidth) put_at(to + i, vector_at<VecF>(from + i));
+  if (i == count) return;
+  VecF values = {};
+  uint16_t part[kWidth];
+  __builtin_memcpy(&values, from + i, (count - i) * sizeof(float));
+  put_at(part, values);
+  __builtin_memcpy(to + i, part, (count - i) * sizeof(uint16_t));
 }
 
 // Memory that a block will need, asked for line by line while something else is computed: the
@@ -138,11 +203,10 @@ inline const T* load(const Array& from, int64_t begin, int count, T* __restrict 
     for (int i = 0; i < count; ++i) scratch[i] = static_cast<T>(source[i]);
     return scratch;
   }
-  const uint16_t* __restrict source = static_cast<const uint16_t*>(from.data) + begin;
-  if (from.type == Type::bf16) {
-    for (int i = 0; i < count; ++i) scratch[i] = static_cast<T>(from_bfloat(source[i]));
-  } else {
-    for (int i = 0; i < count; ++i) scratch[i] = static_cast<T>(from_half(source[i]));
+  if constexpr (kType<T> == Type::f32) {  // beside float64 all are of 32 or 64 bits
+    const uint16_t* source = static_cast<const uint16_t*>(from.data) + begin;
+    from.type == Type::bf16 ? widen<bfloats_at>(source, count, scratch)
+                            : widen<halves_at>(source, count, scratch);
   }
   return scratch;
 }
@@ -169,11 +233,10 @@ inline T* target(const Array& to, int64_t begin, T* scratch) {
 template <class T>
 inline void store(const Array& to, int64_t begin, int count, const T* __restrict scratch) {
   if (to.type == kType<T>) return;
-  uint16_t* __restrict destination = static_cast<uint16_t*>(to.data) + begin;
-  if (to.type == Type::bf16) {
-    for (int i = 0; i < count; ++i) destination[i] = to_bfloat(static_cast<float>(scratch[i]));
-  } else {
-    for (int i = 0; i < count; ++i) destination[i] = to_half(static_cast<float>(scratch[i]));
+  if constexpr (kType<T> == Type::f32) {
+    uint16_t* destination = static_cast<uint16_t*>(to.data) + begin;
+    to.type == Type::bf16 ? narrow<put_bfloats>(scratch, count, destination)
+                          : narrow<put_halves>(scratch, count, destination);
   }
 }
 

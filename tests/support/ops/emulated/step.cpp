@@ -1,4 +1,4 @@
-// The step, with drawn and with given noise, into each type of state.
+// The step, with drawn and with given noise, into each type of state; and what halves are read as.
 #include "bits.h"
 
 #include "sde_step.cpp"
@@ -44,7 +44,19 @@ void run(int64_t elements, bool drawn, Type type) {
   show("squares", elements, sums.partial.get(), kRows * shape.blocks);
 }
 
+// All numbers in half precision, the infinities included, as they are read.
+void read_halves() {
+  std::vector<uint16_t> halves;
+  for (int bits = 0; bits < 1 << 16; ++bits)
+    if ((bits & 0x7fff) <= 0x7c00) halves.push_back(static_cast<uint16_t>(bits));
+  const int count = static_cast<int>(halves.size());
+  std::vector<float> values(count);
+  baseline::widen<baseline::halves_at>(halves.data(), count, values.data());
+  show("halves", count, values.data(), count);
+}
+
 int main() {
+  read_halves();
   for (const int64_t elements : kElements)
     for (const bool drawn : {false, true})
       for (const Type type : {Type::f32, Type::bf16, Type::f16}) run(elements, drawn, type);
