@@ -17,7 +17,8 @@ struct GainArgs {
   Normalization how;
   double limit;
   Array rewards;           // [P, N, T + 1]
-  const uint8_t* mask;     // [P, N, T], or null
+  const uint8_t* mask;     // [P, N, T], of which rows may be one and the same, or null
+  int64_t mask_strides[2];  // from prompt to prompt, from trajectory to trajectory
   float* advantages;       // [P, N, T]
   uint8_t* finite;         // [P]: whether all rewards of the prompt are
 };
@@ -46,11 +47,12 @@ Tensor gain_advantages(const GainOperands& o) {
   const Operand values("rewards", rewards);
   const bool f64 = values.array.type == Type::f64;
   if (!f64 && values.array.type != Type::f32) fail("rewards: expected float32 or float64");
-  Tensor dense_mask;
-  if (o.mask) {
-    if (o.mask->scalar_type() != ScalarType::Bool || o.mask->numel() != prompts * gains)
+  Optional mask = o.mask;
+  if (mask) {
+    if (mask->scalar_type() != ScalarType::Bool || mask->dim() != 3 ||
+        mask->numel() != prompts * gains)
       fail("mask: expected bool [P, N, T]");
-    dense_mask = o.mask->is_contiguous() ? *o.mask : torch::stable::contiguous(*o.mask);
+    if (steps > 1 && mask->stride(2) != 1) mask = torch::stable::contiguous(*mask);
   }
   const Tensor advantages =
       new_empty(rewards, {prompts, trajectories, steps}, ScalarType::Float);
@@ -60,7 +62,8 @@ Tensor gain_advantages(const GainOperands& o) {
                       static_cast<Normalization>(o.normalize),
                       o.clamp ? *o.clamp : HUGE_VAL,
                       values.array,
-                      o.mask ? static_cast<const uint8_t*>(dense_mask.data_ptr()) : nullptr,
+                      mask ? static_cast<const uint8_t*>(mask->data_ptr()) : nullptr,
+                      {mask ? mask->stride(0) : 0, mask ? mask->stride(1) : 0},
                       static_cast<float*>(advantages.data_ptr()),
                       finite.data()};
   const auto kernel =
@@ -111,44 +114,60 @@ STABLE_TORCH_LIBRARY_IMPL(sfgrpo, CPU, library) {
 namespace sfgrpo::SFGRPO_TARGET {
 namespace {
 
-// Per step, over the trajectories of one group.
+// Per step, over the trajectories of one group; `mask` is the row of one, as numbers.
 struct Columns {
-  std::vector<double> sum, count, centre, square, std;
+  std::vector<double> sum, count, centre, square, std, mask;
   explicit Columns(int64_t steps)
-      : sum(steps), count(steps), centre(steps), square(steps), std(steps) {}
+      : sum(steps), count(steps), centre(steps), square(steps), std(steps), mask(steps) {}
 };
 
 template <class R>
 struct Group {
   const GainArgs& args;
+  Columns& c;
   const R* rewards;
   const uint8_t* mask;
   bool uniform;
 
-  Group(const GainArgs& args_, int64_t prompt)
+  Group(const GainArgs& args_, Columns& columns, int64_t prompt)
       : args(args_),
+        c(columns),
         rewards(static_cast<const R*>(args_.rewards.data) +
                 prompt * args_.trajectories * (args_.steps + 1)),
-        mask(args_.mask == nullptr ? nullptr
-                                   : args_.mask + prompt * args_.trajectories * args_.steps),
+        mask(args_.mask == nullptr ? nullptr : args_.mask + prompt * args_.mask_strides[0]),
         uniform(args_.how == Normalization::uniform) {}
 
-  // body(step, value, 1 if it enters the statistics and else 0), trajectory by trajectory.
+  // 1 where the mask lets a step of the trajectory count, else 0; null where all count.
+  const double* masked(int64_t i) const {
+    if (mask == nullptr) return nullptr;
+    if (i > 0 && args.mask_strides[1] == 0) return c.mask.data();  // the same for all
+    const uint8_t* __restrict m = mask + i * args.mask_strides[1];
+    double* __restrict row = c.mask.data();
+    for (int64_t k = 0; k < args.steps; ++k) row[k] = m[k] ? 1.0 : 0.0;
+    return row;
+  }
+
+  // body(step, value, 1 or counts[step]).
   template <class Body>
-  void each(int64_t i, Body body) const {
-    const int64_t steps = args.steps;
-    const R* __restrict r = rewards + i * (steps + 1);
-    const uint8_t* __restrict m = mask == nullptr ? nullptr : mask + i * steps;
-    const double final_reward = r[steps];
-    if (uniform) {
-      for (int64_t k = 0; k < steps; ++k) body(k, final_reward, 1.0);
-    } else if (m == nullptr) {
-      for (int64_t k = 0; k < steps; ++k)
-        body(k, static_cast<double>(r[k + 1]) - static_cast<double>(r[k]), 1.0);
-    } else {
-      for (int64_t k = 0; k < steps; ++k)
-        body(k, static_cast<double>(r[k + 1]) - static_cast<double>(r[k]), m[k] ? 1.0 : 0.0);
-    }
+  void each(int64_t i, const double* __restrict counts, Body body) const {
+    const R* __restrict r = rewards + i * (args.steps + 1);
+    const auto over = [&](auto value) {
+      const int64_t steps = args.steps;
+      if (counts == nullptr)
+        for (int64_t k = 0; k < steps; ++k) body(k, value(k), 1.0);
+      else
+        for (int64_t k = 0; k < steps; ++k) body(k, value(k), counts[k]);
+    };
+    const double last = r[args.steps];
+    if (uniform) over([&](int64_t) { return last; });
+    else over([&](int64_t k) { return static_cast<double>(r[k + 1]) - static_cast<double>(r[k]); });
+  }
+
+  // Of what enters the statistics.
+  template <class Body>
+  void each_counted(Body body) const {
+    for (int64_t i = 0; i < args.trajectories; ++i)
+      each(i, uniform ? nullptr : masked(i), body);
   }
 
   // The largest |reward|; infinite if one is not finite.
@@ -179,7 +198,7 @@ struct Group {
     std::fill(columns.begin(), columns.end(), total);
   }
 
-  void statistics(Columns& c) const {
+  void statistics() const {
     const bool joint = args.how == Normalization::joint;
     double* __restrict sum = c.sum.data();
     double* __restrict count = c.count.data();
@@ -188,21 +207,19 @@ struct Group {
     std::fill(c.sum.begin(), c.sum.end(), 0.0);
     std::fill(c.count.begin(), c.count.end(), 0.0);
     std::fill(c.square.begin(), c.square.end(), 0.0);
-    for (int64_t i = 0; i < args.trajectories; ++i)
-      each(i, [&](int64_t k, double value, double enters) {
-        sum[k] += enters * value;
-        count[k] += enters;
-      });
+    each_counted([&](int64_t k, double value, double enters) {
+      sum[k] += enters * value;
+      count[k] += enters;
+    });
     if (joint) {
       pool(c.sum);
       pool(c.count);
     }
     for (int64_t k = 0; k < args.steps; ++k) centre[k] = sum[k] / std::max(count[k], 1.0);
-    for (int64_t i = 0; i < args.trajectories; ++i)
-      each(i, [&](int64_t k, double value, double enters) {
-        const double deviation = value - centre[k];
-        square[k] += enters * deviation * deviation;
-      });
+    each_counted([&](int64_t k, double value, double enters) {
+      const double deviation = value - centre[k];
+      square[k] += enters * deviation * deviation;
+    });
     if (joint || args.how == Normalization::centered) {
       pool(c.square);
       if (!joint) pool(c.count);
@@ -211,8 +228,8 @@ struct Group {
       c.std[k] = std::sqrt(square[k] / std::max(count[k], 1.0));
   }
 
-  void write(Columns& c, double largest_reward, float* out) const {
-    // A column without signal gets 0: its values are multiplied away.
+  void write(double largest_reward, float* out) const {
+    // A column without signal gets 0, as does what is masked: the values are multiplied away.
     double* __restrict alive = c.count.data();
     double* __restrict divisor = c.std.data();
     const double* __restrict centre = c.centre.data();
@@ -223,14 +240,11 @@ struct Group {
     const double limit = args.limit;
     for (int64_t i = 0; i < args.trajectories; ++i) {
       float* __restrict row = out + i * args.steps;
-      each(i, [&](int64_t k, double value, double) {
-        const double advantage = alive[k] * (value - centre[k]) / divisor[k];
+      each(i, masked(i), [&](int64_t k, double value, double counts) {
+        const double advantage = alive[k] * counts * (value - centre[k]) / divisor[k];
         const double above = advantage < -limit ? -limit : advantage;
         row[k] = static_cast<float>(above > limit ? limit : above) + 0.0f;  // no -0
       });
-      if (mask != nullptr)
-        for (int64_t k = 0; k < args.steps; ++k)
-          row[k] = mask[i * args.steps + k] ? row[k] : 0.0f;
     }
   }
 };
@@ -239,11 +253,11 @@ template <class R>
 void gain_advantages(const GainArgs& args, int64_t first, int64_t last) {
   Columns columns(args.steps);
   for (int64_t prompt = first; prompt < last; ++prompt) {
-    const Group<R> group(args, prompt);
+    const Group<R> group(args, columns, prompt);
     const double largest = group.largest();
     args.finite[prompt] = largest < HUGE_VAL;
-    group.statistics(columns);
-    group.write(columns, largest, args.advantages + prompt * args.trajectories * args.steps);
+    group.statistics();
+    group.write(largest, args.advantages + prompt * args.trajectories * args.steps);
   }
 }
 

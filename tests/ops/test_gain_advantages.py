@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 from sfgrpo import ops
 from sfgrpo.ops._library import REFERENCES
@@ -112,6 +115,28 @@ def test_clamp_limits() -> None:
     rewards[0, 0, 1] = 1.0  # one outlier: (1 - 0.01) / sqrt(0.0099) = 9.95
     assert float(ops.gain_advantages(rewards, clamp=None).max()) == pytest.approx(9.9499, rel=1e-4)
     assert float(ops.gain_advantages(rewards).max()) == 5.0
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda m: m[:1, :1].expand(3, 4, 5),  # one row for all
+        lambda m: m[:, :1].expand(3, 4, 5),  # one for a group
+        lambda m: m[:1].expand(3, 4, 5),  # one group for all
+        lambda m: m.mT.contiguous().mT,
+        lambda m: m.repeat(1, 2, 3)[:, ::2, 10:],
+    ],
+)
+def test_a_mask_may_be_a_view(view: Callable[[Tensor], Tensor]) -> None:
+    rewards = torch.rand(3, 4, 6, generator=torch.Generator().manual_seed(1))
+    mask = view(torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(2)) > 0.4)
+    for normalize in NORMALIZATIONS:
+        of_view, of_copy = (
+            ops.gain_advantages(rewards, normalize=normalize, mask=one)
+            for one in (mask, mask.contiguous())
+        )
+        assert torch.equal(of_view, of_copy)
+        assert not of_view[~mask].any()
 
 
 def test_full_mask_equals_none_and_empty_mask_gives_zero() -> None:
