@@ -168,12 +168,14 @@ void run_backward(const PolicyBackwardOperands& o, const PolicyRows& operands, c
 }
 
 std::tuple<Tensor, Tensor> policy_loss_backward(const PolicyBackwardOperands& o) {
+  const PolicyRows operands(o);
+  const Shape& shape = operands.shape;
   Array first, second;
   const Tensor& like_uncond = o.v_uncond ? *o.v_uncond : o.v;
-  const Tensor grad_v = optional_result(true, o.v, o.v.scalar_type(), first);
+  const Tensor grad_v = shape.optional_result(true, o.v, o.v.scalar_type(), first);
   const Tensor grad_v_uncond =
-      optional_result(o.v_uncond.has_value(), like_uncond, like_uncond.scalar_type(), second);
-  run_backward(o, PolicyRows(o), first, second);
+      shape.optional_result(o.v_uncond.has_value(), like_uncond, like_uncond.scalar_type(), second);
+  run_backward(o, operands, first, second);
   return {grad_v, grad_v_uncond};
 }
 

@@ -1,4 +1,4 @@
-// Host side, shared by every op: tensors as rows of blocks, and the instruction set to run them on.
+// Host side, shared by every op: tensors as rows of blocks.
 //
 // A row (D elements) is cut into blocks of kBlock elements whatever the batch and the number of
 // threads; a block is the unit of work and of summation, and a row's partial sums are added in
@@ -8,20 +8,12 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <cstdlib>
-#include <cstring>
 #include <memory>
 #include <string>
 #include <tuple>
 #include <vector>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#include <immintrin.h>
-#elif defined(__ARM_NEON)
-#include <arm_neon.h>
-#endif
-
+#include "isa.h"
 #include "tensors.h"
 
 namespace sfgrpo {
@@ -29,6 +21,9 @@ namespace sfgrpo {
 // Five float32 buffers of a block fit the smallest L1 cache in use; a multiple of 64, the number
 // of normals that one round of the generator makes.
 constexpr int kBlock = 1024;
+// Bytes from which on a result is written past the caches: none would keep it until it is read, and
+// the lines that it overwrites need not be fetched.
+constexpr int64_t kStreamed = int64_t{8} << 20;
 constexpr double kHalfLog2Pi = 0.91893853320467274178;
 
 // A kernel takes one struct of operands, which declares its fields in the schema's order, as does
@@ -86,6 +81,22 @@ struct Shape {
   }
   Operand dense(const char* name, const Optional& tensor, bool f64) const {
     return tensor ? dense(name, *tensor, f64) : Operand();
+  }
+
+  // A new tensor that is written, in one piece.
+  Array result(const Tensor& tensor) const {
+    Array array = Operand("result", tensor).array;
+    array.stride = elements;
+    array.streamed = kStreams && array.type == Type::f32 && blocks > 1 &&
+                     rows * elements * int64_t{sizeof(float)} >= kStreamed;
+    return array;
+  }
+  // One that is there only if asked for, [0] otherwise; `array` points at its data.
+  Tensor optional_result(bool wanted, const Tensor& like, ScalarType type, Array& array) const {
+    if (!wanted) return new_empty(like, {0}, type);
+    const Tensor made = empty_as(like, type);
+    array = result(made);
+    return made;
   }
 
  private:
@@ -258,47 +269,10 @@ void for_tiles(const Shape& shape, int64_t grain, void (*kernel)(const Args&, in
   if (shape.tasks == 0) return;
   const int64_t task = std::max<int64_t>(1, shape.rows * shape.elements / shape.tasks);
   torch::stable::parallel_for(0, shape.tasks, std::max<int64_t>(1, grain / task),
-                              [&](int64_t begin, int64_t end) { kernel(args, begin, end); });
+                              [&](int64_t begin, int64_t end) {
+                                kernel(args, begin, end);
+                                finish_streams();
+                              });
 }
-
-enum class Isa { baseline, avx2, avx512 };
-
-#if defined(__x86_64__)
-// Conversion of half precision, which __builtin_cpu_supports does not know in every compiler.
-inline bool has_f16c() {
-  unsigned eax, ebx, ecx, edx;
-  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C) != 0;
-}
-#endif
-
-// The best instruction set of this processor, lowered by PyTorch's own ATEN_CPU_CAPABILITY.
-inline Isa instruction_set() {
-#if defined(__x86_64__)
-  static const Isa chosen = [] {
-    const char* limit = std::getenv("ATEN_CPU_CAPABILITY");
-    const auto allowed = [&](const char* names) {
-      return limit == nullptr || std::strstr(names, limit) != nullptr;
-    };
-    if (allowed("avx512") && __builtin_cpu_supports("avx512f") &&
-        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-      return Isa::avx512;
-    if (allowed("avx512 avx2") && __builtin_cpu_supports("avx2") && has_f16c()) return Isa::avx2;
-    return Isa::baseline;
-  }();
-  return chosen;
-#else
-  return Isa::baseline;
-#endif
-}
-
-#if defined(__x86_64__)
-#define SFGRPO_SELECT(...)                                              \
-  (instruction_set() == Isa::avx512 ? &avx512::__VA_ARGS__              \
-   : instruction_set() == Isa::avx2 ? &avx2::__VA_ARGS__                \
-                                    : &baseline::__VA_ARGS__)
-#else
-#define SFGRPO_SELECT(...) (&baseline::__VA_ARGS__)
-#endif
 
 }  // namespace sfgrpo

@@ -57,7 +57,7 @@ std::tuple<Tensor, Tensor> sde_logprob(const LogprobOperands& o) {
   LogprobArgs args = arguments(rows);
   RowSums sums(shape);
   args.square_sums = sums.partial.get();
-  const Tensor mean = optional_result(o.with_mean, o.x, o.coef.scalar_type(), args.mean);
+  const Tensor mean = shape.optional_result(o.with_mean, o.x, o.coef.scalar_type(), args.mean);
   for_tiles(shape, kGrainSums,
              rows.f64 ? SFGRPO_SELECT(sde_logprob<double>) : SFGRPO_SELECT(sde_logprob<float>),
              args);
@@ -87,7 +87,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sde_logprob_backward(
   const Operand grad_mean = shape.operand("grad_mean", o.grad_mean, rows.f64);
   args.grad_mean = grad_mean.array;
   const auto wanted = [&](bool needed, const Tensor& like, Array& array) {
-    return optional_result(needed, like, needed ? like.scalar_type() : o.x.scalar_type(), array);
+    const ScalarType type = needed ? like.scalar_type() : o.x.scalar_type();
+    return shape.optional_result(needed, like, type, array);
   };
   const Tensor grad_x = wanted(o.need_x, o.x, args.grad_x);
   const Tensor grad_v = wanted(o.need_v, o.v, args.grad_v);
@@ -133,6 +134,7 @@ void sde_logprob(const LogprobArgs& args, int64_t first, int64_t last) {
           residual_square(coef, x + at, v + at, x_next + at, tile.part);
       if (mean != nullptr) transition_mean(coef, x + at, v + at, tile.part, mean + at);
     }
+    if (mean != nullptr) store(args.mean, tile.begin, tile.count, mean);
   }
 }
 

@@ -75,9 +75,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> sde_step(const StepAndMeanOperands& o
   const bool f64 = o.x.scalar_type() == ScalarType::Double;
   StepResults results;
   const Tensor x_next = empty_as(o.x);
-  results.x_next = shape.dense("x_next", x_next, f64).array;
-  const Tensor x0_hat = optional_result(o.with_x0, o.x, o.x.scalar_type(), results.x0_hat);
-  const Tensor mean = optional_result(o.with_mean, o.x, o.coef.scalar_type(), results.mean);
+  results.x_next = shape.result(x_next);
+  const Tensor x0_hat = shape.optional_result(o.with_x0, o.x, o.x.scalar_type(), results.x0_hat);
+  const Tensor mean = shape.optional_result(o.with_mean, o.x, o.coef.scalar_type(), results.mean);
   return {x_next, run_step(o, shape, shape.operand("x", o.x, f64), results), x0_hat, mean};
 }
 
@@ -86,7 +86,7 @@ std::tuple<Tensor, Tensor> sde_step_(const StepOperands& o) {
   const Operand x = shape.dense("x", o.x, o.x.scalar_type() == ScalarType::Double);
   StepResults results;
   results.x_next = x.array;
-  const Tensor x0_hat = optional_result(o.with_x0, o.x, o.x.scalar_type(), results.x0_hat);
+  const Tensor x0_hat = shape.optional_result(o.with_x0, o.x, o.x.scalar_type(), results.x0_hat);
   const Tensor logp = run_step(o, shape, x, results);
   x.write_back(o.x);
   return {logp, x0_hat};
@@ -129,7 +129,7 @@ const T* noise_tile(const StepArgs& args, const Tile& tile, NoiseRow& row, float
     ahead.add(args.x, tile);
     ahead.add(args.v, tile);
     ahead.add(args.v_uncond, tile);
-    ahead.add(args.x_next, tile);
+    if (!args.x_next.streamed) ahead.add(args.x_next, tile);
   }
   fill_tile(args.ids, tile, row, normals, ahead);
   return load(Array{normals, Type::f32}, 0, tile.count, scratch);
@@ -170,6 +170,7 @@ void sde_step(const StepArgs& args, int64_t first, int64_t last) {
       if (coef.n > 0) sum = move(x + at, v + at, eps + at, part, coef, x_next + at);
       else transition_mean(coef, x + at, v + at, part, x_next + at);
     }
+    if (with_mean) store(args.mean, begin, count, mean);
     store(args.x_next, begin, count, x_next);
     if (!noisy || !rounded) continue;
     const T* stored = load(args.x_next, tile, next_buffer);  // what is scored

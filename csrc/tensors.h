@@ -24,6 +24,7 @@ struct Array {
   void* data = nullptr;
   Type type = Type::f32;
   int64_t stride = 0;  // from row to row, in elements; no matter to what is contiguous altogether
+  bool streamed = false;  // written past the caches
 };
 
 [[noreturn]] inline void fail(const std::string& message) { throw std::runtime_error(message); }
@@ -70,12 +71,5 @@ inline Tensor empty_as(const Tensor& like, ScalarType type) {
 }
 inline Tensor empty_as(const Tensor& like) { return empty_as(like, like.scalar_type()); }
 
-// A result that is there only if asked for, [0] otherwise; `array` points at its data.
-inline Tensor optional_result(bool wanted, const Tensor& like, ScalarType type, Array& array) {
-  if (!wanted) return new_empty(like, {0}, type);
-  const Tensor result = empty_as(like, type);
-  array = Operand("result", result).array;
-  return result;
-}
 
 }  // namespace sfgrpo

@@ -41,7 +41,7 @@ void run_tweedie(const TweedieOperands& o, const Tensor* x0_hat) {
   std::vector<double> times;
   if (o.t) times = numbers("t", *o.t, shape.rows);
   check_times(o.t ? times.data() : &o.time, o.t ? shape.rows : 1);
-  const Array out = x0_hat ? Operand("x0_hat", *x0_hat).array : v.array;
+  const Array out = x0_hat ? shape.result(*x0_hat) : v.array;
   const TweedieArgs args{shape, x.array, v.array, out, o.time, o.t ? times.data() : nullptr};
   for_tiles(shape, kGrainCopy,
             f64 ? SFGRPO_SELECT(tweedie<double>) : SFGRPO_SELECT(tweedie<float>), args);
