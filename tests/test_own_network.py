@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sfgrpo import backbones, config, engine, rewards
 from sfgrpo.backbones import ModuleBackbone
-from sfgrpo.run import records
+from sfgrpo.run import alarms, records
 from sfgrpo.trainer import Trainer
 
 ACTIONS, JOINTS = 4, 2
@@ -91,6 +91,9 @@ def test_a_policy_learns_to_reach(tmp_path: Path, weights: str) -> None:
     first, last = records.read(tmp_path / "run" / "eval.jsonl")
     assert last["reward"] > first["reward"] + 0.1
     assert last["spread"] > 0
+    assert "alarms" not in first
+    metrics = records.read(tmp_path / "run" / "metrics.jsonl")
+    assert last["alarms"] == alarms.estimates(metrics) != {}
     kept = load_file(tmp_path / "run" / "samples" / "000015.safetensors")["samples"]
     assert kept.shape == (3, 32, ACTIONS, JOINTS)
     assert not (tmp_path / "run" / "images").exists()

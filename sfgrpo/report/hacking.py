@@ -19,7 +19,7 @@ def section(evaluations: Log) -> str:
     if not rows:
         return ""
     shown, alarmed = [], []
-    for name in [name for name in rows[0] if name != "iteration"]:
+    for name in dict.fromkeys(name for row in rows for name in row if name != "iteration"):
         own, values = alarm(name), [row for row in rows if name in row]
         limit = own.limit(rows[0])
         since = [row["iteration"] for row in values if own.crossed(row[name], rows[0])]
@@ -35,7 +35,7 @@ def section(evaluations: Log) -> str:
     verdict = f"Alarms: {'; '.join(alarmed)}." if alarmed else "No alarm in this run."
     return markup.section(
         "alarms", "Was the reward exploited?",
-        f"Measured on the images of every evaluation; the dashed line is the threshold. {verdict}",
+        f"Measured at every evaluation; the dashed line is the threshold. {verdict}",
         markup.cards(shown, small=True), _advice(rows),
     )  # fmt: skip
 

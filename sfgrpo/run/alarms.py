@@ -8,6 +8,11 @@ follows from the run's own first evaluation, and is told once, when it crosses.
 Judges have no better or worse by themselves. Where a judge says which way is better (`better`), a
 number that gets worse while the reward rises is a sign, too.
 
+Credit can be exploited like a reward: a policy may come to move where a coarse solver cannot follow
+it, and then its steps are credited with the solver's error. Estimates of states with much noise and
+with little have nearly the same mean reward as long as they follow the ODE, and that shows in the
+metrics (`estimates`).
+
 Shapes: P prompts, N images of each; strips of a video's frames are images.
 """
 
@@ -31,6 +36,8 @@ PARTED = 0.2
 """A judge has parted from the reward when it is worse by this share of its first value."""
 JUDGE = "judge_"
 """How the names of judges begin among the signs."""
+ESTIMATES = "estimates"
+"""The name among the signs of how far clean estimates have parted from the finished samples."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,20 @@ ALARMS: dict[str, Alarm] = {
 }  # fmt: skip
 
 
+OF_ESTIMATES = Alarm(
+    "Clean estimates part from the samples",
+    "How far the mean reward of a state's clean estimates is from that of the finished samples, in "
+    "standard deviations within groups, at the state that is farthest off. Above one and a half "
+    "the solver no longer follows the policy, and steps are credited with its error: a solver of "
+    "more, shorter substeps does (credit.solver: euler_by_level, euler or exact).",
+    lambda _: 1.5,
+)
+
+
 def alarm(name: str) -> Alarm:
     """The alarm of a sign; of a judge's, one for all."""
+    if name == ESTIMATES:
+        return OF_ESTIMATES
     if name in ALARMS:
         return ALARMS[name]
     return Alarm(
@@ -168,6 +187,17 @@ def partings(
             lost = (first[name] - now[name]) * (1 if direction == "higher" else -1)
             found[JUDGE + name] = max(0.0, lost / abs(first[name])) if rose else 0.0
     return found
+
+
+def estimates(rows: Sequence[Row]) -> dict[str, float]:
+    """How far clean estimates have parted from the finished samples in some iterations, `rows` of
+    metrics.jsonl: their mean; nothing where no state but the last was scored."""
+    found = []
+    for row in rows:
+        rewards, deviation = row.get("reward_per_state"), row.get("reward_std_in_group")
+        if rewards and deviation and any(reward != rewards[-1] for reward in rewards):
+            found.append(max(abs(reward - rewards[-1]) for reward in rewards) / deviation)
+    return {ESTIMATES: float(np.mean(found))} if found else {}
 
 
 def crossings(rows: Sequence[Row], row: Row) -> list[str]:

@@ -86,9 +86,10 @@ SIGNS = {"diversity": 0.4, "judge_a": 0.0}
 
 def test_signs_have_their_thresholds_and_alarms_are_named() -> None:
     rows = [{"iteration": k, "alarms": {**SIGNS, "judge_a": 0.15 * k}} for k in (0, 1, 2)]
+    rows[1]["alarms"] |= {"estimates": 0.4}  # there are none before the first iteration
     page = hacking.section([{"iteration": 0}, *rows])
     assert re.findall(r'class="(\w+) state">(.*?)<', page) == [
-        ("good", "quiet"), ("bad", "alarm since iteration 2")
+        ("good", "quiet"), ("bad", "alarm since iteration 2"), ("good", "quiet")
     ]  # fmt: skip
     assert "Alarms: a parts from the reward (alarm since iteration 2)." in page
     assert "No judge of this run says" not in page

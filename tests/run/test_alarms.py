@@ -73,6 +73,18 @@ def test_a_judge_parts_from_a_reward_that_rises() -> None:
     assert found == {"judge_a": 0.0, "judge_b": 0.0}
 
 
+def test_clean_estimates_part_from_what_is_finished() -> None:
+    def metrics(*rewards: float, deviation: float = 0.1) -> dict[str, Any]:
+        return {"reward_per_state": [*rewards], "reward_std_in_group": deviation}
+
+    apart = metrics(0.5, 0.2, 0.4, deviation=0.1)  # 2 deviations below, at the second state
+    assert alarms.estimates([apart, metrics(0.4, 0.5, 0.4)]) == pytest.approx({"estimates": 1.5})
+    # Uniform credit scores the last state alone; a group without deviation has no unit.
+    assert alarms.estimates([metrics(0.4, 0.4, 0.4), metrics(0.1, 0.4, deviation=0.0), {}]) == {}
+    told = alarms.crossings([row(0)], row(10, estimates=1.6))
+    assert told[0].startswith("Clean estimates part from the samples: 1.6 in the evaluation")
+
+
 def test_a_judge_says_which_way_is_better() -> None:
     @alarms.better(sharpness="higher")
     def judge(*_: object) -> dict[str, float]:
