@@ -18,7 +18,7 @@ Pairs = list[tuple[str, str]]
 RECIPE_COMMANDS = {
     "show": {},
     "doctor": {"flags": ["--json"], "valued": ["--world", "--device-memory", "--host-memory"]},
-    "probe": {"flags": ["--json"], "valued": ["--prompts", "--out"]},
+    "probe": {"flags": ["--json"], "valued": ["--prompts", "--checkpoint", "--out"]},
     "evaluate": {"flags": ["--json"], "valued": ["--checkpoint", "--out"]},
 }
 """Commands that take any key of a recipe, and their own options."""
@@ -38,8 +38,8 @@ examples:
 
 
 PROBE = """\
-It samples trajectories of the untrained policy once, takes the clean estimates of their states by
-every built-in solver (and the recipe's), decodes and scores them, and prints
+It samples trajectories once, of the untrained policy or of a run's, takes the clean estimates of
+their states by every built-in solver (and the recipe's), decodes and scores them, and prints
 
   agreement   correlation of a solver's advantages with those of the exact ODE, against its cost:
               below .5 most of what a step is credited with is the solver's own error; uniform
@@ -57,6 +57,7 @@ as an iteration of so many prompts, one process, and touches no run folder. With
 the errors behind +-.
 
   sfgrpo probe embedded --prompts 16 --sample.eta 1.0 --credit.solver midpoint
+  sfgrpo probe runs/embedded --checkpoint 30        a policy in training, by the same table
 """
 
 
@@ -136,7 +137,11 @@ def _add_probe(commands: Any) -> None:
         description="How good is the credit that a recipe would learn from, and what does it cost?",
         epilog=PROBE, formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    probe.add_argument("recipe", help="name or .yaml file, then any --key value")
+    probe.add_argument("recipe", help="name, .yaml file or a run's folder, then any --key value")
+    probe.add_argument(
+        "--checkpoint", metavar="WHICH",
+        help="of a run: an iteration, best, start, or newest, the default",
+    )  # fmt: skip
     probe.add_argument("--prompts", type=int, default=8, help="how many groups (default: 8)")
     probe.add_argument("--out", type=Path, default=Path("probe"), help="folder (default: probe)")
     probe.add_argument("--json", action="store_true", help="print it for machines")
@@ -209,8 +214,9 @@ def _probe(parsed: argparse.Namespace, pairs: Pairs) -> int:
     from sfgrpo import probe
 
     return probe.main(
-        parsed.recipe, pairs, prompts=parsed.prompts, out=parsed.out, machines=parsed.json
-    )
+        parsed.recipe, pairs, prompts=parsed.prompts, out=parsed.out, machines=parsed.json,
+        checkpoint=parsed.checkpoint,
+    )  # fmt: skip
 
 
 def _evaluate(parsed: argparse.Namespace, pairs: Pairs) -> int:

@@ -52,7 +52,7 @@ def main(
         OSError: a model or a file that is not there, or `out` cannot be written.
     """
     recipe = _recipe(run, overrides)
-    iteration, weights = _chosen(run, checkpoint)
+    iteration, weights = chosen(run, checkpoint)
     judges = [JUDGE.bind(name, recipe.eval.judge_options.get(name)) for name in recipe.eval.judges]
     found = standing.prepare(
         recipe, lambda split: evaluate.chosen(split.evaluation, recipe.eval.prompts)
@@ -79,9 +79,6 @@ def main(
 
 
 def _recipe(run: Path, overrides: Sequence[tuple[str, str]]) -> Recipe:
-    described = run / "recipe.yaml"
-    if not described.is_file():
-        raise ValueError(f"'{run}' holds no run: there is no recipe.yaml")
     for key, _ in overrides:
         if not FREE.match(key) or key in UNUSED:
             raise ValueError(
@@ -89,14 +86,31 @@ def _recipe(run: Path, overrides: Sequence[tuple[str, str]]) -> Recipe:
                 "those of eval and reward, prompts, model.resolution, sample.guidance_scale and "
                 "their like"
             )
+    return trained_with(run, overrides)
+
+
+def trained_with(run: Path, overrides: Sequence[tuple[str, str]]) -> Recipe:
+    """The recipe of a run, with other values of some keys.
+
+    Raises:
+        ValueError: there is no run in the folder, or a wrong key or value.
+    """
+    described = run / "recipe.yaml"
+    if not described.is_file():
+        raise ValueError(f"'{run}' holds no run: there is no recipe.yaml")
     try:
         return config.load(str(described), overrides)
     except RecipeError as error:
         raise ValueError(f"'{described}': {error}") from error
 
 
-def _chosen(run: Path, checkpoint: str) -> tuple[int, Path | None]:
-    """The iteration, and the folder of its weights; None is what training started from."""
+def chosen(run: Path, checkpoint: str) -> tuple[int, Path | None]:
+    """The iteration of a run's checkpoint, and the folder of its weights; None is what training
+    started from.
+
+    Raises:
+        ValueError: there is no such checkpoint (naming those there are), or it is damaged.
+    """
     if checkpoint == START:
         return 0, None
     folder = run / "checkpoints"

@@ -244,8 +244,12 @@ def test_what_cannot_be_probed_is_said_before_the_work(
 ) -> None:
     monkeypatch.setattr(experiment, "prepare", pytest.fail)
     (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    assert cli.main(["probe", f"{tmp_path}/folder"]) == 2
+    assert "holds no run: there is no recipe.yaml" in capsys.readouterr().err
     for given, message in (
         ("--prompts 0", "--prompts: must be at least 1, got 0"),
+        ("--checkpoint 5", "--checkpoint 5: 'embedded' is no run's folder"),
         (f"--out {tmp_path}/file", "File exists"),
         ("--sample.group_size 1", "sample.group_size: Input should be greater than or equal to 2"),
     ):

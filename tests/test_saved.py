@@ -128,3 +128,18 @@ def test_a_run_that_starts_over_removes_them(recipe: Any, tmp_path: Path) -> Non
         (tmp_path / "evaluations" / name).mkdir(parents=True)
     records.prepare(tmp_path, given, fresh=True)
     assert [path.name for path in (tmp_path / "evaluations").iterdir()] == ["mine"]
+
+
+def test_a_checkpoint_is_probed(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def probed(which: str) -> dict[str, Any]:
+        small = ["--prompts", "1", "--sample.num_steps", "3", "--out", str(tmp_path), "--json"]
+        assert cli.main(["probe", str(run), *small, "--checkpoint", which]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    start, trained = probed("start"), probed("newest")
+    assert (start["iteration"], trained["iteration"]) == (0, 2)
+    assert start["reward"] != trained["reward"]
+    assert cli.main(["probe", str(run), "--checkpoint", "7"]) == 2
+    assert "--checkpoint 7" in capsys.readouterr().err

@@ -42,7 +42,8 @@ FLOORS = (
     ("evaluate", "update"),
     ("run",),
     ("standing",),
-    ("trainer", "doctor", "probe", "saved"),
+    ("saved",),
+    ("trainer", "doctor", "probe"),
     ("train", "embedded"),
     ("recipes", "cli"),
 )

@@ -1,8 +1,8 @@
-"""`sfgrpo probe RECIPE`: how good the credit signal is, before a run.
+"""`sfgrpo probe RECIPE` or `RUN`: how good the credit signal is, before a run or after it.
 
-Samples trajectories of the untrained policy once, and takes the clean estimates of their states by
-every solver: how well do the advantages agree with those of the exact ODE, at what cost, and which
-steps decide the final reward? No run folder is made or touched.
+Samples trajectories of a policy once, and takes the clean estimates of their states by every
+solver: how well do the advantages agree with those of the exact ODE, at what cost, and which steps
+decide the final reward? No run folder is made or touched.
 """
 
 from __future__ import annotations
@@ -18,26 +18,46 @@ __all__ = ["main"]
 
 
 def main(
-    recipe: str, overrides: Sequence[tuple[str, str]], *, prompts: int, out: Path, machines: bool
+    recipe: str,
+    overrides: Sequence[tuple[str, str]],
+    *,
+    prompts: int,
+    out: Path,
+    machines: bool,
+    checkpoint: str | None = None,
 ) -> int:
     """Print the tables, or with `machines` the JSON; write `probe.json` and `probe.png` to `out`.
 
+    Args:
+        recipe: its name or file, or the folder of a run.
+        checkpoint: of a run, as in `sfgrpo.saved`; None is the newest.
+
     Raises:
-        ValueError: the recipe is wrong, or there is nothing to measure in it.
+        ValueError: the recipe is wrong, or there is nothing to measure in it, or no such run or
+            checkpoint.
         OSError: a model or a file that is not there, or `out` cannot be written.
     """
     if prompts < 1:
         raise ValueError(f"--prompts: must be at least 1, got {prompts}")
     from tqdm import tqdm
 
-    from sfgrpo import files
+    from sfgrpo import files, saved
     from sfgrpo.config import load
     from sfgrpo.probe import experiment, findings, picture, text
 
-    asked = load(recipe, overrides)
+    iteration, weights = 0, None
+    if Path(recipe).is_dir():
+        asked = saved.trained_with(Path(recipe), overrides)
+        iteration, weights = saved.chosen(Path(recipe), checkpoint or saved.NEWEST)
+    else:
+        asked = load(recipe, overrides)
+        if checkpoint is not None:
+            raise ValueError(f"--checkpoint {checkpoint}: '{recipe}' is no run's folder")
     out.mkdir(parents=True, exist_ok=True)  # what is in the way is said before the work
     with tqdm(unit="row", unit_scale=True, desc="loading", dynamic_ncols=True) as bar:
-        probe = findings.Probe(experiment.prepare(asked, prompts, bar.update))
+        probe = findings.Probe(
+            experiment.prepare(asked, prompts, bar.update, iteration=iteration, weights=weights)
+        )
         bar.reset(total=probe.work)
         found = probe.run(bar.set_description)
     tree = json.dumps(_plain(asdict(found)), indent=2, allow_nan=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -47,10 +48,12 @@ class Heard(Tally):
 
 @dataclass(frozen=True, kw_only=True)
 class Setup(Standing):
-    """A recipe's policy before training, and what scores it; the recipe has the probe's number of
-    prompts, noise in all steps, and all rows in one update."""
+    """A recipe's policy, before training or after some of it, and what scores it; the recipe has
+    the probe's number of prompts, noise in all steps, and all rows in one update."""
 
     seen: Seen
+    iteration: int = 0
+    """How many iterations the policy was trained for."""
 
     @property
     def groups(self) -> tuple[int, int]:
@@ -72,8 +75,11 @@ def probed(recipe: Recipe, count: int) -> Recipe:
     )
 
 
-def prepare(recipe: Recipe, count: int, seen: Seen) -> Setup:
-    """Load what the recipe names, for `count` of its training prompts, spread evenly.
+def prepare(
+    recipe: Recipe, count: int, seen: Seen, *, iteration: int = 0, weights: Path | None = None
+) -> Setup:
+    """Load what the recipe names, for `count` of its training prompts, spread evenly; of the
+    policy the `weights` of a checkpoint after `iteration`, if there are any.
 
     Raises:
         ValueError: as `sfgrpo.trainer.Trainer`; the process is one of several ranks.
@@ -88,8 +94,10 @@ def prepare(recipe: Recipe, count: int, seen: Seen) -> Setup:
     found = standing.prepare(
         recipe, lambda split: evaluate.chosen(split.train, count), tally=Heard(seen=seen)
     )
+    if weights is not None:
+        found.field.backbone.restore(weights)
     probing = probed(recipe, len(found.prompts))
-    return Setup(**{**vars(found), "recipe": probing}, seen=seen)
+    return Setup(**{**vars(found), "recipe": probing}, seen=seen, iteration=iteration)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,10 @@ from sfgrpo.probe.findings import Findings, Measured
 
 def as_text(found: Findings) -> str:
     """Tables of steps and of solvers, a line each."""
+    which = f"after {found.iteration} iterations" if found.iteration else "before training"
     lines = [
         f"{found.prompts} prompts x {found.group_size} trajectories, {len(found.steps)} steps, "
-        f"{found.rule} credit; the policy before training",
+        f"{found.rule} credit; the policy {which}",
         f"reward {found.reward:.3f}, standard deviation within groups {found.reward_std:.3f}, of "
         f"one image scored again {found.reward_noise:.2g}",
     ]
