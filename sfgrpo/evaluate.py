@@ -60,11 +60,12 @@ class Evaluation:
     """uint8 `[K, F, 3, H, W]` on rank 0: the first `WHOLE` videos with all their frames."""
 
 
-def held_out_plan(prompts: int, images: int, device: torch.device) -> Plan:
-    """Every image its own noise; this rank's contiguous share, padded to equal lengths."""
-    total = prompts * images
-    share = -(-total // engine.world())
-    index = torch.arange(engine.rank() * share, (engine.rank() + 1) * share, device=device)
+def held_out_plan(prompts: int, images: int, device: torch.device, *, context: int = 1) -> Plan:
+    """Every image its own noise; this rank's contiguous share, padded to equal lengths, and those
+    of the others in a group of `context` neighbours."""
+    total, (group, _) = prompts * images, engine.context_group(context)
+    share = -(-total // engine.world()) * context
+    index = torch.arange(group * share, (group + 1) * share, device=device)
     return Plan(
         group_G=index + HELD_OUT,
         prompt_G=index.clamp_max(total - 1) // images,
@@ -96,14 +97,19 @@ def evaluate(
         scored: called once this rank's images have their scores.
     """
     table = sde.coefficients(field.backbone.sigmas(num_steps, latent_shape), "ode")
-    plan = held_out_plan(len(prompts), images_per_prompt, field.backbone.device)
+    plan = held_out_plan(
+        len(prompts), images_per_prompt, field.backbone.device, context=field.context
+    )
+    # What a context group samples together its ranks decode and score apart.
+    share, place = len(plan.sample_M) // field.context, engine.rank() % field.context
+    own = slice(place * share, (place + 1) * share)
     total, kept, whole = len(prompts) * images_per_prompt, [], []
     bar = tqdm(
-        total=len(plan.sample_M), desc="evaluation", unit="image", leave=False, delay=2,
+        total=share, desc="evaluation", unit="image", leave=False, delay=2,
         disable=engine.rank() != 0, dynamic_ncols=True,
     )  # fmt: skip
     with bar, InOrder[Mapping[str, Tensor]](ahead) as asked:
-        for prompt, decoded in _decoded(field, table, plan, seed, latent_shape):
+        for prompt, decoded in _decoded(field, table, plan, own, seed, latent_shape):
             asked.ask(partial(score, decoded, prompt))
             kept.append(picture(decoded, field.backbone.modality))
             if field.backbone.modality == "video" and engine.rank() == 0:
@@ -112,7 +118,7 @@ def evaluate(
             bar.update(len(decoded))
         scores = asked.answers()
     scored()
-    index = plan.sample_M - HELD_OUT
+    index = plan.sample_M[own] - HELD_OUT
     gathered = {
         name: engine.gather(torch.cat([s[name] for s in scores]), index)[:total]
         for name in scores[0]
@@ -132,9 +138,10 @@ def evaluate(
 
 
 def _decoded(
-    field: VelocityField, table: Tensor, plan: Plan, seed: int, latent_shape: tuple[int, ...]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """(prompt rows, samples) of a few trajectories of the plan after the other."""
+    field: VelocityField, table: Tensor, plan: Plan, own: slice, seed: int,
+    latent_shape: tuple[int, ...],
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
+    """(prompt rows, samples) of a few trajectories of the plan after the other; of `own` alone."""
     for rows in batches(len(plan.sample_M), field.batch_size):
         part = Plan(
             group_G=plan.group_G[rows],
@@ -143,8 +150,10 @@ def _decoded(
             sample_M=plan.sample_M[rows],
         )
         made = sample(field, table, part, seed=seed, latent_shape=latent_shape, methods={})
-        for few in batches(len(part.sample_M), field.backbone.decode_batch):
-            yield part.prompt_G[few], field.backbone.decode(made.states.x_U[few])
+        mine = slice(max(own.start - rows.start, 0), max(own.stop - rows.start, 0))
+        prompt, x = part.prompt_G[mine], made.states.x_U[mine]
+        for few in batches(len(x), field.backbone.decode_batch):
+            yield prompt[few], field.backbone.decode(x[few])
 
 
 def of_recipe(

@@ -15,7 +15,7 @@ from sfgrpo.prompts import Prompt, Split, images
 
 PIPELINE = (
     "max_sequence_length", "attention", "compile_blocks", "decode_batch", "vae_tiling",
-    "vae_slicing", "text_encoders",
+    "vae_slicing", "text_encoders", "context_parallel",
 )  # fmt: skip
 """Keys of `model` that are options of every family; their names are the same."""
 
@@ -31,6 +31,30 @@ def options(recipe: Recipe) -> dict[str, Any]:
         if backbones.takes_images(model.backbone)[-1]:
             found["image_resolution"] = model.image_size
     return found
+
+
+def check_context(recipe: Recipe, world: int) -> None:
+    """ValueError unless ranks, of `world`, can share the sequences of the recipe's family as it
+    asks; nothing is loaded."""
+    model = recipe.model
+    if model.context_parallel == 1:
+        return
+    if why := _whole(model.backbone):
+        able = ", ".join(name for name in backbones.available() if not _whole(name))
+        raise ValueError(
+            f"model.context_parallel: ranks cannot share sequences of backbone '{model.backbone}': "
+            f"{why}; use 1, or one of {able}"
+        )
+    if world % model.context_parallel:
+        raise ValueError(
+            f"model.context_parallel: {world} rank(s) do not divide into groups of "
+            f"{model.context_parallel}; start a multiple of that, or use 1"
+        )
+
+
+def _whole(name: str) -> str:
+    """Why ranks cannot share the sequences of a backbone of this package; "" if they can."""
+    return getattr(backbones.family(name), "whole_sequences", "")
 
 
 def prompts_of(recipe: Recipe) -> Split:

@@ -28,7 +28,8 @@ class Layout:
     def __init__(
         self, recipe: Recipe, sigmas: Tensor, *, rank: int, world: int, device: torch.device
     ) -> None:
-        """Lay out `recipe` over the schedule `sigmas [T + 1]`.
+        """Lay out `recipe` over the schedule `sigmas [T + 1]`; with `model.context_parallel`,
+        `rank` and `world` are those of context groups.
 
         Raises:
             ValueError: numbers that do not fit together, naming the keys; an unknown mixture, or a
@@ -48,9 +49,11 @@ class Layout:
         self._windows = self._places()
         steps = len(self._windows[0])
         if self.trajectories % world:
+            context = recipe.model.context_parallel
+            shares = f"groups of {context} ranks" if context > 1 else "ranks"
             raise ValueError(
                 f"sample: {self.trajectories} trajectories (prompts_per_iteration x group_size) do "
-                f"not divide over {world} ranks"
+                f"not divide over {world} {shares}"
             )
         self.local = self.trajectories // world
         if self.local * steps % train.updates_per_iteration:

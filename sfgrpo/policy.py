@@ -12,7 +12,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from sfgrpo import engine
-from sfgrpo.backbones import _adapters
+from sfgrpo.backbones import _adapters, _context
 from sfgrpo.config import Lora, Recipe
 
 
@@ -20,14 +20,17 @@ class Policy:
     """A transformer under training.
 
     With LoRA the reference policy is the same network with its adapters switched off; with full
-    weights it is a frozen copy. At ZeRO stage 3 both are sharded from here on.
+    weights it is a frozen copy. At ZeRO stage 3 both are sharded from here on, and with
+    `model.context_parallel` the ranks of a group share their sequences.
     """
 
     def __init__(self, transformer: nn.Module, recipe: Recipe, targets: tuple[str, ...]) -> None:
         self.network = transformer
         self.lora = lora = recipe.lora
+        networks = [transformer]
         if lora is None and recipe.train.beta:
             self._reference = engine.frozen(transformer, recipe)
+            networks.append(self._reference)
         engine.shard(transformer, recipe)
         if lora is None:
             transformer.requires_grad_(True)
@@ -39,6 +42,8 @@ class Policy:
             if lora.path is not None:
                 _adapters.load(transformer, lora.path, rank=lora.rank, alpha=lora.alpha)
         self._adapters = [m for m in transformer.modules() if isinstance(m, BaseTunerLayer)]
+        for network in networks:
+            _context.share(network, recipe.model.context_parallel)
 
     def checkpoint_gradients(self) -> None:
         """Let the backward pass compute activations again instead of keeping them.

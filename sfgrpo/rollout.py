@@ -47,6 +47,8 @@ class VelocityField:
     pace: Callable[[int], int] | None = None
     """From this rank's number of batches to that of the rank that has most, where a forward waits
     for all ranks; None where it does not."""
+    context: int = 1
+    """Neighbouring ranks that compute each row together, and so have the same rows."""
     tally: Tally = field(default_factory=Tally)
     """Counts the rows that go through a network; copies for another network share it."""
 

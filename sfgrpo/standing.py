@@ -64,8 +64,11 @@ def prepare(
     backbone, embed = backbone_of(recipe, device, Split(train=chosen, evaluation=[]))
     reseed(recipe.run.seed, 0, 0)
     guidance = recipe.sample.guidance_scale
-    # No second copy of the weights, and the first whole: no engine gathers it.
-    untrained = altered(recipe, train={"beta": 0.0}, deepspeed={"zero_stage": 0})
+    # No second copy of the weights, and the first whole: no engine gathers it, and no rank waits
+    # for another.
+    untrained = altered(
+        recipe, train={"beta": 0.0}, deepspeed={"zero_stage": 0}, model={"context_parallel": 1}
+    )
     # Adapters that training would start from are part of the policy.
     network = Policy(backbone.transformer, untrained, backbone.lora_targets).network
     return Standing(

@@ -64,10 +64,13 @@ def _along(rewards_PNS: Tensor) -> dict[str, list[float]]:
     }
 
 
-def total_cost(tally: Tally, device: torch.device) -> dict[str, int]:
-    """What an iteration cost on all ranks together (a collective)."""
+def total_cost(tally: Tally, device: torch.device, *, context: int = 1) -> dict[str, int]:
+    """What an iteration cost on all ranks together (a collective), of which `context` neighbours
+    computed each row together, and counted it."""
     counts = _all_ranks(torch.tensor([astuple(tally)], device=device)).sum(0).tolist()
-    return Tally(*counts).counts()
+    total = Tally(*counts)
+    total.velocity, total.gradient = total.velocity // context, total.gradient // context
+    return total.counts()
 
 
 class RowStatistics:

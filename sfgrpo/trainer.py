@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sfgrpo import credit, engine, evaluate, generator, prompts, rewards, solvers, zero
+from sfgrpo.backbones import _context
 from sfgrpo.backbones.base import Conditioning
 from sfgrpo.config import Recipe, check_functions
 from sfgrpo.credit import Rewards
@@ -43,7 +44,7 @@ from sfgrpo.update import Update
 
 
 class Trainer:
-    """One run of one recipe, on this rank's share of the trajectories."""
+    """One run of one recipe, on this rank's share of the trajectories, or its context group's."""
 
     def __init__(
         self, recipe: Recipe, *, fresh: bool = False, end: Callable[[str], object] = leave
@@ -59,6 +60,8 @@ class Trainer:
             checkpoints.CheckpointError: its checkpoints cannot be continued.
         """
         self.recipe, self.device = recipe, engine.start()
+        self.context = recipe.model.context_parallel
+        generator.check_context(recipe, engine.world())
         self.prompts = generator.prompts_of(recipe)
         agreement.check_prompts(self.prompts)
         # What is quickly found to be wrong comes before the network, which takes minutes to load.
@@ -80,9 +83,11 @@ class Trainer:
         )
         self.latent_shape = self.backbone.latent_shape(*recipe.model.size)
         self.shown_shape = self.backbone.latent_shape(*recipe.eval_size)
+        _context.check(self.backbone, self.context, [self.latent_shape, self.shown_shape])
+        group, groups = engine.context_group(self.context)
         self.layout = Layout(
             recipe, self.backbone.sigmas(recipe.sample.num_steps, self.latent_shape),
-            rank=engine.rank(), world=engine.world(), device=self.device,
+            rank=group, world=groups, device=self.device,
         )  # fmt: skip
         self.guard = Guard(recipe)
         self.policy = Policy(self.backbone.transformer, recipe, self.backbone.lora_targets)
@@ -167,7 +172,7 @@ class Trainer:
         if self.recipe.on_reward_failure == "drop_group":
             metrics["failed_groups"] = self.guard.failed_groups
         metrics |= self.update(field, rows, self.iteration)
-        metrics["cost"] = total_cost(field.tally, self.device)
+        metrics["cost"] = total_cost(field.tally, self.device, context=self.context)
         clock.lap("train")
         return metrics
 
@@ -205,14 +210,10 @@ class Trainer:
         """The velocity of the policy for these prompts."""
         guidance = self.recipe.sample.guidance_scale
         return VelocityField(
-            backbone=self.backbone,
-            network=self.engine.network,
-            conditioning=self.embed(chosen),
-            unconditional=self.away(chosen) if guidance != 1 else None,
-            guidance=guidance,
-            batch_size=self.recipe.sample.batch_size,
-            pace=self.engine.pace,
-        )
+            backbone=self.backbone, network=self.engine.network, conditioning=self.embed(chosen),
+            unconditional=self.away(chosen) if guidance != 1 else None, guidance=guidance,
+            batch_size=self.recipe.sample.batch_size, pace=self.engine.pace, context=self.context,
+        )  # fmt: skip
 
     def sample(self, field: VelocityField, schedule: Schedule, plan: Plan) -> Trajectories:
         """Trajectories of the plan, and where their clean estimates begin."""

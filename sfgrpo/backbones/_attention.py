@@ -35,7 +35,10 @@ INSTALL = {
 logger = logging.getLogger(__name__)
 
 
-def choose(network: Any, name: str, *, masked: bool, device: torch.device | None = None) -> str:
+def choose(
+    network: Any, name: str, *, masked: bool, device: torch.device | None = None,
+    shared: bool = False,
+) -> str:  # fmt: skip
     """Set the attention backend of `network`; returns its name.
 
     Args:
@@ -43,6 +46,7 @@ def choose(network: Any, name: str, *, masked: bool, device: torch.device | None
         name: "auto" or one of diffusers' names.
         masked: whether the network hands padding masks to its attention.
         device: where it will run, None where its parameters are.
+        shared: whether ranks are to share sequences (`sfgrpo.backbones._context`).
 
     Raises:
         ValueError: an unknown name, or a backend that cannot serve this network here.
@@ -54,23 +58,29 @@ def choose(network: Any, name: str, *, masked: bool, device: torch.device | None
     if here.type == "meta":  # sizes are being measured; nothing runs
         return name
     if name == "auto":
-        name = _first(network, here, masked)
+        name = _first(network, here, masked, shared)
         logger.info("attention of %s: %s", type(network).__name__, name)
-    elif why := _refusal(network, name, here, masked):
+    elif why := _refusal(network, name, here, masked, shared):
         raise ValueError(f"model.attention: '{name}' cannot serve this network here: {why}")
     _set(network, name)
     return name
 
 
-def _first(network: nn.Module, device: torch.device, masked: bool) -> str:
+def _first(network: nn.Module, device: torch.device, masked: bool, shared: bool) -> str:
     names = PREFERRED.get(device.type, ("native",))
-    serving = (n for n in names[:-1] if _refusal(network, n, device, masked) is None)
+    serving = (n for n in names[:-1] if _refusal(network, n, device, masked, shared) is None)
     return next(serving, names[-1])
 
 
 @torch.enable_grad()
-def _refusal(network: Any, name: str, device: torch.device, masked: bool) -> str | None:
+def _refusal(
+    network: Any, name: str, device: torch.device, masked: bool, shared: bool
+) -> str | None:
     """Why the backend cannot serve; None if it can."""
+    registry = _AttentionBackendRegistry
+    if shared and not registry._is_context_parallel_available(AttentionBackendName(name)):
+        able = ", ".join(sorted(registry._supports_context_parallel))
+        return f"diffusers has model.context_parallel for others alone: {able}"
     if name != "native" and not _dispatches(network):
         return f"the attention of {type(network).__name__} is PyTorch's own, whatever is chosen"
     shape = (2, 128, 2, _head_size(network))

@@ -24,6 +24,7 @@ class ImagesBackbone(PipelineBackbone):
     """The part of a family that prepares images; another base class prepares the rest."""
 
     takes_images = range(1, 2)
+    whole_sequences = "its images are tokens, too, as many as each prompt's turn out to be"
     left_out: ClassVar[Mapping[str, tuple[str, ...]]] = {**LEFT_OUT, "only": ("transformer",)}
     image_resolution: tuple[int, int] | None = None
     """(height, width) that images are resized to; None is what the stock pipeline does."""

@@ -74,8 +74,7 @@ class PipelineBackbone(Sizes):
             )
         self.pipeline = pipeline
         self.max_sequence_length, self.decode_batch = length, batch
-        self.embedded_guidance = embedded_guidance
-        self.text_encoders = text_encoders
+        self.embedded_guidance, self.text_encoders = embedded_guidance, text_encoders
         self._watch = _cut.Watch(pipeline, length)
         for frozen in (pipeline.vae, *self.encoders()):
             if frozen is not None:
@@ -100,6 +99,7 @@ class PipelineBackbone(Sizes):
         vae_slicing: bool = False,
         text_encoders: TextEncoders = "resident",
         weights: Weights = "device",
+        context_parallel: int = 1,
         **from_pretrained: Any,
     ) -> Self:
         """Load a pipeline folder or a Hub id with diffusers' `from_pretrained`.
@@ -119,6 +119,7 @@ class PipelineBackbone(Sizes):
                 not loaded (embeddings come from `sfgrpo.embeddings`), or "only": nothing else is.
             weights: the network's: on the "device", on the "host" until an engine shards them, or
                 "absent" (on the meta device) where the engine has those of another rank.
+            context_parallel: ranks that are to share each sequence, which not all attention can.
             from_pretrained: what else goes to `from_pretrained` (`revision`, `variant`, a part).
 
         Raises:
@@ -141,10 +142,11 @@ class PipelineBackbone(Sizes):
             _loading.place(pipeline, torch.device(device), stay=stay)
         if text_encoders == "only":
             return self
-        for network in self._networks():
-            _attention.choose(network, attention, masked=cls.masks_text, device=there)
+        shared = context_parallel > 1
+        for part in self._networks():
+            _attention.choose(part, attention, masked=cls.masks_text, device=there, shared=shared)
             if compile_blocks:
-                _loading.compile_blocks(network)
+                _loading.compile_blocks(part)
         for wanted, method in ((vae_tiling, "enable_tiling"), (vae_slicing, "enable_slicing")):
             if wanted:
                 getattr(pipeline.vae, method)()
@@ -160,8 +162,7 @@ class PipelineBackbone(Sizes):
         return [self.pipeline.transformer]
 
     def _prepare(self) -> None:
-        """What is done once the networks are there. Guidance that a network was distilled to read
-        is to be said, and only there."""
+        """Guidance that a network was distilled to read is to be said, and only there."""
         told, reads = self.embedded_guidance, self._reads_guidance()
         if reads and told is None:
             stock = inspect.signature(type(self.pipeline).__call__).parameters["guidance_scale"]

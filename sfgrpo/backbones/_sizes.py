@@ -4,6 +4,7 @@ much its work is. `sfgrpo.doctor` measures memory with it."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import nn
@@ -17,6 +18,8 @@ class Sizes(ABC):
     max_sequence_length: int
     encode_batch: ClassVar[int] = 16
     """Prompts embedded at once: language models keep the hidden states of every layer."""
+    whole_sequences: ClassVar[str] = "diffusers has no plan of how its network is divided"
+    """Why ranks cannot share a sequence (`sfgrpo.backbones._context`); "" where they can."""
 
     @property
     @abstractmethod
@@ -25,6 +28,10 @@ class Sizes(ABC):
     @abstractmethod
     def blank(self, prompts: int) -> Conditioning:
         """Conditioning of zeros for each prompt, as long as `max_sequence_length` allows."""
+
+    def sequences(self, latent_shape: tuple[int, ...]) -> Mapping[str, int]:
+        """Lengths of what ranks divide of a row, by what it is."""
+        return {}
 
     def tokens_read(self, encoder: Any) -> int:
         """Tokens that one of the text encoders reads of a prompt of `max_sequence_length`: CLIP

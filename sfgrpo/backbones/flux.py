@@ -5,6 +5,8 @@ Latents are kept unpacked, [16, h, w]; the network sees them packed as tokens of
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ class FluxBackbone(PackedBackbone):
         "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
         "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2",
     )  # fmt: skip
+    whole_sequences = ""
     default_length = 512
     """T5 tokens."""
 
@@ -38,6 +41,10 @@ class FluxBackbone(PackedBackbone):
         the L stands, [L, 3]."""
         h, w = x.shape[-2] // 2, x.shape[-1] // 2
         return self._pack(x), places(h, w, columns=3, device=x.device)
+
+    def sequences(self, latent_shape: tuple[int, ...]) -> Mapping[str, int]:
+        tokens = latent_shape[-1] * latent_shape[-2] // 4
+        return {"tokens": tokens, "text tokens": self.max_sequence_length}
 
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         tokens, where = self._tokens(x, cond)

@@ -7,6 +7,7 @@ by the autoencoder's running statistics. klein's base models take classifier-fre
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ class Flux2Backbone(PipelineBackbone):
     """A Flux2Pipeline or Flux2KleinPipeline, without reference images; see `flux2_edit`."""
 
     pipeline_classes = (Flux2Pipeline, Flux2KleinPipeline)
+    whole_sequences = ""
     default_length = 512
 
     def _prepare(self) -> None:
@@ -64,6 +66,10 @@ class Flux2Backbone(PipelineBackbone):
     def _flat(self, x: Tensor) -> Tensor:
         """Latents [B, C, h, w] -> tokens [B, h w, C] in the network's dtype."""
         return rearrange(x.to(self.dtype), "b c h w -> b (h w) c")
+
+    def sequences(self, latent_shape: tuple[int, ...]) -> Mapping[str, int]:
+        tokens = latent_shape[-1] * latent_shape[-2]
+        return {"tokens": tokens, "text tokens": self.max_sequence_length}
 
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         rows, _, h, w = x.shape

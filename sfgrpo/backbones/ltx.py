@@ -34,6 +34,10 @@ class LTXBackbone(VideoBackbone):
     default_length = 128
     """T5 tokens."""
     masks_text = True
+    whole_sequences = (
+        "diffusers' plan divides its cross-attention, too, which has no backward where text and "
+        "video are of other lengths"
+    )
 
     def _strides(self) -> tuple[int, int]:
         pipeline = self.pipeline

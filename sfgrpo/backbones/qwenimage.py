@@ -31,6 +31,9 @@ class QwenImageBackbone(PackedBackbone):
     )  # fmt: skip
     default_length = 512
     masks_text = True
+    whole_sequences = (
+        "its text is as long as the longest prompt of a batch, which need not divide evenly"
+    )
 
     def _encode(self, prompts: list[str]) -> Conditioning:
         tokens, mask = self.pipeline.encode_prompt(

@@ -7,6 +7,7 @@ UniPC, a multistep solver; ours are Euler steps on a schedule with the same `flo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -109,6 +110,7 @@ class WanBackbone(VideoBackbone):
         "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
         "ffn.net.0.proj", "ffn.net.2",
     )  # fmt: skip
+    whole_sequences = ""
     default_length = 512
     """UMT5 tokens; the network was trained with so many, zeros after the prompt."""
 
@@ -163,6 +165,9 @@ class WanBackbone(VideoBackbone):
         """How many the network sees of latents [B, C, F, h, w]."""
         p = self.pipeline.transformer.config.patch_size
         return x.shape[2] // p[0] * (x.shape[3] // p[1]) * (x.shape[4] // p[2])
+
+    def sequences(self, latent_shape: tuple[int, ...]) -> Mapping[str, int]:
+        return {"tokens": self._tokens(torch.empty(1, *latent_shape, device="meta"))}
 
     def _decode(self, latents: Tensor) -> Tensor:
         videos = self.pipeline.vae.decode(self._unnormalised(latents), return_dict=False)[0]

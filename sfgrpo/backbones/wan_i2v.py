@@ -31,6 +31,7 @@ class WanI2VBackbone(ImagesBackbone, WanBackbone):
     """A WanImageToVideoPipeline; also the folder of TI2V-5B, which names a WanPipeline."""
 
     pipeline_classes = (WanImageToVideoPipeline,)
+    whole_sequences = ""
     reads_as: ClassVar[Mapping[str, Any]] = {"WanPipeline": WanImageToVideoPipeline}
     left_out: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "absent": ("text_encoder", "image_encoder"), "only": ("transformer",),

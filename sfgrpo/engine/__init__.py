@@ -71,6 +71,7 @@ Checkpoints
 from sfgrpo.engine.processes import (
     LaunchError,
     barrier,
+    context_group,
     exchange,
     gather,
     interface,
@@ -88,6 +89,7 @@ __all__ = [
     "Engine",
     "LaunchError",
     "barrier",
+    "context_group",
     "exchange",
     "frozen",
     "gather",

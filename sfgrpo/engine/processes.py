@@ -147,6 +147,12 @@ def world() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def context_group(ranks: int) -> tuple[int, int]:
+    """(which group of so many neighbouring ranks this one belongs to, how many groups there are):
+    the ranks of a group work on the same rows (`sfgrpo.backbones._context`)."""
+    return rank() // ranks, world() // ranks
+
+
 def barrier() -> None:
     """Wait for every rank."""
     if world() > 1:
@@ -175,11 +181,12 @@ def exchange(value: T) -> list[T]:
 
 
 def gather(local: Tensor, index: Tensor) -> Tensor:
-    """Rows of all ranks in the order of their global index, on every rank.
+    """Rows of all ranks in the order of their global index, on every rank; of a row that several
+    ranks hold, the first's.
 
     Args:
         local: `[M, ...]`, the same M on every rank.
-        index: int64 `[M]` global row numbers, a permutation of 0 .. world * M - 1 over the ranks.
+        index: int64 `[M]` global row numbers: over the ranks all of 0 .. N - 1, each as often.
             int64: a float32 cannot tell ids above 2^24 apart.
     """
     if world() == 1:
@@ -190,4 +197,6 @@ def gather(local: Tensor, index: Tensor) -> Tensor:
     with timed("communication"):
         dist.all_gather(rows, local.contiguous())
         dist.all_gather(places, index.contiguous())
-    return torch.cat(rows)[torch.cat(places).argsort()]
+    where = torch.cat(places)
+    copies = len(where) // (int(where.max()) + 1)
+    return torch.cat(rows)[where.argsort(stable=True)[::copies]]

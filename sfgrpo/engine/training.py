@@ -78,7 +78,7 @@ class Engine:
     def __init__(self, network: nn.Module, recipe: Recipe, *, micro_batches: int) -> None:
         """Shard what the recipe says; `micro_batches` of each rank make an optimiser step."""
         self.trainable = {n: p for n, p in network.named_parameters() if p.requires_grad}
-        self.micro_batches = micro_batches
+        self.micro_batches, self._context = micro_batches, recipe.model.context_parallel
         self.stage, self.shards_parameters = zero.stage(recipe), zero.shards_parameters(recipe)
         once = sharded.gathers_once(recipe.deepspeed.gather_for_sampling, network)
         self._gathers = self.shards_parameters and once
@@ -97,8 +97,12 @@ class Engine:
         self.masters = Masters(self.network.optimizer, self.trainable)
 
     def row_weight(self, local_rows: int) -> float:
-        """Weight of one row that makes `backward` and `step` optimise the mean over all ranks."""
-        return self.micro_batches / local_rows
+        """Weight of one row that makes `backward` and `step` optimise the mean over all rows.
+
+        DeepSpeed takes the mean over ranks. Those of a context group have the same rows, and each a
+        part of their gradients: what is wanted of the group is the sum.
+        """
+        return self._context * self.micro_batches / local_rows
 
     def backward(self, loss: Tensor) -> bool:
         """Accumulate one micro-batch; the last of them takes the optimiser step.

@@ -53,7 +53,7 @@ FREE = {
     "checkpoint.every", "checkpoint.keep", "checkpoint.keep_best",
     "train.on_nonfinite", "train.drift_budget",
     "reward_ahead", "reward_retries", "reward_timeout", "on_reward_failure",
-    "deepspeed.zero_stage",
+    "deepspeed.zero_stage", "model.context_parallel",
 }  # fmt: skip
 """Keys that a run may change when it continues: how long, where, shared how, and what stops it."""
 REMOTE = r"reward_options\.(http|vlm)(/[^.]+)?"

@@ -40,8 +40,14 @@ class Model(Section):
     attention: str = "auto"
     """diffusers' attention backend: "native", "xformers", "flash", "_flash_3", ...; "auto" takes
     what is installed and serves the network. One that cannot serve is an error."""
+    context_parallel: Count = 1
+    """Ranks that share each sequence, in sampling and training, where one sample is too long for a
+    device: trajectories are divided over ranks / context_parallel groups, which is to be a whole
+    number, as are tokens and attention heads over the ranks of a group. For flux, flux2, wan and
+    wan_i2v: see `sfgrpo.backbones._context`. `sfgrpo evaluate` computes sequences whole."""
     compile_blocks: bool = False
-    """torch.compile the network's repeated blocks; not at ZeRO stage 3."""
+    """torch.compile the network's repeated blocks; not at ZeRO stage 3, nor with
+    context_parallel."""
     decode_batch: Count | None = None
     """Samples decoded and scored at once; null is 64 images or one video."""
     vae_tiling: bool = False
@@ -59,6 +65,16 @@ class Model(Section):
     def _serves(self) -> Model:
         if self.prompt_cache is not None and ":" in self.backbone:
             raise ValueError("prompt_cache: only backbones of this package have text encoders")
+        if self.context_parallel > 1 and ":" in self.backbone:
+            raise ValueError(
+                "context_parallel: of a network of your own it is not known how a sequence is "
+                "shared; use 1"
+            )
+        if self.context_parallel > 1 and self.compile_blocks:
+            raise ValueError(
+                "context_parallel: does not go with compile_blocks: ranks exchange tokens within "
+                "the blocks; use 1, or compile_blocks false"
+            )
         return self
 
     @property

@@ -1,0 +1,32 @@
+"""Runs whose ranks share sequences, or do not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfgrpo import engine
+from sfgrpo.config import Recipe
+from sfgrpo.run import records
+from sfgrpo.trainer import Trainer
+
+
+def work(recipes: dict[str, Recipe]) -> dict[str, Any]:
+    """What each run comes to on this rank, and two rows that every rank has values of."""
+    found = {name: run(recipe) for name, recipe in recipes.items()}
+    mine = torch.tensor([1.0, 0.0]) + 10 * engine.rank()
+    return {**found, "rows": engine.gather(mine, torch.tensor([1, 0])).tolist()}
+
+
+def run(recipe: Recipe) -> dict[str, Any]:
+    """The trained parameters, the metrics and what was evaluated."""
+    trainer = Trainer(recipe)
+    trainer.train()
+    folder = Path(trainer.progress.folder)
+    return {
+        "parameters": trainer.engine.masters.whole(),
+        "metrics": records.read(folder / "metrics.jsonl")[-1],
+        "evaluated": records.read(folder / "eval_prompts.jsonl")[-1],
+    }
