@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from sfgrpo import engine
 from sfgrpo.credit import Rewards, placed
 from sfgrpo.estimates import as_finished
 from sfgrpo.prompts import Prompt
@@ -65,7 +66,8 @@ def score(
     Each distinct state is estimated, decoded and scored once, samples as many at once as the
     backbone decodes, so that few videos are held in memory. Samples are scored in a thread of their
     own while the next states are estimated and decoded; which samples go together does not depend
-    on when they are ready.
+    on when they are ready. Ranks that compute rows together (`VelocityField.context`) decode and
+    score them apart, and tell each other.
 
     Args:
         laps: told of each phase as it ends; "rewards" is what this thread waited for them.
@@ -77,9 +79,11 @@ def score(
     states = trajectories.states
     final_U = torch.arange(len(states.x_U)) >= len(states.x_U) - len(trajectories.latents_MS)
     waiting, order = list(batches(len(states.x_U), field.backbone.decode_batch)), list[slice]()
+    waiting = waiting[engine.rank() % field.context :: field.context]
     with InOrder[dict[str, Tensor]](ahead) as asked:
         for finished_U in as_finished(field, trajectories):
             laps.lap("estimates")
+            laps.lap("decode")  # ranks compare their phases, and one may have nothing to decode
             ready = [rows for rows in waiting if finished_U[rows].all()]
             waiting = [rows for rows in waiting if rows not in ready]
             for rows in ready:
@@ -95,10 +99,29 @@ def score(
         found = asked.answers()
     laps.lap("rewards")
     laps.beside("rewards", asked.computed)
+    if field.context > 1:
+        order, found = _of_group(order, found, field.context)
     asked_U = torch.cat([torch.arange(rows.start, rows.stop) for rows in order])
     back_U = asked_U.argsort().to(states.where_MK.device)
-    scores_U = {name: torch.cat([part[name] for part in found])[back_U] for name in found[0]}
+    scores_U = {
+        name: torch.cat([part[name] for part in found]).to(back_U.device)[back_U]
+        for name in found[0]
+    }
     return {name: values[states.where_MK] for name, values in scores_U.items()}
+
+
+def _of_group(
+    order: Sequence[slice], found: Sequence[Mapping[str, Tensor]], ranks: int
+) -> tuple[list[slice], list[dict[str, Tensor]]]:
+    """Batches of rows and their scores, of all ranks of this one's context group (a collective)."""
+    mine = [
+        (rows, {name: values.cpu() for name, values in part.items()})
+        for rows, part in zip(order, found, strict=True)
+    ]
+    group, _ = engine.context_group(ranks)
+    everyone = engine.exchange(mine)[group * ranks : (group + 1) * ranks]
+    together = [batch for batches in everyone for batch in batches]
+    return [rows for rows, _ in together], [part for _, part in together]
 
 
 def at_their_states(scores_PNK: Mapping[str, Tensor], reward: Mixture, where_S: Tensor) -> Rewards:

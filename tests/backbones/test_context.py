@@ -67,9 +67,12 @@ def test_two_ranks_come_to_what_one_comes_to(
     for key in ("reward", "loss", "kl", "grad_norm", "ratio_min", "ratio_max"):
         expected = pytest.approx(alone["metrics"][key], rel=1e-3, abs=1e-6)
         assert found["metrics"][key] == expected, key
+    assert found["metrics"]["cost"] == alone["metrics"]["cost"]
     assert found["evaluated"]["reward"] == pytest.approx(alone["evaluated"]["reward"], rel=1e-5)
     assert alone["metrics"]["kl"] > 0
     assert other["metrics"] == found["metrics"]
+    assert found["asked"] + other["asked"] == alone["asked"]  # each sample is scored by one of them
+    assert abs(found["asked"] - other["asked"]) <= 1
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from sfgrpo import engine
 from sfgrpo.config import Recipe
 from sfgrpo.run import records
 from sfgrpo.trainer import Trainer
+from tests.support.rewards import Redness
 
 
 def work(recipes: dict[str, Recipe]) -> dict[str, Any]:
@@ -21,12 +22,13 @@ def work(recipes: dict[str, Recipe]) -> dict[str, Any]:
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
-    """The trained parameters, the metrics and what was evaluated."""
-    trainer = Trainer(recipe)
+    """The trained parameters, the metrics, what was evaluated, how often the reward was asked."""
+    before, trainer = Redness.calls, Trainer(recipe)
     trainer.train()
     folder = Path(trainer.progress.folder)
     return {
         "parameters": trainer.engine.masters.whole(),
         "metrics": records.read(folder / "metrics.jsonl")[-1],
         "evaluated": records.read(folder / "eval_prompts.jsonl")[-1],
+        "asked": Redness.calls - before,
     }
