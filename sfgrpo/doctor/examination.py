@@ -116,7 +116,7 @@ def _estimate(
 ) -> None:
     """Add the memory, disk space, cost and problems of a recipe."""
     from sfgrpo import generator
-    from sfgrpo.doctor import advice, footprint
+    from sfgrpo.doctor import advice, footprint, sharing
     from sfgrpo.doctor.skeleton import NoPipeline, skeleton
     from sfgrpo.policy import check_start
 
@@ -127,7 +127,8 @@ def _estimate(
         backbone = skeleton(recipe)
         shape = backbone.latent_shape(*recipe.model.size)
         sigmas = backbone.sigmas(recipe.sample.num_steps, shape)
-        report.cost = compare(recipe, sigmas, world, footprint.flops(recipe, backbone))
+        groups = sharing.groups(recipe, backbone, world)
+        report.cost = compare(recipe, sigmas, groups, footprint.flops(recipe, backbone))
         report.problems += advice.notes(recipe, sigmas)
     except NoPipeline as error:
         remedy = "start a short run (--run.iterations 1) and watch its memory"
@@ -169,7 +170,8 @@ def _facts(recipe: Recipe, network: Network, plain: Work, checkpointed: Work, wo
     return {
         "model": f"{model.path}, {model.dtype}, {shape}",
         "parameters": f"{network.elements:,}, {network.trained:,} of them trained ({weights})",
-        "ranks": str(world),
+        "ranks": str(world)
+        + f", of which {model.context_parallel} share each sequence" * (model.context_parallel > 1),
         "text encoders": f"{size(plain.encoders)}, {where}",
         "decoder": size(plain.decoder),
         "kept of an iteration": size(plain.rollout),

@@ -34,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sfgrpo import offload
 from sfgrpo.backbones._pipeline import PipelineBackbone
 from sfgrpo.config import Recipe
+from sfgrpo.doctor import sharing
 from sfgrpo.doctor.memory import Network, Work
 from sfgrpo.doctor.shapes import Shapes
 from sfgrpo.doctor.skeleton import embed, fake, skeleton
@@ -143,9 +144,10 @@ def measure(
     """
     backbone = skeleton(recipe)
     shape = backbone.latent_shape(*recipe.model.size)
+    groups = sharing.groups(recipe, backbone, world)
     layout = Layout(
         recipe, backbone.sigmas(recipe.sample.num_steps, shape),
-        rank=0, world=world, device=torch.device("cpu"),
+        rank=0, world=groups, device=torch.device("cpu"),
     )  # fmt: skip
     network, vae = counts(backbone.transformer), backbone.pipeline.vae
     text, embedding = sum(map(bytes_of, backbone.encoders())), _embedding(recipe, backbone)
@@ -155,11 +157,12 @@ def measure(
     size, peaks = min(recipe.train.micro_batch_size, layout.rows_per_update), []
     found: dict[str, int] = {}
     flash = mock.patch.object(F, "scaled_dot_product_attention", _attention)
-    with flash, torch.device("meta"), Ledger(meta=True) as ledger:
+    share = sharing.alone(backbone.transformer, recipe.model.context_parallel)
+    with flash, share, torch.device("meta"), Ledger(meta=True) as ledger:
         ledger.add_all(backbone.transformer, vae)
         with torch.no_grad(), ledger.above(found, "images"):
             backbone.prepare_blank()
-        work = _forwards(recipe, backbone, ledger, shape, world, layout.local)
+        work = _forwards(recipe, backbone, ledger, shape, groups, layout.local)
         for asked in checkpointing:
             if asked:
                 backbone.transformer.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
@@ -221,7 +224,7 @@ def _embedding(recipe: Recipe, backbone: PipelineBackbone) -> int:
 
 
 def _forwards(
-    recipe: Recipe, backbone: PipelineBackbone, ledger: Ledger, shape: tuple[int, ...], world: int,
+    recipe: Recipe, backbone: PipelineBackbone, ledger: Ledger, shape: tuple[int, ...], groups: int,
     trajectories: int,
 ) -> Work:  # fmt: skip
     """What an iteration keeps, and the peaks of its phases without gradients."""
@@ -229,7 +232,7 @@ def _forwards(
     before = ledger.now
     field = _field(recipe, backbone, s.prompts_per_iteration)
     embeddings = ledger.now - before
-    shown = -(-recipe.eval.prompts * recipe.eval.images_per_prompt // world)
+    shown = -(-recipe.eval.prompts * recipe.eval.images_per_prompt // groups)
     asked = {shape: trajectories * (s.num_steps + 1)}
     evaluated = backbone.latent_shape(*recipe.eval_size)
     asked[evaluated] = max(asked.get(evaluated, 0), shown)

@@ -12,6 +12,7 @@ from benchmarks.trainer.parity import distance
 from sfgrpo import backbones, config, generator
 from sfgrpo.backbones import _attention, _context
 from sfgrpo.config import RecipeError
+from sfgrpo.doctor import footprint
 from sfgrpo.trainer import Trainer
 from tests.support import context, families, ranks
 from tests.support.families import FAMILIES
@@ -73,6 +74,16 @@ def test_two_ranks_come_to_what_one_comes_to(
     assert other["metrics"] == found["metrics"]
     assert found["asked"] + other["asked"] == alone["asked"]  # each sample is scored by one of them
     assert abs(found["asked"] - other["asked"]) <= 1
+    assert found["peak"] <= 0.6 * alone["peak"]
+
+
+@pytest.mark.slow
+def test_the_doctor_foretells_what_a_rank_of_them_holds(
+    place: Path, shared: list[dict[str, Any]]
+) -> None:
+    given = recipe("flux", place, "shared", model__context_parallel="2", **RUNS["flux"])
+    _, (work,) = footprint.measure(given, world=2, checkpointing=(False,))
+    assert work.backward == pytest.approx(shared[0]["flux"]["peak"], rel=0.03)
 
 
 @pytest.mark.slow

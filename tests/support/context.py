@@ -9,6 +9,7 @@ import torch
 
 from sfgrpo import engine
 from sfgrpo.config import Recipe
+from sfgrpo.doctor import footprint
 from sfgrpo.run import records
 from sfgrpo.trainer import Trainer
 from tests.support.rewards import Redness
@@ -22,13 +23,22 @@ def work(recipes: dict[str, Recipe]) -> dict[str, Any]:
 
 
 def run(recipe: Recipe) -> dict[str, Any]:
-    """The trained parameters, the metrics, what was evaluated, how often the reward was asked."""
+    """The trained parameters, the metrics, what was evaluated, how often the reward was asked, and
+    the most bytes of a micro-batch, without the engine: where it shards weights, 0."""
     before, trainer = Redness.calls, Trainer(recipe)
     trainer.train()
-    folder = Path(trainer.progress.folder)
+    asked, folder = Redness.calls - before, Path(trainer.progress.folder)
     return {
         "parameters": trainer.engine.masters.whole(),
         "metrics": records.read(folder / "metrics.jsonl")[-1],
         "evaluated": records.read(folder / "eval_prompts.jsonl")[-1],
-        "asked": Redness.calls - before,
+        "asked": asked,
+        "peak": 0 if trainer.engine.shards_parameters else _peak(recipe, trainer),
     }
+
+
+def _peak(recipe: Recipe, trainer: Trainer) -> int:
+    backbone: Any = trainer.backbone
+    with footprint.Ledger() as ledger:
+        ledger.add_all(trainer.policy.network)
+        return footprint._backward(recipe, backbone, ledger, recipe.train.micro_batch_size)[0]
