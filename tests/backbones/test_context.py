@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from benchmarks.trainer import family_checks
 from benchmarks.trainer.parity import distance
 from sfgrpo import backbones, config, generator
 from sfgrpo.backbones import _attention, _context
+from sfgrpo.backbones._sizes import Sizes
 from sfgrpo.config import RecipeError
 from sfgrpo.doctor import footprint
 from sfgrpo.trainer import Trainer
@@ -107,6 +109,17 @@ def test_families_that_cannot_are_refused_by_name(name: str) -> None:
     ) as told:
         generator.check_context(given, 2)
     assert "use 1, or one of flux, flux2, wan, wan_i2v" in str(told.value)
+
+
+def test_families_are_said_to_have_no_plan_that_have_none() -> None:
+    """A family whose network diffusers has a plan for has to give another reason, or to serve."""
+    every = {name: backbones.family(name) for name in backbones.available()}
+    without = {n: f for n, f in every.items() if f and f.whole_sequences == Sizes.whole_sequences}
+    assert {"sd3", "zimage", "hunyuanvideo"} <= without.keys() < every.keys()
+    for name, family in without.items():
+        for made in family.pipeline_classes:
+            network = inspect.signature(made.__init__).parameters["transformer"].annotation
+            assert network._cp_plan is None, name
 
 
 def test_numbers_that_do_not_divide_are_refused() -> None:
