@@ -30,7 +30,7 @@ FLOORS = (
     ("compare",),  # its runs are processes of their own: it needs nothing that trains
     ("ops", "zero"),
     ("kernels",),  # found by name when a GPU calls: ops knows no backend
-    ("sde", "recording", "tally", "stream", "offload"),
+    ("sde", "recording", "tally", "stream", "offload", "processors"),
     ("credit", "drift", "loss", "scheduler", "solvers"),
     ("backbones",),
     ("remote",),

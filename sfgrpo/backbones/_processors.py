@@ -1,13 +1,9 @@
 """Parts of pipelines that transformers reads beside torchvision alone, of which the pipelines here
 use what does not need it.
 
-Qwen2-VL's processor prepares a prompt and its images for the text encoder; its part for videos
-needs torchvision. What prepares the images is transformers' own choice: its torchvision backend
-where torchvision is installed, else its Pillow backend, of the same sizes, bicubic filter and
-normalisation. An image that is resized has fewer than one value in a hundred that differ, by a
-level or two of 256.
-
-FLUX.2-dev's processor is asked for texts alone, which it hands to its tokenizer.
+Qwen2-VL's processor prepares a prompt and its images for the text encoder; it is read without its
+part for videos (`sfgrpo.processors`). FLUX.2-dev's processor is asked for texts alone, which it
+hands to its tokenizer.
 """
 
 from __future__ import annotations
@@ -16,25 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import Qwen2VLProcessor, TokenizersBackend
+from transformers import TokenizersBackend
 
+from sfgrpo.processors import OF_IMAGES
 
-class ImagesProcessor(Qwen2VLProcessor):
-    """A Qwen2VLProcessor of an image processor and a tokenizer.
-
-    transformers reads from the signature of `__init__` of which parts a processor consists.
-    """
-
-    def __init__(
-        self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None
-    ) -> None:
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
-
-
-READ_AS: Mapping[str, Any] = {
-    "Qwen2VLProcessor": ImagesProcessor,
-    "PixtralProcessor": TokenizersBackend,
-}
+READ_AS: Mapping[str, Any] = {**OF_IMAGES, "PixtralProcessor": TokenizersBackend}
 """What is read, by the name of the class that a pipeline's folder names."""
 HUB = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 """Options of a pipeline's `from_pretrained` that say where its files come from."""

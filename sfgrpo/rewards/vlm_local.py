@@ -15,9 +15,9 @@ template. There are two kinds of answer:
 With `sources: true` the images that a prompt brings (`sfgrpo.prompts.images`) are shown before the
 one that was made, no larger than it: for edits.
 
-Images are [B, 3, H, W] in [0, 1]; the model's own processor resizes them, from 8 bits. Processors
-that also take videos (Qwen2-VL's and later ones') need torchvision. Each model has a license of its
-own.
+Images are [B, 3, H, W] in [0, 1]; the model's own processor resizes them, from 8 bits. Those of
+Qwen2-VL, Qwen2.5-VL and Qwen3-VL are read without their part for videos; another that takes videos
+needs torchvision. Each model has a license of its own.
 """
 
 from __future__ import annotations
@@ -63,13 +63,15 @@ class LocalVlm:
         self, place: Place, *, model: str, answer: str, question: str, pattern: str, tokens: int,
         sources: bool,
     ) -> None:  # fmt: skip
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoModelForImageTextToText
+
+        from sfgrpo import processors
 
         network = AutoModelForImageTextToText.from_pretrained(
             model, dtype=place.dtype, use_safetensors=True
         )
         self._network: Any = place.settle(network)
-        self._processor: Any = AutoProcessor.from_pretrained(model)
+        self._processor: Any = processors.read(model, network.config)
         # The next token is the last one's of each row.
         self._processor.tokenizer.padding_side = "left"
         self._place, self._sources = place, sources

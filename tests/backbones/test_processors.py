@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import Qwen2VLImageProcessorPil
 
 from sfgrpo.backbones import _processors
+from sfgrpo.processors import OF_IMAGES
 from sfgrpo.prompts import images
 from tests.support.families.parts import byte_tokenizer, picture
 
@@ -27,7 +28,7 @@ def processor(tmp_path: Path) -> Any:
     """As read from a folder in the layout of published ones, which transformers 4 wrote."""
     tokenizer = byte_tokenizer(f"{IMAGE} <|video_pad|>")
     reader = Qwen2VLImageProcessorPil(max_pixels=112 * 112)
-    made = _processors.ImagesProcessor(reader, tokenizer)
+    made = OF_IMAGES["Qwen2VLProcessor"](reader, tokenizer)
     made.save_pretrained(tmp_path / "processor")
     (tmp_path / "processor" / "processor_config.json").unlink()
     told = {**reader.to_dict(), "image_processor_type": "Qwen2VLImageProcessorFast"}

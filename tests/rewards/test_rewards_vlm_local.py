@@ -1,4 +1,4 @@
-"""A judge in this process: a tiny LLaVA with random weights and a vocabulary of words."""
+"""A judge in this process: tiny models with random weights and a vocabulary of words."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
@@ -20,9 +21,10 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
     PreTrainedTokenizerFast,
+    Qwen2VLImageProcessorPil,
 )
 
-from sfgrpo import rewards
+from sfgrpo import processors, rewards
 from sfgrpo.rewards import vlm_local
 from tests.support.clip import pictures, to_bytes
 
@@ -38,18 +40,24 @@ TEMPLATE = (
     "{% else %}{{ c['text'] }}{% endif %}{% endfor %} {% endfor %}ASSISTANT :"
 )
 SIDE, PATCH = 16, 8
+QWEN_WORDS = [*WORDS, "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+QWEN_TEMPLATE = TEMPLATE.replace("<image>", "<|vision_start|> <|image_pad|> <|vision_end|>")
+
+
+def tokenizer_of(words: list[str], special: list[str]) -> PreTrainedTokenizerFast:
+    """Of words between spaces."""
+    places = {word: place for place, word in enumerate(words)}
+    plain = Tokenizer(models.WordLevel(places, unk_token="[UNK]"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=plain, pad_token="[PAD]", unk_token="[UNK]", extra_special_tokens=special
+    )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("llava")
-    words = {word: place for place, word in enumerate(WORDS)}
-    plain = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=plain, pad_token="[PAD]", unk_token="[UNK]",
-        extra_special_tokens=["<image>"],
-    )  # fmt: skip
+    tokenizer = tokenizer_of(WORDS, ["<image>"])
     size = {"shortest_edge": SIDE}
     images = CLIPImageProcessorPil(size=size, crop_size={"height": SIDE, "width": SIDE})
     LlavaProcessor(
@@ -97,22 +105,86 @@ def logits(folder: str, image: Tensor, prompt: str) -> Tensor:
         return network(**given).logits[0, -1]
 
 
+def yes(chances: Tensor) -> float:
+    """The reward by the probabilities of all words."""
+    for_it, against = (
+        sum(float(chances[WORDS.index(word)]) for word in words)
+        for words in (("yes", "Yes"), ("no", "NO"))
+    )
+    return for_it / (for_it + against)
+
+
 def test_the_probability_of_yes(folder: str) -> None:
     """Prompts of several lengths in one batch, as each of them alone."""
     images = pictures(3)
     expected = []
     for image, prompt in zip(images, PROMPTS, strict=True):
-        chances = logits(folder, image, prompt).softmax(0)
-        yes, no = (
-            sum(chances[WORDS.index(w)] for w in ws) for ws in (("yes", "Yes"), ("no", "NO"))
-        )
-        expected.append(float(yes / (yes + no)))
+        expected.append(yes(logits(folder, image, prompt).softmax(0)))
     for batch in (3, 2):
         scores = build(folder, batch=batch)(images, PROMPTS, [{}] * 3)
         assert scores.dtype == torch.float32
         assert scores.tolist() == pytest.approx(expected, abs=1e-5)
     assert scores.std() > 1e-3
     assert build(folder)(torch.empty(0, 3, 8, 8), [], []).shape == (0,)
+
+
+def qwen(family: str, path: Path, reader: Any) -> Any:
+    """A model of a family saved with its processor; the model."""
+    text = {
+        "vocab_size": len(QWEN_WORDS), "hidden_size": 32, "intermediate_size": 32,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
+        "pad_token_id": 0, "bos_token_id": None, "eos_token_id": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]},
+    }  # fmt: skip
+    eyes = {
+        "depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2,
+        "out_hidden_size": 32, "patch_size": reader.patch_size, "deepstack_visual_indexes": [0],
+        "num_position_embeddings": 16,
+    }  # fmt: skip
+    if family == "Qwen2VL":
+        eyes |= {"embed_dim": 32, "mlp_ratio": 2}
+    special = {
+        f"{name}_token_id": QWEN_WORDS.index(f"<|{word}|>")
+        for name, word in (
+            ("image", "image_pad"), ("video", "video_pad"),
+            ("vision_start", "vision_start"), ("vision_end", "vision_end"),
+        )
+    }  # fmt: skip
+    config = getattr(transformers, f"{family}Config")(
+        text_config=text, vision_config=eyes, **special
+    )
+    torch.manual_seed(0)
+    network = getattr(transformers, f"{family}ForConditionalGeneration")(config).eval()
+    for weights in network.parameters():
+        torch.nn.init.normal_(weights, std=0.3)
+    network.save_pretrained(path)
+    tokenizer = tokenizer_of(QWEN_WORDS, QWEN_WORDS[-4:])
+    made = processors.OF_IMAGES[f"{family}Processor"](reader, tokenizer, QWEN_TEMPLATE)
+    made.save_pretrained(path)
+    return network
+
+
+@pytest.mark.parametrize("family", ["Qwen2VL", "Qwen2_5_VL", "Qwen3VL"])
+def test_qwen_s_models_need_no_torchvision(family: str, tmp_path: Path) -> None:
+    """Their processors have a part for videos, which transformers does not read without it. As the
+    model answers to patches and tokens that are put together by hand."""
+    patch = 16 if family == "Qwen3VL" else 14
+    reader = Qwen2VLImageProcessorPil(patch_size=patch, min_pixels=1, max_pixels=16 * patch**2)
+    network = qwen(family, tmp_path, reader)
+    images, expected = pictures(3, 4 * patch, 2 * patch), []
+    for image, prompt in zip(images, PROMPTS, strict=True):
+        shown: Any = reader(images=[to_bytes(image)], return_tensors="pt")
+        assert shown["image_grid_thw"].tolist() == [[1, 4, 2]]
+        said = f"USER : <|vision_start|> {'<|image_pad|> ' * 2}<|vision_end|> show {prompt} ? "
+        tokens = torch.tensor([[QWEN_WORDS.index(w) for w in f"{said} ASSISTANT :".split()]])
+        kinds = (tokens == QWEN_WORDS.index("<|image_pad|>")).int()
+        with torch.no_grad():
+            given = {"input_ids": tokens, "mm_token_type_ids": kinds, **shown}
+            chances = network(**given).logits[0, -1].softmax(0)
+        expected.append(yes(chances))
+    scores = build(str(tmp_path))(images, PROMPTS, [{}] * 3)
+    assert scores.tolist() == pytest.approx(expected, abs=1e-5)
+    assert scores.std() > 1e-3
 
 
 def test_a_score_that_is_written(folder: str) -> None:
@@ -185,10 +257,8 @@ def test_what_is_edited_is_shown_before_what_was_made(folder: str, tmp_path: Pat
     )  # fmt: skip
     with torch.no_grad():
         chances = network(**given).logits[0, -1].softmax(0)
-    yes, no = (sum(chances[WORDS.index(w)] for w in ws) for ws in (("yes", "Yes"), ("no", "NO")))
-    assert reward(image[None], PROMPTS[:1], [entry]).item() == pytest.approx(
-        float(yes / (yes + no)), abs=1e-5
-    )
+    score = reward(image[None], PROMPTS[:1], [entry]).item()
+    assert score == pytest.approx(yes(chances), abs=1e-5)
     with pytest.raises(KeyError, match="no metadata 'image'"):
         reward.check(["a"], [{}])
 

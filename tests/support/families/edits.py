@@ -13,7 +13,7 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
 from PIL import Image
 
-from sfgrpo.backbones import _processors
+from sfgrpo.processors import OF_IMAGES
 from tests.support.families import images
 from tests.support.families.parts import PACKED, Family, byte_tokenizer, diffusers, true_cfg
 
@@ -49,7 +49,7 @@ def qwen(made: str, **more: Any) -> Any:
     reader = transformers.Qwen2VLImageProcessorPil(max_pixels=84 * 84)
     pipeline.register_modules(
         tokenizer=tokenizer, text_encoder=images.qwen_vl(400, image_token_id=place),
-        processor=_processors.ImagesProcessor(reader, tokenizer),
+        processor=OF_IMAGES["Qwen2VLProcessor"](reader, tokenizer),
     )  # fmt: skip
     # As published folders say, which were written beside torchvision.
     pipeline.register_to_config(processor=("transformers", "Qwen2VLProcessor"))
@@ -71,7 +71,7 @@ def sized(module: Any) -> Callable[[], AbstractContextManager[Any]]:
 QWEN: dict[str, Any] = {
     "guided": true_cfg, "length": 512, "options": {"image_resolution": WIDE}, "one_by_one": True,
     "given_parts": lambda folder: {
-        "processor": _processors.ImagesProcessor.from_pretrained(folder / "processor")
+        "processor": OF_IMAGES["Qwen2VLProcessor"].from_pretrained(folder / "processor")
     }, **PACKED,
 }  # fmt: skip
 FAMILIES = {
