@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLImageProcessorPil
 
 from sfgrpo import rewards
-from sfgrpo.rewards import hpsv3
+from sfgrpo.rewards import _qwen2_vl, hpsv3
 from sfgrpo.rewards._pixels import CLIP_MEAN, CLIP_STD, normalise
 from tests.support.clip import pictures, to_bytes
 from tests.support.filled import Shapes, filled
@@ -124,7 +124,8 @@ def test_patches_are_transformers(folder: Path) -> None:
     shown = [to_bytes(image) for image in images]
     expected: Any = processor(images=shown, return_tensors="pt")
     assert expected["image_grid_thw"].tolist() == [[1, 4, 6]] * 2
-    ours = hpsv3.patches(normalise(images, CLIP_MEAN, CLIP_STD), patch=14, merge=2, frames=2)
+    still = normalise(images, CLIP_MEAN, CLIP_STD)[:, None].expand(-1, 2, -1, -1, -1)
+    ours = _qwen2_vl.patches(still, patch=14, merge=2, frames=2)
     torch.testing.assert_close(ours, torch.as_tensor(expected["pixel_values"]))
 
 
@@ -140,7 +141,8 @@ def test_patches_are_transformers(folder: Path) -> None:
 )
 def test_sizes_are_the_published_code_s(size: tuple[int, int], expected: tuple[int, int]) -> None:
     """Of `smart_resize(*size, min_pixels=200704, max_pixels=200704)` of hpsv3 1.0.0."""
-    assert hpsv3.fitted(*size, 28) == expected
+    bounds = {"least": hpsv3.PIXELS, "most": hpsv3.PIXELS}
+    assert _qwen2_vl.fitted(*size, factor=28, **bounds) == expected
 
 
 def test_batches_and_precisions_agree(folder: Path) -> None:
