@@ -81,7 +81,7 @@ def read(reward: str, source: str, *, device: str = "cpu") -> dict[str, Tensor]:
         ValueError: it holds no state dict, or something that only running code could unpack.
         OSError: there is no such file, or it cannot be downloaded.
     """
-    path = _fetched(reward, source)
+    path = fetched(reward, source)
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -236,7 +236,8 @@ def split(source: str) -> tuple[str | None, str]:
     return "/".join(parts[:2]), file
 
 
-def _fetched(reward: str, source: str) -> Path:
+def fetched(reward: str, source: str) -> Path:
+    """A file, local or "owner/name/file" on the hub; OSError if there is none."""
     path = Path(source).expanduser()
     if path.is_file():
         return path

@@ -8,87 +8,35 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen2VLConfig, Qwen2VLImageProcessorPil
+from transformers import Qwen2VLImageProcessorPil
 
 from sfgrpo import rewards
 from sfgrpo.rewards import _qwen2_vl, hpsv3
 from sfgrpo.rewards._pixels import CLIP_MEAN, CLIP_STD, normalise
+from tests.support import qwen2_vl
 from tests.support.clip import pictures, to_bytes
 from tests.support.filled import Shapes, filled
+from tests.support.qwen2_vl import both
 
 PROMPTS = ["a red seven", "nine", "a red nine a red nine"]
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"]
 WORDS = ["[PAD]", "[UNK]", *SPECIAL, "a", "red", "seven", "nine", "image", "is", "the", "user"]
-WIDTH, LAYERS = 32, 2
-
-
-def both(name: str, *shape: int) -> Shapes:
-    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
 
 
 def shapes() -> Shapes:
     """Of the published file, at these sizes."""
-    found: dict[str, tuple[int, ...]] = {
-        "model.embed_tokens.weight": (len(WORDS) + 1, WIDTH),
-        "model.norm.weight": (WIDTH,),
-        "lm_head.weight": (len(WORDS) + 1, WIDTH),
-        "visual.patch_embed.proj.weight": (WIDTH, 3, 2, 14, 14),
-        **both("visual.merger.ln_q", WIDTH),
-        **both("visual.merger.mlp.0", 4 * WIDTH, 4 * WIDTH),
-        **both("visual.merger.mlp.2", WIDTH, 4 * WIDTH),
-        **both("rm_head.0", 1024, WIDTH), **both("rm_head.3", 16, 1024), **both("rm_head.5", 2, 16),
+    return {
+        **qwen2_vl.shapes(len(WORDS) + 1), **both("rm_head.0", 1024, qwen2_vl.WIDTH),
+        **both("rm_head.3", 16, 1024), **both("rm_head.5", 2, 16),
     }  # fmt: skip
-    for layer in range(LAYERS):
-        eye, text = f"visual.blocks.{layer}", f"model.layers.{layer}"
-        found |= {
-            **both(f"{eye}.norm1", WIDTH), **both(f"{eye}.norm2", WIDTH),
-            **both(f"{eye}.attn.qkv", 3 * WIDTH, WIDTH), **both(f"{eye}.attn.proj", WIDTH, WIDTH),
-            **both(f"{eye}.mlp.fc1", 2 * WIDTH, WIDTH), **both(f"{eye}.mlp.fc2", WIDTH, 2 * WIDTH),
-            **both(f"{text}.self_attn.q_proj", WIDTH, WIDTH),
-            **both(f"{text}.self_attn.k_proj", WIDTH // 2, WIDTH),
-            **both(f"{text}.self_attn.v_proj", WIDTH // 2, WIDTH),
-            f"{text}.self_attn.o_proj.weight": (WIDTH, WIDTH),
-            f"{text}.mlp.gate_proj.weight": (48, WIDTH),
-            f"{text}.mlp.up_proj.weight": (48, WIDTH),
-            f"{text}.mlp.down_proj.weight": (WIDTH, 48),
-            f"{text}.input_layernorm.weight": (WIDTH,),
-            f"{text}.post_attention_layernorm.weight": (WIDTH,),
-        }  # fmt: skip
-    return found
-
-
-def tokenizer() -> PreTrainedTokenizerFast:
-    words = {word: place for place, word in enumerate(WORDS)}
-    plain = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    plain.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=plain, pad_token="[PAD]", unk_token="[UNK]", extra_special_tokens=SPECIAL
-    )
-
-
-def config() -> Qwen2VLConfig:
-    text: dict[str, Any] = {
-        "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": LAYERS,
-        "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 99, "pad_token_id": 0,
-        "bos_token_id": None, "eos_token_id": None,
-        "rope_parameters": {
-            "rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]
-        },
-    }  # fmt: skip
-    vision: dict[str, Any] = {
-        "depth": LAYERS, "embed_dim": WIDTH, "hidden_size": WIDTH, "num_heads": 2, "mlp_ratio": 2
-    }  # fmt: skip
-    image = WORDS.index("<|image_pad|>")
-    return Qwen2VLConfig(text_config=text, vision_config=vision, image_token_id=image)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("hpsv3")
-    config().save_pretrained(path)
-    tokenizer().save_pretrained(path)
+    qwen2_vl.config(image_token_id=WORDS.index("<|image_pad|>")).save_pretrained(path)
+    qwen2_vl.tokenizer(WORDS, SPECIAL).save_pretrained(path)
     save_file(filled(shapes()), path / "it.safetensors")
     return path
 

@@ -121,7 +121,7 @@ def test_every_reward_says_what_it_loads(tmp_path: Path, monkeypatch: pytest.Mon
     found = {
         name: [it.option for it in _weights.missing(name, given.get(name, {}))]
         for name in ("aesthetic", "clipscore", "geneval", "hpsv2", "hpsv3", "imagereward", "jpeg",
-                     "pickscore", "similarity", "vlm_local")
+                     "pickscore", "similarity", "videoalign", "vlm_local")
     }  # fmt: skip
     assert found == {
         "aesthetic": ["model", "head"],
@@ -133,5 +133,6 @@ def test_every_reward_says_what_it_loads(tmp_path: Path, monkeypatch: pytest.Mon
         "jpeg": [],
         "pickscore": ["model", "processor"],
         "similarity": ["model"],
+        "videoalign": ["model", "settings", "base"],
         "vlm_local": ["model"],
     }
