@@ -7,6 +7,7 @@ from 8 bits, since every detector has its own way.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +58,7 @@ class Detector:
         if kind is None:
             raise ValueError(
                 f"reward '{place.reward}': '{model}' is of type {config.model_type}, expected a "
-                "detector (Mask2Former, DETR, YOLOS, ...)"
+                "detector (Mask2Former, DETR, YOLOS, OWLv2, Grounding DINO, ...)"
             )
         network = kind.from_pretrained(model, dtype=place.dtype, use_safetensors=True)
         self._network: Any = place.settle(network)
@@ -67,8 +68,11 @@ class Detector:
         self.labels: list[str] = [config.id2label[n] for n in sorted(config.id2label)]
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, *, threshold: float) -> list[dict[str, list[Found]]]:
-        """What of [B, 3, H, W] in [0, 1] is surer than `threshold`, per image: class -> objects."""
+    def __call__(
+        self, images: Tensor, *, threshold: float, asked: Sequence[tuple[str, ...]] = ()
+    ) -> list[dict[str, list[Found]]]:
+        """What of [B, 3, H, W] in [0, 1] is surer than `threshold`, per image: class -> objects; of
+        all classes, whichever are `asked` for."""
         size = (images.shape[-2], images.shape[-1])
         found = []
         for rows in self._place.batches(len(images)):
@@ -80,27 +84,9 @@ class Detector:
                 inside = given.get("pixel_mask", torch.ones_like(given["pixel_values"][:, 0]))
                 objects = self._of_masks(outputs, inside, size, threshold)
             else:
-                objects = self._of_boxes(outputs, size, threshold)
-            found += [self._sorted(each) for each in objects]
+                objects = found_boxes(self._processor, outputs, size, threshold)
+            found += [by_class(each, self.labels) for each in objects]
         return found
-
-    def _of_boxes(
-        self, outputs: Any, size: tuple[int, int], threshold: float
-    ) -> list[list[tuple[int, Found]]]:
-        results = self._processor.post_process_object_detection(
-            outputs, threshold=threshold, target_sizes=[size] * len(outputs.logits)
-        )
-        limit = torch.tensor([size[1], size[0]] * 2)
-        return [
-            [
-                (
-                    int(label),
-                    Found(_box(box.float().cpu().clamp(min=0).minimum(limit)), float(sure)),
-                )
-                for label, box, sure in zip(it["labels"], it["boxes"], it["scores"], strict=True)
-            ]
-            for it in results
-        ]
 
     def _of_masks(
         self, outputs: Any, inside: Tensor, size: tuple[int, int], threshold: float
@@ -130,11 +116,31 @@ class Detector:
             )
         return found
 
-    def _sorted(self, objects: list[tuple[int, Found]]) -> dict[str, list[Found]]:
-        by_class: dict[str, list[Found]] = {}
-        for label, each in sorted(objects, key=lambda pair: -pair[1].score):
-            by_class.setdefault(self.labels[label], []).append(each)
-        return by_class
+
+def found_boxes(
+    processor: Any, outputs: Any, size: tuple[int, int], threshold: float
+) -> list[list[tuple[int, Found]]]:
+    """What an image processor makes of logits and boxes, within images of this height and width:
+    the number of its class and the object."""
+    results = processor.post_process_object_detection(
+        outputs, threshold=threshold, target_sizes=[size] * len(outputs.logits)
+    )
+    limit = torch.tensor([size[1], size[0]] * 2)
+    return [
+        [
+            (int(label), Found(_box(box.float().cpu().clamp(min=0).minimum(limit)), float(sure)))
+            for label, box, sure in zip(it["labels"], it["boxes"], it["scores"], strict=True)
+        ]
+        for it in results
+    ]
+
+
+def by_class(objects: Sequence[tuple[int, Found]], labels: Sequence[str]) -> dict[str, list[Found]]:
+    """Objects by the names of their classes, the surest first."""
+    found: dict[str, list[Found]] = {}
+    for label, each in sorted(objects, key=lambda pair: -pair[1].score):
+        found.setdefault(labels[label], []).append(each)
+    return found
 
 
 def _stretch(masks: Tensor, size: tuple[int, ...]) -> Tensor:

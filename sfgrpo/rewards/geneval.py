@@ -16,8 +16,9 @@ centres. Three scores, as `score` chooses:
              place still counts half of its share
 
 The published detector is mmdetection's Mask2Former (Swin-S); the default is the same network by its
-authors in transformers' format. Images are [B, 3, H, W] in [0, 1]. Code: MIT (GenEval); weights:
-MIT (Mask2Former, CLIP).
+authors in transformers' format. One that is asked in words (OWLv2, Grounding DINO) finds classes
+that COCO does not have. Images are [B, 3, H, W] in [0, 1]. Code: MIT (GenEval); weights: MIT
+(Mask2Former, CLIP).
 """
 
 from __future__ import annotations
@@ -31,9 +32,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfgrpo.names import unknown_name
+from sfgrpo.rewards import _zero_shot
 from sfgrpo.rewards._clip import Clip
 from sfgrpo.rewards._detector import Box, Detector, Found
 from sfgrpo.rewards._weights import Place, Settings, Weights
+from sfgrpo.rewards._zero_shot import ZeroShot
 from sfgrpo.rewards.base import Metadata
 
 SCORES = ("correct", "strict", "partial")
@@ -115,8 +118,9 @@ class GenEval:
     """Whether the prompted objects are there."""
 
     def __init__(
-        self, detector: Detector, clip: Clip, *, score: str, thresholds: tuple[float, float]
-    ) -> None:
+        self, detector: Detector | ZeroShot, clip: Clip, *, score: str,
+        thresholds: tuple[float, float],
+    ) -> None:  # fmt: skip
         self._detector, self._clip = detector, clip
         self._score = score
         self._threshold, self._counting = thresholds
@@ -125,7 +129,9 @@ class GenEval:
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
     ) -> Tensor:
-        found = self._detector(images, threshold=min(self._threshold, self._counting))
+        found = self._detector(
+            images, threshold=min(self._threshold, self._counting), asked=[*map(classes, metadata)]
+        )
         scores = [
             self._of(image, objects, entry)
             for image, objects, entry in zip(images, found, metadata, strict=True)
@@ -147,8 +153,11 @@ class GenEval:
         if not isinstance(clause, Mapping) or not {"class", "count"} <= clause.keys():
             raise ValueError(f"an object needs 'class' and 'count', got {clause!r}")
         name, count = clause["class"], clause["count"]
-        if ALIASES.get(name, name) not in self._detector.labels:
-            raise ValueError(unknown_name("class", str(name), self._detector.labels))
+        known = self._detector.labels
+        if known is None and (not isinstance(name, str) or not name.strip() or "." in name):
+            raise ValueError(f"class must be words without a full stop, got {name!r}")
+        if known is not None and ALIASES.get(name, name) not in known:
+            raise ValueError(unknown_name("class", str(name), known))
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"count must be a whole number from 1, got {count!r}")
         if "color" in clause and clause["color"] not in COLOURS:
@@ -191,6 +200,12 @@ class GenEval:
         return self._named[name]
 
 
+def classes(entry: Metadata) -> tuple[str, ...]:
+    """What metadata ask for, each once."""
+    clauses = [*entry["include"], *entry.get("exclude", [])]
+    return tuple(dict.fromkeys(clause["class"] for clause in clauses))
+
+
 def cut_out(image: Tensor, found: Found) -> Tensor:
     """What of [3, H, W] is in the object's box, grey where its mask is not."""
     left, top, right, bottom = (round(side) for side in found.box)
@@ -216,8 +231,10 @@ def build(
     """The GenEval reward.
 
     Args:
-        detector: local folder or hub id of a detector with COCO's classes (safetensors): instance
-            segmentation, or boxes alone (DETR, YOLOS), whose objects keep what is around them.
+        detector: local folder or hub id of a detector (safetensors), with COCO's classes: instance
+            segmentation, or boxes alone (DETR, YOLOS), whose objects keep what is around them; or
+            with any classes: OWL-ViT, OWLv2, Grounding DINO, which are asked for them in words and
+            find boxes, of other scores than `threshold` and `counting_threshold` are made for.
         clip: local folder or hub id of the CLIP model that tells colours.
         processor: of its tokeniser and image settings, if they are elsewhere.
         score: which of those above.
@@ -238,5 +255,6 @@ def build(
             raise ValueError(f"reward 'geneval': {name} must be from 0 and below 1, got {value}")
     place = Place.of("geneval", device=device, dtype=dtype, batch=batch)
     eyes = Clip.load(place, model=clip, processor=processor or clip, rounds=True)
-    finder = Detector(place, model=detector)
+    kind = ZeroShot if _zero_shot.knows(detector) else Detector
+    finder = kind(place, model=detector)
     return GenEval(finder, eyes, score=score, thresholds=(threshold, counting_threshold))

@@ -90,8 +90,11 @@ class Told:
     def __init__(self, objects: dict[str, list[Found]]) -> None:
         self.objects = objects
 
-    def __call__(self, images: Tensor, *, threshold: float) -> list[dict[str, list[Found]]]:
+    def __call__(
+        self, images: Tensor, *, threshold: float, asked: Sequence[tuple[str, ...]]
+    ) -> list[dict[str, list[Found]]]:
         assert threshold == 0.3
+        assert len(asked) == len(images)
         return [self.objects] * len(images)
 
 
@@ -175,6 +178,27 @@ def test_it_is_a_reward_of_the_recipe(tmp_path: Path) -> None:
     assert ((total >= -3) & (total <= 1)).all()
     alone = [mixture(im[None], ["a prompt"], [entry])[0] for im in pictures(3, 40, 40)]
     torch.testing.assert_close(total, torch.cat(alone))
+
+
+def test_a_detector_may_be_asked_in_words(tmp_path: Path) -> None:
+    """For classes that COCO does not have, too."""
+    clip, dino = save(tmp_path / "clip"), detectors.dino(tmp_path / "dino")
+    reward: Any = rewards.build("geneval", detector=dino, clip=clip, threshold=0.9)
+    cup = {"include": [clause("red cup", 2), clause("dog")], "exclude": [clause("mouse")]}
+    assert geneval.classes(cup) == ("red cup", "dog", "mouse")
+    reward.check(["a prompt"], [cup])
+    for name in ("a. b", "", 3):
+        with pytest.raises(ValueError, match="class must be words without a full stop, got "):
+            reward.check(["a prompt"], [{"include": [{"class": name, "count": 1}]}])
+    images, entries = pictures(3, 48, 64), [cup, {"include": [clause("mouse")]}, cup]
+    found = reward._detector(images, threshold=0.9, asked=[*map(geneval.classes, entries)])
+    expected = [
+        float(all(len(it.get(c["class"], [])) >= c["count"] for c in entry["include"]))
+        * all(len(it.get(c["class"], [])) < c["count"] for c in entry.get("exclude", []))
+        for it, entry in zip(found, entries, strict=True)
+    ]
+    assert reward(images, ["a prompt"] * 3, entries).tolist() == expected
+    assert set(expected) == {0, 1}
 
 
 def test_values_that_make_no_sense_are_named() -> None:
