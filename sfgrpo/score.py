@@ -66,8 +66,10 @@ def score(
     Each distinct state is estimated, decoded and scored once, samples as many at once as the
     backbone decodes, so that few videos are held in memory. Samples are scored in a thread of their
     own while the next states are estimated and decoded; which samples go together does not depend
-    on when they are ready. Ranks that compute rows together (`VelocityField.context`) decode and
-    score them apart, and tell each other.
+    on when they are ready. The last are waited for: a group needs all of its states, the steps of
+    all groups are estimated one after the other, and a micro-batch has rows of most groups. Ranks
+    that compute rows together (`VelocityField.context`) decode and score them apart, and tell each
+    other.
 
     Args:
         laps: told of each phase as it ends; "rewards" is what this thread waited for them.
