@@ -92,28 +92,31 @@ def ours(backbone: PipelineBackbone, family: Family, guidance: float) -> Tensor:
 def theirs(pipeline: Any, family: Family, noise: Tensor, guidance: float) -> tuple[Tensor, Tensor]:
     """Final latents, and samples in [0, 1], of the stock pipeline from the same noise."""
     height, width, _ = family.size
-    start = family.given(noise)
+    start, further = family.given(noise), family.also(pipeline, noise)
     pictures = [[images.opened(source) for source in p.images] for p in family.prompts()]
     takes_length = "max_sequence_length" in inspect.signature(pipeline.__call__).parameters
     length = {"max_sequence_length": family.length} if takes_length else {}
     family.told(pipeline, guidance)
 
-    def part(kind: str, rows: slice) -> Tensor:
+    def part(kind: str, rows: slice) -> tuple[Tensor, ...]:
         guided = family.guided(guidance) if family.guided else {}
         asked = {k: v[rows] if isinstance(v, list) else v for k, v in guided.items()}
+        given = {"latents": start, **further}
         return pipeline(
-            prompt=PROMPTS[rows], latents=start[rows].clone(), height=height, width=width,
-            num_inference_steps=STEPS, output_type=kind, return_dict=False,
+            prompt=PROMPTS[rows], height=height, width=width, num_inference_steps=STEPS,
+            output_type=kind, return_dict=False, **{k: v[rows].clone() for k, v in given.items()},
             **length, **family.stock, **asked, **family.shown(pictures[rows]),
-        )[0]  # fmt: skip
+        )  # fmt: skip
 
-    def call(kind: str) -> Tensor:
+    def call(kind: str) -> tuple[Tensor, ...]:
         if not family.one_by_one:
             return part(kind, slice(None))
-        return torch.cat([part(kind, slice(row, row + 1)) for row in range(len(PROMPTS))])
+        each = [part(kind, slice(row, row + 1))[:1] for row in range(len(PROMPTS))]
+        return (torch.cat([made for (made,) in each]),)
 
     with family.within():
-        return family.taken(pipeline, call("latent"), noise), call("pt")
+        latents, samples = call("latent"), call("pt")[0]
+        return family.taken(pipeline, latents if further else latents[0], noise), samples
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@
     wan                  Wan 2.1 and 2.2, text to video
     wan_i2v              the same, image to video
     ltx                  LTX-Video
+    ltx2                 LTX-2, with sound
     hunyuanvideo         HunyuanVideo
     hunyuanvideo15       HunyuanVideo 1.5
     zimage               Z-Image

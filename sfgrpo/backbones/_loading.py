@@ -26,6 +26,7 @@ class Family(Protocol):
 
     pipeline_classes: ClassVar[tuple[type[DiffusionPipeline], ...]]
     reads_as: ClassVar[Mapping[str, type[DiffusionPipeline]]]
+    decoders: ClassVar[tuple[str, ...]]
     left_out: ClassVar[Mapping[str, tuple[str, ...]]]
 
 
@@ -60,7 +61,7 @@ def read(
         }
     ready = _processors.ready(path, index, options)
     given = {**absent, **dict.fromkeys(ready), **options}
-    dtypes = {"default": dtype, "vae": torch.float32}
+    dtypes = {"default": dtype, **dict.fromkeys(family.decoders, torch.float32)}
     pipeline = made.from_pretrained(path, dtype=dtypes, **given)
     pipeline.register_modules(**ready)
     return pipeline

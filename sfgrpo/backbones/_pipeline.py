@@ -49,6 +49,8 @@ class PipelineBackbone(Sizes):
     """Whether attention leaves out padding, which not every attention kernel can."""
     takes_images: ClassVar[range] = range(1)
     """How many images a prompt may bring."""
+    decoders: ClassVar[tuple[str, ...]] = ("vae",)
+    """The parts that make samples of latents, loaded in float32."""
     left_out: ClassVar[Mapping[str, tuple[str, ...]]] = _loading.LEFT_OUT
     """By `text_encoders`, how the names of the parts begin that are not loaded."""
 
@@ -76,7 +78,7 @@ class PipelineBackbone(Sizes):
         self.max_sequence_length, self.decode_batch = length, batch
         self.embedded_guidance, self.text_encoders = embedded_guidance, text_encoders
         self._watch = _cut.Watch(pipeline, length)
-        for frozen in (pipeline.vae, *self.encoders()):
+        for frozen in (*(getattr(pipeline, name) for name in self.decoders), *self.encoders()):
             if frozen is not None:
                 frozen.requires_grad_(False).eval()
         if text_encoders != "only":

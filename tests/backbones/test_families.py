@@ -52,7 +52,7 @@ def test_rollout_is_the_stock_pipeline(name: str, folders: dict[str, Path]) -> N
     the fused kernel rounds once where the scheduler rounds twice."""
     found = family_checks.parity(name, folders[name], 1.0)
     assert found.spread > 0.5
-    assert found.latents <= 4 * torch.finfo(torch.float32).eps * found.spread
+    assert found.latents <= FAMILIES[name].roundings * torch.finfo(torch.float32).eps * found.spread
     assert found.samples <= 1e-6
 
 

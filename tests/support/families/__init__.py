@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.families import edits, images, instructed, videos
+from tests.support.families import edits, images, instructed, sound, videos
 from tests.support.families.parts import NEGATIVE, PROMPTS, Family, diffusers, scheduler
 
 __all__ = [
@@ -23,11 +23,12 @@ __all__ = [
     "instructed",
     "save",
     "scheduler",
+    "sound",
     "videos",
 ]
 
 FAMILIES: dict[str, Family] = (
-    images.FAMILIES | instructed.FAMILIES | videos.FAMILIES | edits.FAMILIES
+    images.FAMILIES | instructed.FAMILIES | videos.FAMILIES | sound.FAMILIES | edits.FAMILIES
 )
 
 

@@ -47,8 +47,12 @@ class Family:
     """Further arguments of the stock pipeline."""
     given: Callable[[Tensor], Tensor] = lambda noise: noise
     """Our noise -> the `latents` that the stock pipeline takes."""
-    taken: Callable[[Any, Tensor, Tensor], Tensor] = lambda pipeline, latents, noise: latents
-    """(pipeline, its final latents, our noise) -> those latents as ours."""
+    also: Callable[[Any, Tensor], dict[str, Tensor]] = lambda pipeline, noise: {}
+    """(pipeline, our noise) -> further latents that it takes."""
+    taken: Callable[[Any, Any, Tensor], Tensor] = lambda pipeline, latents, noise: latents
+    """(pipeline, its final latents, a tuple where it takes several, our noise) -> those as ours."""
+    roundings: int = 4
+    """How many of float32's, of numbers as large as latents are, its unguided rollout is off."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further keys of the recipe's `model`, which are the backbone's options."""
     made: str = "DiffusionPipeline"
