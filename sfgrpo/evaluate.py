@@ -21,10 +21,10 @@ from sfgrpo.config import Recipe
 from sfgrpo.guard import Guard, NonFinite
 from sfgrpo.names import told
 from sfgrpo.prompts import Prompt, spread
-from sfgrpo.rewards import Mixture, RewardError, evenly
+from sfgrpo.rewards import Mixture, RewardError, Sound, evenly
 from sfgrpo.rewards.base import staying
 from sfgrpo.rollout import Plan, VelocityField, batches, sample
-from sfgrpo.score import measure
+from sfgrpo.score import heard, measure
 from sfgrpo.stream import InOrder
 
 HELD_OUT = 2**62
@@ -78,7 +78,7 @@ def held_out_plan(prompts: int, images: int, device: torch.device, *, context: i
 def evaluate(
     field: VelocityField,
     prompts: Sequence[Prompt],
-    score: Callable[[Tensor, Tensor], Mapping[str, Tensor]],
+    score: Callable[[Tensor, Tensor, Sequence[Sound] | None], Mapping[str, Tensor]],
     judges: Sequence[Judge],
     *,
     seed: int,
@@ -92,7 +92,7 @@ def evaluate(
 
     Args:
         field: the policy, with the conditioning of exactly these prompts.
-        score: `(images, prompt rows) -> {name: [B]}`.
+        score: `(images, prompt rows, what is heard with each) -> {name: [B]}`.
         ahead: batches of samples that may wait for their scores, see `sfgrpo.stream`.
         scored: called once this rank's images have their scores.
     """
@@ -109,8 +109,8 @@ def evaluate(
         disable=engine.rank() != 0, dynamic_ncols=True,
     )  # fmt: skip
     with bar, InOrder[Mapping[str, Tensor]](ahead) as asked:
-        for prompt, decoded in _decoded(field, table, plan, own, seed, latent_shape):
-            asked.ask(partial(score, decoded, prompt))
+        for prompt, decoded, sounds in _decoded(field, table, plan, own, seed, latent_shape):
+            asked.ask(partial(score, decoded, prompt, sounds))
             kept.append(picture(decoded, field.backbone.modality))
             if field.backbone.modality == "video" and engine.rank() == 0:
                 # The first videos are rank 0's, so that none of them travels.
@@ -140,8 +140,9 @@ def evaluate(
 def _decoded(
     field: VelocityField, table: Tensor, plan: Plan, own: slice, seed: int,
     latent_shape: tuple[int, ...],
-) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
-    """(prompt rows, samples) of a few trajectories of the plan after the other; of `own` alone."""
+) -> Iterator[tuple[Tensor, Tensor, list[Sound] | None]]:  # fmt: skip
+    """(prompt rows, samples, sounds) of a few trajectories of the plan after the other; of `own`
+    alone."""
     for rows in batches(len(plan.sample_M), field.batch_size):
         part = Plan(
             group_G=plan.group_G[rows],
@@ -153,7 +154,8 @@ def _decoded(
         mine = slice(max(own.start - rows.start, 0), max(own.stop - rows.start, 0))
         prompt, x = part.prompt_G[mine], made.states.x_U[mine]
         for few in batches(len(x), field.backbone.decode_batch):
-            yield prompt[few], field.backbone.decode(x[few])
+            decoded = field.backbone.decode(x[few])
+            yield prompt[few], decoded, heard(field.backbone, x[few])
 
 
 def of_recipe(
@@ -175,8 +177,8 @@ def of_recipe(
     """
     guard.begin(iteration, prompts)
 
-    def score(images: Tensor, rows: Tensor) -> Mapping[str, Tensor]:
-        scores = measure(reward, images, rows, prompts)
+    def score(images: Tensor, rows: Tensor, sounds: Sequence[Sound] | None) -> Mapping[str, Tensor]:
+        scores = measure(reward, images, rows, prompts, sounds=sounds)
         return guard.images(scores, rows, reward.calls.failures)
 
     return evaluate(

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from sfgrpo import engine
+from sfgrpo.backbones.base import Backbone
 from sfgrpo.credit import Rewards, placed
 from sfgrpo.estimates import as_finished
 from sfgrpo.prompts import Prompt
-from sfgrpo.rewards import Mixture
+from sfgrpo.rewards import Mixture, Sound
 from sfgrpo.rollout import Trajectories, VelocityField, batches
 from sfgrpo.stream import InOrder
 
@@ -32,12 +33,13 @@ class Laps(Protocol):
 
 def measure(
     reward: Mixture, images: Tensor, prompt: Tensor, prompts: Sequence[Prompt],
-    final: Tensor | None = None,
+    final: Tensor | None = None, sounds: Sequence[Sound] | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Scores of images made for the prompts of the rows `prompt [B]`; they may be not finite.
 
     Args:
         final: bool `[B]`, which are final images; all of them by default.
+        sounds: what is `heard` with each.
 
     Returns:
         `{"reward": [B], "<component>": [B], ...}`, fp32 on the images' device.
@@ -45,9 +47,18 @@ def measure(
     asked = [prompts[row] for row in prompt.tolist()]
     total, parts = reward(
         images, [p.text for p in asked], [p.metadata for p in asked],
-        where=[p.where for p in asked], finite=False, final=final,
+        where=[p.where for p in asked], finite=False, final=final, sounds=sounds,
     )  # fmt: skip
     return {k: v.to(images.device) for k, v in {"reward": total, **parts}.items()}
+
+
+def heard(backbone: Backbone, latents: Tensor) -> list[Sound] | None:
+    """The sound of latents [B, ...]; None of a backbone that makes none."""
+    hear: Any = getattr(backbone, "sound", None)
+    if hear is None:
+        return None
+    made: Any = backbone
+    return [Sound(waveform, made.sound_rate) for waveform in hear(latents)]
 
 
 @torch.no_grad()
@@ -90,9 +101,10 @@ def score(
             waiting = [rows for rows in waiting if rows not in ready]
             for rows in ready:
                 samples = field.backbone.decode(states.x_U[rows])
+                sounds = heard(field.backbone, states.x_U[rows]) if reward.takes_sound else None
                 field.tally.decoded += len(samples)
                 laps.lap("decode")
-                who = states.prompt_U[rows], prompts, final_U[rows]
+                who = states.prompt_U[rows], prompts, final_U[rows], sounds
                 asked.ask(partial(measure, reward, samples, *who))
                 field.tally.scored += len(samples)
                 field.tally.scored_final += int(final_U[rows].sum()) if reward.final_only else 0

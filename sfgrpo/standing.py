@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sfgrpo import engine, generator, rewards
+from sfgrpo import backbones, engine, generator, rewards
 from sfgrpo.config import Recipe
 from sfgrpo.embeddings import backbone_of, negatives
 from sfgrpo.policy import Policy, check_start
@@ -59,7 +59,7 @@ def prepare(
         frames=recipe.reward_frames, final_only=recipe.reward_final_only,
         calls=Calls(retries=recipe.reward_retries),
     )  # fmt: skip
-    reward.check(chosen)
+    reward.check(chosen, heard=backbones.makes_sound(recipe.model.backbone))
     check_start(recipe.lora)
     backbone, embed = backbone_of(recipe, device, Split(train=chosen, evaluation=[]))
     reseed(recipe.run.seed, 0, 0)

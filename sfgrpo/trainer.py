@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from sfgrpo import credit, engine, evaluate, generator, prompts, rewards, solvers, zero
+from sfgrpo import backbones, credit, engine, evaluate, generator, prompts, rewards, solvers, zero
 from sfgrpo.backbones import _context
 from sfgrpo.backbones.base import Conditioning
 from sfgrpo.config import Recipe, check_functions
@@ -70,7 +70,7 @@ class Trainer:
             frames=recipe.reward_frames, final_only=recipe.reward_final_only,
             calls=failing.calls(recipe, end),
         )  # fmt: skip
-        self.reward.check(self.prompts.all)
+        self.reward.check(self.prompts.all, heard=backbones.makes_sound(recipe.model.backbone))
         self.judges = [
             JUDGE.bind(name, recipe.eval.judge_options.get(name)) for name in recipe.eval.judges
         ]

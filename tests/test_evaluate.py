@@ -31,7 +31,7 @@ def run(*judges: Callable[..., Any]) -> Evaluation:
         conditioning=backbone.encode([p.text for p in ASKED]), batch_size=3,
     )  # fmt: skip
     return evaluate.evaluate(
-        field, ASKED, lambda images, _: {"reward": torch.ones(len(images))}, judges,
+        field, ASKED, lambda images, *_: {"reward": torch.ones(len(images))}, judges,
         seed=0, num_steps=2, images_per_prompt=2, latent_shape=(3, 4, 4),
     )  # fmt: skip
 

@@ -51,7 +51,8 @@ A velocity network of one's own (a robot's policy, molecules) is ten lines, and 
         return ModuleBackbone(Policy(11, 8).to(device, dtype), shape=(4, 2), encode=goals)
 
 A model that edits an image, or starts a video from one, is an `ImageBackbone`: its `load` has the
-attribute `takes_images`, a range of how many a prompt brings.
+attribute `takes_images`, a range of how many a prompt brings. One whose videos come with sound is a
+`SoundBackbone`, and its `load` has the attribute `makes_sound`.
 """
 
 from __future__ import annotations
@@ -61,7 +62,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sfgrpo.backbones.base import DTYPES, Backbone, Conditioning, ImageBackbone, Negative
+from sfgrpo.backbones.base import (
+    DTYPES,
+    Backbone,
+    Conditioning,
+    ImageBackbone,
+    Negative,
+    SoundBackbone,
+)
 from sfgrpo.names import BACKBONE
 
 if TYPE_CHECKING:
@@ -76,10 +84,12 @@ __all__ = [
     "ImageBackbone",
     "ModuleBackbone",
     "Negative",
+    "SoundBackbone",
     "available",
     "family",
     "folder",
     "load",
+    "makes_sound",
     "pipelines",
     "takes_images",
 ]
@@ -136,6 +146,15 @@ def takes_images(name: str) -> range:
         ValueError: as `family`.
     """
     return getattr(family(name) or BACKBONE.resolve(name), "takes_images", range(1))
+
+
+def makes_sound(name: str) -> bool:
+    """Whether the backbone `name` makes sound; it is imported, and not loaded.
+
+    Raises:
+        ValueError: as `family`.
+    """
+    return getattr(family(name) or BACKBONE.resolve(name), "makes_sound", False)
 
 
 def folder(path: str | Path) -> Path:

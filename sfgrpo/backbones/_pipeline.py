@@ -49,6 +49,8 @@ class PipelineBackbone(Sizes):
     """Whether attention leaves out padding, which not every attention kernel can."""
     takes_images: ClassVar[range] = range(1)
     """How many images a prompt may bring."""
+    makes_sound: ClassVar[bool] = False
+    """Whether it is a `SoundBackbone`."""
     decoders: ClassVar[tuple[str, ...]] = ("vae",)
     """The parts that make samples of latents, loaded in float32."""
     left_out: ClassVar[Mapping[str, tuple[str, ...]]] = _loading.LEFT_OUT

@@ -199,6 +199,23 @@ class Backbone(Protocol):
         ...
 
 
+class SoundBackbone(Backbone, Protocol):
+    """A generator whose videos come with sound, which its latents hold, too.
+
+    Its `load` has the attribute `makes_sound = True`, which is asked before anything is loaded.
+    """
+
+    @property
+    def sound_rate(self) -> int:
+        """Samples a second of `sound`."""
+        ...
+
+    def sound(self, latents: Tensor) -> Tensor:
+        """What is heard with `decode(latents)`, without gradient: float32 [B, channels, samples] in
+        [-1, 1]."""
+        ...
+
+
 class ImageBackbone(Backbone, Protocol):
     """A generator whose prompts come with images: what is to be edited, where a video starts.
 

@@ -8,7 +8,7 @@ elements counts those few, less than one channel of some 130, as zeros.
 Guidance is classifier-free guidance alone, with one scale for both or `sound_guidance` for sound:
 the stock pipeline with `stg_scale=0, modality_scale=1, guidance_rescale=0`, which by default runs
 the network twice more and rescales the result. Prompt enhancement and predicted lengths are left
-out; `decode` makes the video, `sound` what is heard.
+out; `decode` makes the video, `sound` what is heard, which goes to the rewards that take sound.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ class LTX2Backbone(LTXBackbone):
     """Gemma's tokens."""
     encode_batch = 4  # the states of all layers go to the connectors
     masks_text = False
+    makes_sound = True
     decoders = ("vae", "audio_vae", "vocoder")
     left_out: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "resident": UNUSED,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,11 +13,19 @@ from torch import Tensor
 from sfgrpo.names import REWARD, unknown_name
 from sfgrpo.prompts import Prompt
 from sfgrpo.rewards._calls import Calls, Failure, counted
-from sfgrpo.rewards.base import Metadata, Reward, RewardError, final_only, staying
+from sfgrpo.rewards.base import (
+    SOUND,
+    Metadata,
+    Reward,
+    RewardError,
+    Sound,
+    final_only,
+    staying,
+)
 
 __all__ = [
-    "Calls", "Failure", "Metadata", "Mixture", "Reward", "RewardError", "available", "build",
-    "evenly", "final_only", "load", "of_final_images",
+    "Calls", "Failure", "Metadata", "Mixture", "Reward", "RewardError", "Sound", "available",
+    "build", "evenly", "final_only", "load", "of_final_images",
 ]  # fmt: skip
 
 CHUNK = 64
@@ -94,13 +103,23 @@ class Mixture:
         self.final_only = frozenset(final_only)
         """The rewards that score final images alone."""
         self.calls = calls or Calls()
+        self.takes_sound = [n for n, r in rewards.items() if getattr(r, "takes_sound", False)]
+        """The rewards that hear the sound of videos."""
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
+    def check(self, prompts: Sequence[Prompt], *, heard: bool = False) -> None:
         """Let the rewards that can (`Reward.check`) look at all prompts, before a run begins.
 
+        Args:
+            heard: whether the samples will come with sound.
+
         Raises:
-            ValueError: the file and line of the first prompt that a reward cannot score, and why.
+            ValueError: the file and line of the first prompt that a reward cannot score, and why;
+                a reward takes sound where there is none.
         """
+        if self.takes_sound and not heard:
+            raise ValueError(
+                f"reward '{self.takes_sound[0]}' takes sound, and this model.backbone makes none"
+            )
         for name, reward in self.rewards.items():
             checks = getattr(reward, "check", None)
             if checks is None:
@@ -130,6 +149,7 @@ class Mixture:
         where: Sequence[str] = (),
         finite: bool = True,
         final: Tensor | None = None,
+        sounds: Sequence[Sound] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Total [B] float32 and every reward's own scores [B] float32, on the CPU.
 
@@ -139,7 +159,8 @@ class Mixture:
         A sample that is not finite itself scores nan, whatever a reward makes of it (a reward sees
         zeros in its place). `where` says in which file and line each prompt stands, if that is
         known; `final`, bool [B], which samples are final images, if not all of them are: the others
-        are not shown to rewards of final images alone, which give them 0.
+        are not shown to rewards of final images alone, which give them 0; `sounds` what is heard
+        with each sample, for the rewards that take it.
 
         Raises:
             ValueError: the lengths differ, or a score is not finite (the message names the reward;
@@ -166,7 +187,8 @@ class Mixture:
         everything = torch.ones(len(samples), dtype=torch.bool, device="cpu")
         for name in self.rewards:
             sees = everything if final is None or name not in self.final_only else final.cpu()
-            score = self._of_those(sees, name, shown, asked)
+            told = _with_sounds(name, asked, sounds) if name in self.takes_sound else asked
+            score = self._of_those(sees, name, shown, told)
             score[broken.cpu() & sees] = torch.nan
             if finite and not torch.isfinite(score).all():
                 bad = int((~torch.isfinite(score)).nonzero()[0])
@@ -206,6 +228,18 @@ class Mixture:
                 self.calls.score(name, self.rewards[name], images, [asked[row] for row in rows])
             )
         return torch.cat(found).unflatten(0, (len(videos), len(shown))).mean(1)
+
+
+def _with_sounds(
+    name: str, asked: Sequence[Prompt], sounds: Sequence[Sound] | None
+) -> list[Prompt]:
+    """Each sample's prompt with its sound among the metadata."""
+    if sounds is None:
+        raise RewardError(f"reward {name!r} takes sound, and the samples come without any")
+    return [
+        dataclasses.replace(prompt, metadata={**prompt.metadata, SOUND: sound})
+        for prompt, sound in zip(asked, sounds, strict=True)
+    ]
 
 
 def _refusal(

@@ -90,7 +90,7 @@ class Calls:
     ) -> Tensor:
         """A call for each prompt, so that one that cannot be scored costs the others nothing."""
         parts, row = [], 0
-        for _, same in groupby(asked, key=lambda prompt: (prompt.text, prompt.where)):
+        for _, same in groupby(asked, key=_which):
             part = list(same)
             parts.append(self.score(name, reward, samples[row : row + len(part)], part))
             row += len(part)
@@ -119,7 +119,7 @@ class Calls:
         except Unscored:
             raise
         except Exception as error:
-            if self.policy == "drop_group" and any(prompt != asked[0] for prompt in asked):
+            if self.policy == "drop_group" and len({_which(prompt) for prompt in asked}) > 1:
                 raise _Divide from error
             if isinstance(error, RewardError):
                 raise
@@ -224,6 +224,11 @@ def watched(seconds: float, end: Callable[[str], object], what: str) -> Iterator
     finally:
         timer.cancel()
         faulthandler.cancel_dump_traceback_later()
+
+
+def _which(prompt: Prompt) -> tuple[str, str]:
+    """What tells prompts apart; their metadata may hold what no two samples share, or tensors."""
+    return prompt.text, prompt.where
 
 
 def _numbers(name: str, found: Any, count: int) -> Tensor:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 Metadata = Mapping[str, Any]
+SOUND = "sound"
+"""The key of metadata under which a reward that takes sound finds a `Sound`."""
 B = TypeVar("B", bound=Callable[..., Any])
 
 
@@ -23,6 +26,16 @@ def final_only(build: B) -> B:
     credited to all noisy steps alike."""
     build.final_only = True  # pyright: ignore[reportFunctionMemberAccess]
     return build
+
+
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """What is heard with a video."""
+
+    waveform: Tensor
+    """float32 [channels, samples] in [-1, 1]."""
+    rate: int
+    """Samples a second."""
 
 
 class RewardError(ValueError):
@@ -55,6 +68,9 @@ class Reward(Protocol):
     [B, F, 3, H, W]. Any other gets frames of them as images, each with its video's prompt. A reward
     for a generator of other samples gets what that one decodes, [B, ...]. One of final images alone
     is decorated with `@final_only`.
+
+    One that hears the sound of a generator that makes some with its videos has the attribute
+    `takes_sound = True`: each entry of its metadata has the sample's `Sound` under "sound".
 
     Images, prompts and metadata are the reward's own copies, which it may overwrite. It runs
     without gradients; one that needs some turns them on (`torch.enable_grad`).

@@ -13,6 +13,7 @@ from sfgrpo import ops
 from sfgrpo.rollout import START
 from tests.support import families
 from tests.support.families import FAMILIES, PROMPTS, sound
+from tests.support.rewards import Loudness
 
 FAMILY = FAMILIES["ltx2"]
 
@@ -78,6 +79,18 @@ def test_the_later_network_and_guidance_of_its_own_for_sound(
     found = family_checks.parity("ltx23", folder, 3.0)
     assert found.latents <= 2e-5 * found.spread
     assert found.samples <= 2e-6
+
+
+@pytest.mark.slow
+def test_rewards_hear_what_is_trained(folder: Path, tmp_path: Path) -> None:
+    """Of clean estimates and of final samples, in training and where it is measured."""
+    Loudness.heard.clear()
+    reward = "{'tests.support.rewards:Loudness': 1}"
+    _, metrics = family_checks.train("ltx2", folder, tmp_path / "run", reward=reward)
+    assert metrics["grad_norm"] > 0
+    assert metrics["moved"] > 1e-4
+    assert len(Loudness.heard) > 2 * 4 + 6  # four samples before and after, six trajectories
+    assert {(tuple(s.waveform.shape), s.rate) for s in Loudness.heard} == {((2, 68), 24_000)}
 
 
 def test_text_fills_whole_registers(folder: Path) -> None:

@@ -6,12 +6,12 @@ import os
 import random
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sfgrpo.rewards import final_only
+from sfgrpo.rewards import Metadata, Sound, final_only
 
 
 class Crash(BaseException):
@@ -107,3 +107,18 @@ class Hangs:
         while type(self).calls > 6:
             time.sleep(0.1)
         return torch.rand(len(images))
+
+
+class Loudness:
+    """How loud the sound is, of the videos' generators that make some; keeps what it heard."""
+
+    takes_sound = True
+    takes_video = True
+    heard: ClassVar[list[Sound]] = []
+
+    def __call__(
+        self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
+    ) -> Tensor:
+        sounds = [entry["sound"] for entry in metadata]
+        type(self).heard += sounds
+        return torch.stack([sound.waveform.square().mean() for sound in sounds])
