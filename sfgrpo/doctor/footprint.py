@@ -149,7 +149,8 @@ def measure(
         recipe, backbone.sigmas(recipe.sample.num_steps, shape),
         rank=0, world=groups, device=torch.device("cpu"),
     )  # fmt: skip
-    network, vae = counts(backbone.transformer), backbone.pipeline.vae
+    network = counts(backbone.transformer)
+    decoders = [getattr(backbone.pipeline, name) for name in backbone.decoders]
     text, embedding = sum(map(bytes_of, backbone.encoders())), _embedding(recipe, backbone)
     cached = recipe.model.prompt_cache is not None
     resident = recipe.model.text_encoders == "resident" and not cached
@@ -159,7 +160,7 @@ def measure(
     flash = mock.patch.object(F, "scaled_dot_product_attention", _attention)
     share = sharing.alone(backbone.transformer, recipe.model.context_parallel)
     with flash, share, torch.device("meta"), Ledger(meta=True) as ledger:
-        ledger.add_all(backbone.transformer, vae)
+        ledger.add_all(backbone.transformer, *decoders)
         with torch.no_grad(), ledger.above(found, "images"):
             backbone.prepare_blank()
         work = _forwards(recipe, backbone, ledger, shape, groups, layout.local)
@@ -168,7 +169,7 @@ def measure(
                 backbone.transformer.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
             peaks.append(_backward(recipe, backbone, ledger, size, checkpointing=asked))
     work = replace(
-        work, others=bytes_of(vae) + (text if resident else 0), encoders=text,
+        work, others=sum(map(bytes_of, decoders)) + (text if resident else 0), encoders=text,
         embedding=max(embedding, found["images"]) + (0 if resident else text), embeds_alone=cached,
         waiting=text if waiting else 0,
     )  # fmt: skip

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
@@ -54,7 +55,8 @@ def skeleton(recipe: Recipe) -> PipelineBackbone:
             "the configuration files of diffusers pipelines alone"
         )
     pipeline: Any = configuration(model.path).build(DTYPES[model.dtype])
-    nn.Module.to(pipeline.vae, torch.float32)
+    for name in cast(Any, backbones.family(model.backbone)).decoders:
+        nn.Module.to(getattr(pipeline, name), torch.float32)
     backbone = generator.load(recipe, "meta", pipeline=pipeline, compile_blocks=False)
     if isinstance(backbone, ImagesBackbone):
         backbone.sample_size = model.size
@@ -92,6 +94,12 @@ def fake(mode: FakeTensorMode, networks: Iterable[nn.Module]) -> None:
 def embed(backbone: PipelineBackbone, encoder: Any, prompts: int) -> None:
     """Run one text encoder on as many tokens as the pipeline gives it, and as the pipeline does."""
     config = encoder.config
+    if isinstance(encoder, LTX2TextConnectors):  # on the states of all layers of the one before
+        length, width = backbone.max_sequence_length, config.caption_channels
+        states = torch.zeros(prompts, length, width * config.text_proj_in_factor).to(encoder.dtype)
+        with torch.no_grad():
+            encoder(states, torch.ones(prompts, length, dtype=torch.int64))
+        return
     if encoder.main_input_name == "pixel_values":  # one prompt's image after the other
         with torch.no_grad():
             pixels = torch.zeros(1, 3, config.image_size, config.image_size, dtype=encoder.dtype)

@@ -45,7 +45,11 @@ class Device:
     """Scores batches with one reward."""
 
     def __init__(self, name: str, reward: Reward, *, limits: Limits, queue: int) -> None:
-        """`queue`: requests that wait or are scored."""
+        """`queue`: requests that wait or are scored. ValueError for a reward that takes sound."""
+        if getattr(reward, "takes_sound", False):
+            raise ValueError(
+                f"reward '{name}' takes sound, which is not sent to a server; name it in the recipe"
+            )
         self.name, self.reward, self.limits, self.queue = name, reward, limits, queue
         self.takes_video: bool = getattr(reward, "takes_video", False)
         self.counts = Counts(name)

@@ -10,6 +10,7 @@ import torch
 
 from benchmarks.trainer import family_checks
 from sfgrpo import ops
+from sfgrpo.doctor import footprint
 from sfgrpo.rollout import START
 from tests.support import families
 from tests.support.families import FAMILIES, PROMPTS, sound
@@ -100,3 +101,19 @@ def test_text_fills_whole_registers(folder: Path) -> None:
         made.encode(PROMPTS)
     made = family_checks.load("ltx2", folder, text_encoders="absent")
     assert made.pipeline.text_encoder is made.pipeline.connectors is None
+
+
+@pytest.mark.slow
+def test_the_doctor_counts_connectors_and_what_makes_sound(
+    folder: Path, backbone: Any, tmp_path: Path
+) -> None:
+    recipe = family_checks.recipe("ltx2", folder, tmp_path / "run")
+    _, (work,) = footprint.measure(recipe, 1, (False,))
+    parts = backbone.pipeline.components
+    held = {
+        name: sum(p.nbytes for p in (*parts[name].parameters(), *parts[name].buffers()))
+        for name in ("text_encoder", "connectors", "vae", "audio_vae", "vocoder")
+    }
+    assert work.encoders == pytest.approx(held["text_encoder"] + held["connectors"], rel=0.01)
+    assert work.others == pytest.approx(sum(held.values()), rel=0.01)
+    assert work.embedding > 0

@@ -34,6 +34,11 @@ COUNTS = {
     "Alpha-VLLM/Lumina-Image-2.0": {
         "transformer": (2_609_769_152, 2.61e9), "vae": KL, "text_encoder": (2_614_341_888, 2.61e9),
     },
+    "Lightricks/LTX-2": {  # all but the text encoder: a file of 43.3 GB, in bfloat16
+        "transformer": (18_876_174_592, 18.88e9), "vae": (1_222_479_601, 1.22e9),
+        "audio_vae": (53_248_146, 53.2e6), "vocoder": (55_592_802, 55.6e6),
+        "connectors": (1_431_475_200, 1.43e9), "text_encoder": (12_187_325_040, 12_187_325_040),
+    },
     "Qwen/Qwen-Image": QWEN_IMAGE,
     "Qwen/Qwen-Image-Edit": QWEN_IMAGE,
     "Qwen/Qwen-Image-Edit-2509": QWEN_IMAGE,
@@ -207,6 +212,10 @@ def run(network: nn.Module) -> tuple[Tensor, Tensor]:
             case "WanTransformer3DModel":
                 x = rand(2, c.in_channels, 2, 16, 16)
                 return x, made(x, t, text, **plain)[0]
+            case "LTX2VideoTransformer3DModel":
+                sound, text = rand(2, 9, c.audio_in_channels), rand(2, 7, c.caption_channels)
+                size = {"num_frames": 1, "height": 8, "width": 8, "audio_num_frames": 9}
+                return tokens, made(tokens, sound, text, text, t, sigma=t, **size, **plain)[0]
             case "ZImageTransformer2DModel":
                 x, text = rand(2, 16, 1, 16, 16), rand(2, 7, 2560)
                 return x, torch.stack(made([*x], t, [*text], **plain)[0])

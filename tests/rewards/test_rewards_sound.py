@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from sfgrpo.prompts import Prompt
+from sfgrpo.remote.wire import Limits
 from sfgrpo.rewards import Calls, Mixture, RewardError, Sound
+from sfgrpo.serving.device import Device
 from tests.support.rewards import Loudness
 
 VIDEOS = torch.zeros(3, 2, 3, 4, 4)
@@ -62,6 +64,11 @@ def test_where_there_is_no_sound_a_reward_that_takes_it_is_refused() -> None:
     mixed.check([Prompt("a bell", {})], heard=True)
     with pytest.raises(RewardError, match="'loud' takes sound, and the samples come without any"):
         mixed(VIDEOS, TEXTS, [{}] * 3)
+
+
+def test_a_server_gets_no_sound_and_so_serves_no_reward_that_takes_it() -> None:
+    with pytest.raises(ValueError, match="reward 'loud' takes sound, which is not sent"):
+        Device("loud", Loudness(), limits=Limits(), queue=1)
 
 
 def test_a_call_that_fails_is_divided_by_prompt_and_not_by_sound() -> None:

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 SLASH = "--"
 """Stands for the slash of an id in a file's name."""
-BUILT = ("scheduler", "text_encoder", "image_encoder", "transformer", "vae")
+BUILT = (
+    "scheduler", "text_encoder", "connectors", "image_encoder", "transformer", "vae", "audio_vae",
+    "vocoder",
+)  # fmt: skip
 """How the names of the parts begin that are built; tokenizers and image processors are not."""
 
 
@@ -42,7 +45,7 @@ class Component:
     """One part of a pipeline."""
 
     library: str
-    """"diffusers" or "transformers"."""
+    """"diffusers" or "transformers", or the name of a folder of diffusers' pipelines."""
     kind: str
     """Name of the class in that library."""
     config: Mapping[str, Any]
@@ -51,14 +54,16 @@ class Component:
     @property
     def made(self) -> Any:
         """The class."""
-        return getattr(importlib.import_module(self.library), self.kind)
+        known = self.library in ("diffusers", "transformers")
+        module = self.library if known else f"diffusers.pipelines.{self.library}"
+        return getattr(importlib.import_module(module), self.kind)
 
     def build(self) -> Any:
         """An instance as the configuration describes it, on the current default device."""
         made, config = self.made, json.loads(json.dumps(self.config))  # both libraries change it
-        if self.library == "diffusers":
-            return made.from_config(config)
-        return made(made.config_class.from_dict(config))
+        if self.library == "transformers":
+            return made(made.config_class.from_dict(config))
+        return made.from_config(config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,10 +166,10 @@ def describe(path: str | Path) -> Published:
 
 def _component(library: str, kind: str, path: str | Path, name: str) -> Component:
     made = Component(library=library, kind=kind, config={}).made
-    if library == "diffusers":
-        config = made.load_config(path, subfolder=name)
-    else:
+    if library == "transformers":
         config, _ = made.config_class.get_config_dict(path, subfolder=name)
+    else:
+        config = made.load_config(path, subfolder=name)
     return Component(library=library, kind=kind, config=config)
 
 
