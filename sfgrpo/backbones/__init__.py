@@ -8,6 +8,7 @@
     chroma               Chroma
     lumina2              Lumina-Image 2.0
     auraflow             AuraFlow
+    cogview4             CogView4
     sana                 SANA
     qwenimage            Qwen-Image
     qwenimage_edit       Qwen-Image-Edit, which edits an image

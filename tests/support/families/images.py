@@ -19,6 +19,7 @@ from tests.support.families.parts import (
     byte_tokenizer,
     cfg,
     diffusers,
+    gemma_tokenizer,
     language,
     normal,
     scheduler,
@@ -198,6 +199,21 @@ def auraflow() -> Any:
     )  # fmt: skip
 
 
+def cogview4() -> Any:
+    """CogView4: a schedule that is shifted by the number of tokens along a line."""
+    encoder = transformers.GlmModel(transformers.GlmConfig(**language(pad_token_id=0)))
+    transformer = diffusers.CogView4Transformer2DModel(
+        in_channels=4, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        text_embed_dim=WIDTH, time_embed_dim=16, condition_dim=8, rope_axes_dim=(16, 16),
+    )  # fmt: skip
+    shifting = {"base_shift": 0.25, "max_shift": 0.75, "time_shift_type": "linear"}
+    return diffusers.CogView4Pipeline(
+        scheduler=scheduler(use_dynamic_shifting=True, **shifting), vae=vae(shift_factor=0.0),
+        transformer=normal(transformer, 1, std=0.2), text_encoder=normal(encoder, 2),
+        tokenizer=gemma_tokenizer(),  # GLM's, too, puts tokens of its own before an empty text
+    )  # fmt: skip
+
+
 FAMILIES = {
     "sd3": Family(build=sd3, backbone="sd3", guided=cfg),
     "flux": Family(
@@ -223,4 +239,7 @@ FAMILIES = {
         guided=lambda scale: {**cfg(scale), "guidance_scale": scale - 1},
     ),
     "auraflow": Family(build=auraflow, backbone="auraflow", guided=cfg),
+    "cogview4": Family(
+        build=cogview4, backbone="cogview4", guided=cfg, length=48, one_by_one=True,
+    ),
 }  # fmt: skip
