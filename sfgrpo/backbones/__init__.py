@@ -10,6 +10,7 @@
     auraflow             AuraFlow
     cogview4             CogView4
     sana                 SANA
+    sana_video           SANA-Video
     qwenimage            Qwen-Image
     qwenimage_edit       Qwen-Image-Edit, which edits an image
     qwenimage_edit_plus  Qwen-Image-Edit-2509 and 2511, of up to three images

@@ -9,24 +9,28 @@ ones without it.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.pipelines.sana.pipeline_sana import SanaPipeline
 from torch import Tensor, nn
 
 from sfgrpo.backbones._pipeline import PipelineBackbone
 from sfgrpo.backbones.base import Conditioning, Negative
 
-INSTRUCTION: list[str] = (
-    inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
-)
+
+def instruction_of(made: type[DiffusionPipeline]) -> list[str]:
+    """What a stock pipeline lets its text encoder read before a prompt."""
+    call: Any = made.__call__
+    return inspect.signature(call).parameters["complex_human_instruction"].default
 
 
 class SanaBackbone(PipelineBackbone):
     """A SanaPipeline."""
 
     pipeline_classes = (SanaPipeline,)
+    instruction: ClassVar[list[str]] = instruction_of(SanaPipeline)
     lora_targets = (
         "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0",
         "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
@@ -47,7 +51,7 @@ class SanaBackbone(PipelineBackbone):
         first = negative.count(False)
         found = [
             self._read([prompts[place] for place in part], instruction)
-            for part, instruction in ((places[:first], INSTRUCTION), (places[first:], None))
+            for part, instruction in ((places[:first], self.instruction), (places[first:], None))
             if part
         ]
         back = torch.tensor(places, device=self.device).argsort()
@@ -66,7 +70,7 @@ class SanaBackbone(PipelineBackbone):
             hidden_states=x.to(self.dtype),
             encoder_hidden_states=cond.tokens,
             encoder_attention_mask=cond.token_mask(),
-            timestep=times * self.pipeline.transformer.config.timestep_scale,
+            timestep=times * self.pipeline.transformer.config.get("timestep_scale", 1.0),
             return_dict=False,
         )
         return found[:, : x.shape[1]].float()  # some networks predict a variance, too
@@ -78,7 +82,7 @@ class SanaBackbone(PipelineBackbone):
     def tokens_read(self, encoder: Any) -> int:
         """With the instruction, of which a word is at least a token: configurations alone do not
         say more."""
-        return self.max_sequence_length + len(" ".join(INSTRUCTION).split())
+        return self.max_sequence_length + len(" ".join(self.instruction).split())
 
     def blank(self, prompts: int) -> Conditioning:
         config, length = self.pipeline.transformer.config, self.max_sequence_length

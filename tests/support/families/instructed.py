@@ -16,12 +16,13 @@ from tests.support.families.parts import (
     normal,
     scheduler,
     vae,
+    wan_vae,
 )
 
 
-def gemma() -> Any:
+def gemma(layers: int = 3) -> Any:
     """A Gemma 2 without its head."""
-    return normal(transformers.Gemma2Model(transformers.Gemma2Config(**language())), 2)
+    return normal(transformers.Gemma2Model(transformers.Gemma2Config(**language(layers))), 2)
 
 
 def lumina2() -> Any:
@@ -59,10 +60,31 @@ def sana() -> Any:
     )  # fmt: skip
 
 
+def sana_video(**more: Any) -> Any:
+    """SANA-Video, with Wan's autoencoder and Euler's scheduler; published folders come with
+    DPM-Solver."""
+    transformer = diffusers.SanaVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=1,
+        num_cross_attention_heads=2, cross_attention_head_dim=12, cross_attention_dim=24,
+        caption_channels=WIDTH, rope_max_seq_len=32,
+    )  # fmt: skip
+    autoencoder = diffusers.AutoencoderKLWan(**wan_vae())
+    parts: dict[str, Any] = {
+        "scheduler": scheduler(shift=8.0), "vae": normal(autoencoder, 3, std=0.2),
+        "transformer": normal(transformer, 1, std=0.2), "text_encoder": gemma(1),
+        "tokenizer": gemma_tokenizer(),
+    }  # fmt: skip
+    return diffusers.SanaVideoPipeline(**{**parts, **more})
+
+
 FAMILIES = {
     "lumina2": Family(build=lumina2, backbone="lumina2", guided=cfg, length=256),
     "sana": Family(
         build=sana, backbone="sana", guided=cfg, length=32,
         stock={"use_resolution_binning": False},
+    ),
+    "sana-video": Family(
+        build=sana_video, backbone="sana_video", guided=cfg, length=32, size=(32, 32, 5),
+        stock={"use_resolution_binning": False, "frames": 5},
     ),
 }  # fmt: skip

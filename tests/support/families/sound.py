@@ -47,6 +47,7 @@ def ltx2_vae() -> Any:
         decoder_spatio_temporal_scaling=(True, False), decoder_inject_noise=(False,) * 3,
         downsample_type=("spatiotemporal",) * 2, upsample_type=("spatiotemporal",) * 2,
         upsample_residual=(False, False), upsample_factor=(1, 1), decoder_causal=False,
+        spatial_compression_ratio=8, temporal_compression_ratio=2,
     )  # fmt: skip
     normal(made, 3, std=0.03)
     made.latents_mean.copy_(torch.tensor([0.1, -0.2, 0.3, 0.0]))
