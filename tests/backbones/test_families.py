@@ -172,7 +172,13 @@ def test_sizes_and_lengths(name: str, loaded: Callable[[str], Any]) -> None:
         backbone.encode(PROMPTS[0])
 
 
-@pytest.mark.parametrize("name", ["auraflow", "sana", "ltx", "hunyuanvideo", "hunyuanvideo15"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "auraflow", "cogview4", "sana", "sana-video", "ltx", "ltx2", "hunyuanvideo",
+        "hunyuanvideo15",
+    ],
+)  # fmt: skip
 def test_sizes_are_known_without_values(name: str) -> None:
     """The doctor runs networks on the meta device; recipes try that of the other families."""
     family, pipeline = FAMILIES[name], FAMILIES[name].build()

@@ -34,6 +34,10 @@ COUNTS = {
     "Alpha-VLLM/Lumina-Image-2.0": {
         "transformer": (2_609_769_152, 2.61e9), "vae": KL, "text_encoder": (2_614_341_888, 2.61e9),
     },
+    "Efficient-Large-Model/SANA-Video_2B_480p_diffusers": {
+        "transformer": (2_056_862_144, 2.06e9), "vae": KL_WAN,
+        "text_encoder": (2_614_341_888, 2.61e9),
+    },
     "Lightricks/LTX-2": {  # all but the text encoder: a file of 43.3 GB, in bfloat16
         "transformer": (18_876_174_592, 18.88e9), "vae": (1_222_479_601, 1.22e9),
         "audio_vae": (53_248_146, 53.2e6), "vocoder": (55_592_802, 55.6e6),
@@ -43,6 +47,10 @@ COUNTS = {
     "Qwen/Qwen-Image-Edit": QWEN_IMAGE,
     "Qwen/Qwen-Image-Edit-2509": QWEN_IMAGE,
     "Qwen/Qwen-Image-Edit-2511": QWEN_IMAGE,
+    "THUDM/CogView4-6B": {
+        "transformer": (6_369_118_272, 6.37e9), "vae": (406_100_643, 406.1e6),
+        "text_encoder": (8_779_194_368, 9_399_951_360 - 4096 * 151_552),  # without its head
+    },
     "Tongyi-MAI/Z-Image": {"transformer": Z_IMAGE, "vae": KL, "text_encoder": QWEN3_4B},
     "Tongyi-MAI/Z-Image-Turbo": {"transformer": Z_IMAGE, "vae": KL, "text_encoder": QWEN3_4B},
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": {
@@ -212,6 +220,12 @@ def run(network: nn.Module) -> tuple[Tensor, Tensor]:
             case "WanTransformer3DModel":
                 x = rand(2, c.in_channels, 2, 16, 16)
                 return x, made(x, t, text, **plain)[0]
+            case "CogView4Transformer2DModel":
+                x, size = rand(2, 16, 16, 16), rand(2, 2)
+                return x, made(x, text, t, size, size, size, **plain)[0]
+            case "SanaVideoTransformer3DModel":
+                x = rand(2, 16, 2, 16, 16)
+                return x, made(x, rand(2, 7, c.caption_channels), t, **plain)[0]
             case "LTX2VideoTransformer3DModel":
                 sound, text = rand(2, 9, c.audio_in_channels), rand(2, 7, c.caption_channels)
                 size = {"num_frames": 1, "height": 8, "width": 8, "audio_num_frames": 9}
