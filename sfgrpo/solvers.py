@@ -13,7 +13,6 @@ of your own, which a recipe names "module:function". What it takes beside t are 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -83,10 +82,6 @@ def _along(x: Tensor, v: Tensor, length: float) -> Tensor:
     from sfgrpo import ops
 
     return ops.tweedie(x, v, length)
-
-
-ROUNDING = 1e-6
-"""Of noise levels, whose multiples are not to count as one more."""
 
 
 def _at_least_one(substeps: int) -> int:
@@ -177,16 +172,3 @@ def by_level(t: float, *, third_order_above: float = 0.4, midpoint_above: float 
     if t > third_order_above:
         return third_order(t)
     return midpoint(t) if t > midpoint_above else tweedie(t)
-
-
-@solver("euler_by_level")
-def euler_by_level(t: float, *, substeps: int = 5) -> Method:
-    """Euler in substeps of one length, `substeps` of them from t = 1: half the evaluations of
-    `euler` in as many from every state.
-
-    Its error is larger than that of `by_level`, which costs about as much, and smoother: it does
-    not rest on a few velocities far ahead, where training with noise never looks. A policy that
-    has come to bend its paths leaves `by_level` and is still followed by Euler
-    (benchmarks/results/claims.md).
-    """
-    return euler(t, substeps=max(1, math.ceil(_at_least_one(substeps) * t - ROUNDING)))

@@ -116,17 +116,6 @@ def test_the_level_chooses_the_solver() -> None:
     assert torch.equal(solve(solvers.by_level(0.3), x, 0.3)[0], alone)
 
 
-@pytest.mark.parametrize(
-    ("t", "substeps"), [(1.0, 5), (0.81, 5), (0.8, 4), (0.1 + 0.2, 2), (0.2, 1), (0.01, 1)]
-)
-def test_substeps_of_one_length_are_fewer_from_less_noise(t: float, substeps: int) -> None:
-    (method,) = solvers.methods("euler_by_level", None, {0: t}).values()
-    of_as_many = solve(solvers.euler(t, substeps=substeps), STATES, t)
-    found, asked = solve(method, STATES, t)
-    assert torch.equal(found, of_as_many[0])
-    assert asked == of_as_many[1]
-
-
 def test_euler_is_the_loop() -> None:
     """Bit for bit, in the precision and with the op that training has."""
     x, t = STATES.float(), 0.9
@@ -146,7 +135,6 @@ def test_euler_is_the_loop() -> None:
         ("euler", {"substeps": 0}, "'euler' at t = 0.5: substeps: got 0, expected a whole number"),
         ("exact", {"substeps": True}, "substeps: got True, expected a whole number"),
         ("euler", {"substeps": 2.5}, "substeps: got 2.5, expected a whole number"),
-        ("euler_by_level", {"substeps": 0}, "substeps: got 0, expected a whole number"),
         (
             "by_level",
             {"midpoint_above": 0.5},

@@ -27,7 +27,6 @@ SOLVERS = (
     Solver("midpoint", {}),
     Solver("third_order", {}),
     Solver("by_level", {}),
-    Solver("euler_by_level", {}),
     EXACT,
 )
 
@@ -96,8 +95,6 @@ class WindowRow:
 class Findings:
     """Everything measured; `sfgrpo.probe.text` prints it."""
 
-    iteration: int
-    """How many iterations the policy was trained for."""
     prompts: int
     group_size: int
     rule: str
@@ -199,8 +196,7 @@ class Probe:
         repeated = torch.stack([found.rewards.total[..., -1] for found in scored.values()])
         P, N = self.setup.groups
         return Findings(
-            iteration=self.setup.iteration, prompts=P, group_size=N,
-            rule=self.trial.options.rule, sampling=self.trial.sampling,
+            prompts=P, group_size=N, rule=self.trial.options.rule, sampling=self.trial.sampling,
             reward=float(final_PN.double().mean()), reward_std=signal.std_in_groups(final_PN),
             reward_noise=signal.repeat_noise(repeated), dropped_groups=int((~kept_P).sum()),
             steps=self._steps(exact.total),

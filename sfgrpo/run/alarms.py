@@ -11,7 +11,7 @@ number that gets worse while the reward rises is a sign, too.
 Credit can be exploited like a reward: a policy may come to move where a coarse solver cannot follow
 it, and then its steps are credited with the solver's error. Estimates of states with much noise and
 with little have nearly the same mean reward as long as they follow the ODE, and that shows in the
-metrics (`estimates`).
+metrics (`estimates`). Errors that leave the means alone do not: `sfgrpo probe RUN` finds those.
 
 Shapes: P prompts, N images of each; strips of a video's frames are images.
 """
@@ -98,7 +98,7 @@ OF_ESTIMATES = Alarm(
     "How far the mean reward of a state's clean estimates is from that of the finished samples, in "
     "standard deviations within groups, at the state that is farthest off. Above one and a half "
     "the solver no longer follows the policy, and steps are credited with its error: a solver of "
-    "more, shorter substeps does (credit.solver: euler_by_level, euler or exact).",
+    "more substeps does (credit.solver: euler or exact).",
     lambda _: 1.5,
 )
 

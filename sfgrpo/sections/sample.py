@@ -92,9 +92,8 @@ class Credit(Section):
     normalize: Literal["joint", "per_step", "centered"] = "joint"
     """Over what mean and std of the gains are taken: see `sfgrpo.ops.gain_advantages`."""
     solver: str = "by_level"
-    """How states are carried on to their clean estimates: "by_level", "euler_by_level",
-    "euler" (the paper's), "tweedie", "midpoint", "third_order" or "exact": see `sfgrpo.solvers`; or
-    "module:function"."""
+    """How states are carried on to their clean estimates: "by_level", "euler" (the paper's),
+    "tweedie", "midpoint", "third_order" or "exact": see `sfgrpo.solvers`; or "module:function"."""
     solver_options: dict[str, Any] = Field(default={})
     """What the solver takes beside the noise level, such as Euler's `substeps`."""
     stride: Count = 1
