@@ -162,7 +162,10 @@ def exact(t: float, *, substeps: int = 16) -> Method:
 def by_level(t: float, *, third_order_above: float = 0.4, midpoint_above: float = 0.15) -> Method:
     """The cheapest solver whose error does not show in the reward at this noise level.
 
-    The path bends most where the noise is high; near t = 0 the Tweedie projection is the image.
+    The path bends most where the noise is high; near t = 0 the Tweedie projection is the image. So
+    it is with image models. Where training itself bends paths, as it does those of small policies,
+    this solver is left behind, and `euler` is not (benchmarks/results/claims.md): a run warns of it
+    (`sfgrpo.run.alarms.estimates`), and `sfgrpo probe RUN` measures it.
     """
     if not 0 <= midpoint_above <= third_order_above:
         raise ValueError(
