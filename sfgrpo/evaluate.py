@@ -85,6 +85,7 @@ def evaluate(
     num_steps: int,
     images_per_prompt: int,
     latent_shape: tuple[int, ...],
+    with_sound: bool = False,
     ahead: int = 0,
     scored: Callable[[], object] = lambda: None,
 ) -> Evaluation:
@@ -93,6 +94,7 @@ def evaluate(
     Args:
         field: the policy, with the conditioning of exactly these prompts.
         score: `(images, prompt rows, what is heard with each) -> {name: [B]}`.
+        with_sound: whether `score` is told what is heard; otherwise no sound is made.
         ahead: batches of samples that may wait for their scores, see `sfgrpo.stream`.
         scored: called once this rank's images have their scores.
     """
@@ -109,7 +111,8 @@ def evaluate(
         disable=engine.rank() != 0, dynamic_ncols=True,
     )  # fmt: skip
     with bar, InOrder[Mapping[str, Tensor]](ahead) as asked:
-        for prompt, decoded, sounds in _decoded(field, table, plan, own, seed, latent_shape):
+        for prompt, latents, decoded in _decoded(field, table, plan, own, seed, latent_shape):
+            sounds = heard(field.backbone, latents) if with_sound else None
             asked.ask(partial(score, decoded, prompt, sounds))
             kept.append(picture(decoded, field.backbone.modality))
             if field.backbone.modality == "video" and engine.rank() == 0:
@@ -140,8 +143,8 @@ def evaluate(
 def _decoded(
     field: VelocityField, table: Tensor, plan: Plan, own: slice, seed: int,
     latent_shape: tuple[int, ...],
-) -> Iterator[tuple[Tensor, Tensor, list[Sound] | None]]:  # fmt: skip
-    """(prompt rows, samples, sounds) of a few trajectories of the plan after the other; of `own`
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
+    """(prompt rows, latents, samples) of a few trajectories of the plan after the other; of `own`
     alone."""
     for rows in batches(len(plan.sample_M), field.batch_size):
         part = Plan(
@@ -154,8 +157,7 @@ def _decoded(
         mine = slice(max(own.start - rows.start, 0), max(own.stop - rows.start, 0))
         prompt, x = part.prompt_G[mine], made.states.x_U[mine]
         for few in batches(len(x), field.backbone.decode_batch):
-            decoded = field.backbone.decode(x[few])
-            yield prompt[few], decoded, heard(field.backbone, x[few])
+            yield prompt[few], x[few], field.backbone.decode(x[few])
 
 
 def of_recipe(
@@ -185,7 +187,7 @@ def of_recipe(
         field, prompts, score, judges,
         seed=recipe.run.seed, num_steps=recipe.eval.num_steps,
         images_per_prompt=recipe.eval.images_per_prompt, latent_shape=latent_shape,
-        ahead=recipe.reward_ahead, scored=scored,
+        with_sound=bool(reward.takes_sound), ahead=recipe.reward_ahead, scored=scored,
     )  # fmt: skip
 
 

@@ -52,6 +52,9 @@ A velocity network of one's own (a robot's policy, molecules) is ten lines, and 
         goals = lambda prompts: torch.tensor([[float(n) for n in p.split()] for p in prompts])
         return ModuleBackbone(Policy(11, 8).to(device, dtype), shape=(4, 2), encode=goals)
 
+benchmarks/claims/reach.py is a whole one, with its reward, judge and recipe; small policies bend
+their paths in training, and `credit.solver: euler` follows them.
+
 A model that edits an image, or starts a video from one, is an `ImageBackbone`: its `load` has the
 attribute `takes_images`, a range of how many a prompt brings. One whose videos come with sound is a
 `SoundBackbone`, and its `load` has the attribute `makes_sound`.
