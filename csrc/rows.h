@@ -23,7 +23,7 @@ namespace sfgrpo {
 constexpr int kBlock = 1024;
 // Bytes from which on a result is written past the caches: none would keep it until it is read, and
 // the lines that it overwrites need not be fetched.
-constexpr int64_t kStreamed = int64_t{8} << 20;
+constexpr int64_t kStreamed = int64_t{12} << 20;
 constexpr double kHalfLog2Pi = 0.91893853320467274178;
 
 // A kernel takes one struct of operands, which declares its fields in the schema's order, as does

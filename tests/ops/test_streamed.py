@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sfgrpo import ops
 
-ROWS, ELEMENTS = 3, 700_001
+ROWS, ELEMENTS = 3, 1_100_001
 COEF = torch.tensor([0.9, -0.1, 0.3, 0.5]).expand(ROWS, 4)
 Operands = tuple[Tensor, ...]
 
