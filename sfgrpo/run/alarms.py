@@ -38,6 +38,8 @@ JUDGE = "judge_"
 """How the names of judges begin among the signs."""
 ESTIMATES = "estimates"
 """The name among the signs of how far clean estimates have parted from the finished samples."""
+LAST, LEAST = 20, 5
+"""Iterations that it is a mean over: at most, at least. In one alone groups differ too much."""
 
 
 @dataclass(frozen=True)
@@ -190,14 +192,15 @@ def partings(
 
 
 def estimates(rows: Sequence[Row]) -> dict[str, float]:
-    """How far clean estimates have parted from the finished samples in some iterations, `rows` of
-    metrics.jsonl: their mean; nothing where no state but the last was scored."""
+    """How far clean estimates have parted from the finished samples, by `rows` of metrics.jsonl:
+    the mean over the last iterations; nothing where no state but the last was scored, nor of fewer
+    iterations than say anything."""
     found = []
-    for row in rows:
+    for row in rows[-LAST:]:
         rewards, deviation = row.get("reward_per_state"), row.get("reward_std_in_group")
         if rewards and deviation and any(reward != rewards[-1] for reward in rewards):
             found.append(max(abs(reward - rewards[-1]) for reward in rewards) / deviation)
-    return {ESTIMATES: float(np.mean(found))} if found else {}
+    return {ESTIMATES: float(np.mean(found))} if len(found) >= LEAST else {}
 
 
 def crossings(rows: Sequence[Row], row: Row) -> list[str]:

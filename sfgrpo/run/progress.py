@@ -134,7 +134,7 @@ class Progress:
     def _signs(self, result: Evaluation) -> dict[str, float]:
         """The signs of exploited rewards and credit at an evaluation; a warning of those that are
         alarms now and never were before. Of pictures, of judges that have a direction, and of
-        clean estimates since the evaluation before: none where there is none of these."""
+        clean estimates in the last iterations: none where there is none of these."""
         rows = records.read(self.folder / "eval.jsonl")
         begun = {"iteration": self.state.iteration, **result.numbers}
         first, found = rows[0] if rows else begun, dict[str, float]()
@@ -143,9 +143,7 @@ class Progress:
             start = samples.kept(self.folder, first["iteration"], images_PN.shape)
             found = alarms.signs(images_PN, start if rows else images_PN)
         found |= alarms.partings(first, begun, result.better)
-        last = rows[-1]["iteration"] if rows else 0
-        since = records.read(self.folder / "metrics.jsonl")
-        found |= alarms.estimates([row for row in since if row["iteration"] > last])
+        found |= alarms.estimates(records.read(self.folder / "metrics.jsonl"))
         for told in alarms.crossings(rows, {**begun, "alarms": found}):
             warnings.warn(told, stacklevel=2)
         return found

@@ -78,9 +78,12 @@ def test_clean_estimates_part_from_what_is_finished() -> None:
         return {"reward_per_state": [*rewards], "reward_std_in_group": deviation}
 
     apart = metrics(0.5, 0.2, 0.4, deviation=0.1)  # 2 deviations below, at the second state
-    assert alarms.estimates([apart, metrics(0.4, 0.5, 0.4)]) == pytest.approx({"estimates": 1.5})
+    rows = [apart, metrics(0.4, 0.5, 0.4)] * alarms.LEAST
+    assert alarms.estimates(rows) == pytest.approx({"estimates": 1.5})
+    assert alarms.estimates([*rows, *[apart] * alarms.LAST]) == pytest.approx({"estimates": 2.0})
+    assert alarms.estimates([apart] * (alarms.LEAST - 1)) == {}
     # Uniform credit scores the last state alone; a group without deviation has no unit.
-    assert alarms.estimates([metrics(0.4, 0.4, 0.4), metrics(0.1, 0.4, deviation=0.0), {}]) == {}
+    assert alarms.estimates([metrics(0.4, 0.4), metrics(0.1, 0.4, deviation=0.0), {}] * 9) == {}
     told = alarms.crossings([row(0)], row(10, estimates=1.6))
     assert told[0].startswith("Clean estimates part from the samples: 1.6 in the evaluation")
 
