@@ -95,6 +95,8 @@ class WindowRow:
 class Findings:
     """Everything measured; `sfgrpo.probe.text` prints it."""
 
+    iteration: int
+    """How many iterations the policy was trained for."""
     prompts: int
     group_size: int
     rule: str
@@ -196,7 +198,8 @@ class Probe:
         repeated = torch.stack([found.rewards.total[..., -1] for found in scored.values()])
         P, N = self.setup.groups
         return Findings(
-            prompts=P, group_size=N, rule=self.trial.options.rule, sampling=self.trial.sampling,
+            iteration=self.setup.iteration, prompts=P, group_size=N,
+            rule=self.trial.options.rule, sampling=self.trial.sampling,
             reward=float(final_PN.double().mean()), reward_std=signal.std_in_groups(final_PN),
             reward_noise=signal.repeat_noise(repeated), dropped_groups=int((~kept_P).sum()),
             steps=self._steps(exact.total),
