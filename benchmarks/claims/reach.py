@@ -1,12 +1,12 @@
 """A small flow policy that reaches: sixteen moves in the plane, past a round obstacle to a goal.
 
-All that a network of one's own takes, with its recipe beside it (`reach.yaml`): the network, what a
+All that a network of one's own takes, with its recipe (`recipes/reach.yaml`): the network, what a
 line of the prompt file tells it, a reward, a judge. The policy is cloned from a careless teacher,
 more than a third of whose demonstrations run into the obstacle. Its command clones it (a minute)
 and writes the scenes that are the prompts:
 
     python -m benchmarks.claims.reach
-    sfgrpo train benchmarks/claims/reach.yaml
+    sfgrpo train benchmarks/claims/recipes/reach.yaml
 """
 
 from __future__ import annotations
