@@ -29,9 +29,9 @@ def _drawn(x: Tensor, v: Tensor, other: Tensor) -> Operands:
 
 
 def _gradients(x: Tensor, v: Tensor, other: Tensor) -> Operands:
-    operands = [tensor.clone().requires_grad_() for tensor in (x, v, other)]
-    logp, mean = ops.sde_logprob(*operands, COEF[: len(x)], return_mean=True)
-    return (mean, *torch.autograd.grad(logp.sum() + mean.sum(), operands))
+    x, v, other = (tensor.clone().requires_grad_() for tensor in (x, v, other))
+    logp, mean = ops.sde_logprob(x, v, other, COEF[: len(x)], return_mean=True)
+    return (mean, *torch.autograd.grad(logp.sum() + mean.sum(), (x, v, other)))
 
 
 def _loss(x: Tensor, v: Tensor, other: Tensor) -> Operands:
