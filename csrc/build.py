@@ -7,8 +7,9 @@ it the wheel carries the sources only, and they are compiled when they are first
 The just-in-time build calls the compiler itself instead of ``torch.utils.cpp_extension.load``:
 that one needs ninja on the PATH and leaves a lock behind when it is killed, on which every later
 process waits forever.  Here the folder's name is a hash of all inputs and the library appears by
-an atomic rename, so any number of processes may build at once.  Its digest stands beside it: one
-that a crash or a full disk cut short is compiled anew, and never loaded.
+an atomic rename, so any number of processes may build at once; that one of them does and the
+others wait is a lock of the system's, which ends with its process.  The library's digest stands
+beside it: one that a crash or a full disk cut short is compiled anew, and never loaded.
 """
 
 from __future__ import annotations
@@ -22,8 +23,15 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # Windows
+    fcntl = None
 
 _build_ext: Any
 try:
@@ -126,23 +134,51 @@ def just_in_time() -> Path:
         OSError: the cache cannot be written.
     """
     library = _cache() / "libsfgrpo.so"
-    digest = library.with_suffix(".sha256")
-    if library.exists() and digest.exists() and digest.read_text() == _digest(library):
+    if _whole(library):
         return library
     compiler = _compiler()
     folder = _torch_folder()
     if compiler is None or folder is None:
         raise RuntimeError("no C++ compiler found (CXX, or c++ on the PATH)")
-    print("sfgrpo: compiling the C++ kernels, once", file=sys.stderr, flush=True)
     library.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(library.parent.with_suffix(".lock")):
+        if not _whole(library):  # another process, such as a rank beside this one, may have done it
+            print("sfgrpo: compiling the C++ kernels, once", file=sys.stderr, flush=True)
+            _build(library, compiler, folder)
+    return library
+
+
+def _build(library: Path, compiler: list[str], torch_folder: Path) -> None:
+    """Compile `library`; it and its digest appear whole or not at all."""
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
-        built = _compile(compiler, folder, Path(scratch))
+        built = _compile(compiler, torch_folder, Path(scratch))
+        digest = _digest_of(library)
         digest_built = Path(scratch) / digest.name
         digest_built.write_text(_digest(built))
         for file, target in ((digest_built, digest), (built, library)):
             _sync(file)  # else a crash may leave the name without the data
             os.replace(file, target)
-    return library
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Wait until no other process is in here; where the system has no such lock, or its disk has
+    none, all are, and do the same work."""
+    with path.open("w") as file:
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _digest_of(library: Path) -> Path:
+    return library.with_suffix(".sha256")
+
+
+def _whole(library: Path) -> bool:
+    """Whether it is there as it was compiled."""
+    digest = _digest_of(library)
+    return library.exists() and digest.exists() and digest.read_text() == _digest(library)
 
 
 def _digest(file: Path) -> str:

@@ -6,8 +6,12 @@ import importlib.util
 import pwd
 import shutil
 import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +64,26 @@ def test_a_damaged_library_is_compiled_anew_once(
     assert len(compiled) == 2
     assert library.read_bytes() == LIBRARY
     assert sorted(path.suffix for path in library.parent.iterdir()) == [".sha256", ".so"]
+
+
+def test_of_those_that_come_at_once_one_compiles(
+    compiled: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ranks of a node do: a lock is of an open file, so threads stand for processes."""
+    at_work, compiles = threading.Event(), build._compile
+
+    def slowly(*arguments: Any) -> Path:
+        at_work.set()
+        time.sleep(0.3)  # enough for the others to come to the lock
+        return compiles(*arguments)
+
+    monkeypatch.setattr(build, "_compile", slowly)
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(build.just_in_time)
+        assert at_work.wait(10)
+        others = [pool.submit(build.just_in_time) for _ in range(2)]
+        assert {one.result() for one in (first, *others)} == {first.result()}
+    assert len(compiled) == 1
 
 
 def test_the_library_is_on_the_disk_before_it_has_its_name(
