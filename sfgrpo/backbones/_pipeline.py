@@ -201,24 +201,6 @@ class PipelineBackbone(Sizes):
     def dtype(self) -> torch.dtype:
         return (self.pipeline.transformer or self.encoders()[0]).dtype
 
-    @abstractmethod
-    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]: ...
-
-    def _spatial(
-        self, height: int, width: int, frames: int = 1, *, scale: int, multiple: int
-    ) -> tuple[int, int]:
-        """Latent (h, w); ValueError unless both sides are multiples of `multiple` pixels, and for
-        several frames of what makes images."""
-        if frames != 1 and self.modality == "image":
-            raise ValueError(f"num_frames: this model makes images, got {frames} frames; use 1")
-        for name, pixels in (("height", height), ("width", width)):
-            if pixels < multiple or pixels % multiple:
-                raise ValueError(
-                    f"{name} must be a multiple of {multiple} pixels and at least {multiple}, "
-                    f"got {pixels}"
-                )
-        return height // scale, width // scale
-
     def sigmas(self, num_steps: int, latent_shape: tuple[int, ...]) -> Tensor:
         if num_steps < 1:
             raise ValueError(f"num_steps must be at least 1, got {num_steps}")
@@ -243,9 +225,13 @@ class PipelineBackbone(Sizes):
         starts = range(0, len(texts), self.encode_batch)
         return Conditioning.cat([self._encode(texts[k : k + self.encode_batch]) for k in starts])
 
-    @abstractmethod
     def _encode(self, prompts: list[str]) -> Conditioning:
-        """Embed a few prompts at once, by the stock pipeline's own method."""
+        """Embed a few prompts at once, by the stock pipeline's own method; here tokens alone."""
+        tokens, *_ = self.pipeline.encode_prompt(
+            prompt=prompts, device=self.device, do_classifier_free_guidance=False,
+            max_sequence_length=self.max_sequence_length,
+        )  # fmt: skip
+        return Conditioning(tokens=tokens)
 
     @abstractmethod
     def velocity(

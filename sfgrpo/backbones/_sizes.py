@@ -9,12 +9,13 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from sfgrpo.backbones.base import Conditioning
+from sfgrpo.backbones.base import Conditioning, Modality
 
 
 class Sizes(ABC):
     """A part of `PipelineBackbone`; a family overrides what differs in its own file."""
 
+    modality: Modality
     max_sequence_length: int
     encode_batch: ClassVar[int] = 16
     """Prompts embedded at once: language models keep the hidden states of every layer."""
@@ -24,6 +25,24 @@ class Sizes(ABC):
     @property
     @abstractmethod
     def transformer(self) -> nn.Module: ...
+
+    @abstractmethod
+    def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]: ...
+
+    def _spatial(
+        self, height: int, width: int, frames: int = 1, *, scale: int, multiple: int
+    ) -> tuple[int, int]:
+        """Latent (h, w); ValueError unless both sides are multiples of `multiple` pixels, and for
+        several frames of what makes images."""
+        if frames != 1 and self.modality == "image":
+            raise ValueError(f"num_frames: this model makes images, got {frames} frames; use 1")
+        for name, pixels in (("height", height), ("width", width)):
+            if pixels < multiple or pixels % multiple:
+                raise ValueError(
+                    f"{name} must be a multiple of {multiple} pixels and at least {multiple}, "
+                    f"got {pixels}"
+                )
+        return height // scale, width // scale
 
     @abstractmethod
     def blank(self, prompts: int) -> Conditioning:

@@ -36,13 +36,6 @@ class AuraFlowBackbone(PipelineBackbone):
             )
         return config.in_channels, h, w
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        tokens, *_ = self.pipeline.encode_prompt(
-            prompt=prompts, device=self.device, do_classifier_free_guidance=False,
-            max_sequence_length=self.max_sequence_length,
-        )  # fmt: skip
-        return Conditioning(tokens=tokens)
-
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         (velocity,) = transformer(
             hidden_states=x.to(self.dtype), encoder_hidden_states=cond.tokens, timestep=t,

@@ -77,13 +77,6 @@ class CogView4Backbone(PipelineBackbone):
         before = level / (level + factor * (1 - level))
         return (before * config.num_train_timesteps).round().float()
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        tokens, _ = self.pipeline.encode_prompt(
-            prompt=prompts, device=self.device, do_classifier_free_guidance=False,
-            max_sequence_length=self.max_sequence_length,
-        )  # fmt: skip
-        return Conditioning(tokens=tokens)
-
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         scale = self.pipeline.vae_scale_factor
         size, corner = (cond.tokens.new_zeros(len(x), 2) for _ in range(2))

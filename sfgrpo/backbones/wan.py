@@ -135,13 +135,6 @@ class WanBackbone(VideoBackbone):
         found = (self.pipeline.transformer, self.pipeline.transformer_2)
         return [network for network in found if network is not None]
 
-    def _encode(self, prompts: list[str]) -> Conditioning:
-        tokens, _ = self.pipeline.encode_prompt(
-            prompt=prompts, device=self.device, do_classifier_free_guidance=False,
-            max_sequence_length=self.max_sequence_length,
-        )  # fmt: skip
-        return Conditioning(tokens=tokens)
-
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         times = self._times(t)
         if self.expands_times:
