@@ -7,20 +7,20 @@ variate, with one slope for a step over all prompts. Tried beyond the paper (`cr
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from sfgrpo import credit, ops
 from sfgrpo.config import Credit
 from sfgrpo.credit import block_states, statistics_mask
+from sfgrpo.credit.stepwise import block_gains, with_gains
 
 
 def surprises(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit) -> Tensor:
     """The gain of each step less what the reward before it foretells, both centred in their group,
     `[P, N, T]`."""
-    start_T, end_T = block_states(trainable_T, options)
+    start_T, _ = block_states(trainable_T, options)
     before_PNT = rewards_PNS[..., start_T]
-    gain_PNT = rewards_PNS[..., end_T] - before_PNT
+    gain_PNT = block_gains(rewards_PNS, trainable_T, options)
     before_PNT, gain_PNT = (part - part.mean(1, keepdim=True) for part in (before_PNT, gain_PNT))
     variance_T = (before_PNT * before_PNT).sum((0, 1))
     # Only falling back: a slope above 0 would be a step that widens differences, hence its own.
@@ -31,10 +31,9 @@ def surprises(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit) -> Tens
 @credit.rule(raw=surprises)
 def advantages(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit) -> Tensor:
     """Surprises, normalised as stepwise credit normalises gains, `[P, N, T]`."""
-    first = rewards_PNS[..., :1]
     found = surprises(rewards_PNS, trainable_T, options)
     return ops.gain_advantages(
-        torch.cat([first, first + found.cumsum(-1)], dim=-1),
+        with_gains(rewards_PNS, found),
         normalize=options.normalize,
         mask=statistics_mask(trainable_T, options),
         clamp=options.clamp,

@@ -22,16 +22,17 @@ def block_gains(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit) -> Te
 @rule(raw=block_gains)
 def advantages(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit) -> Tensor:
     """The gain of each step, or of its block of `options.stride` steps, `[P, N, T]`."""
-    blocks = options.stride > 1
+    if options.stride > 1:
+        rewards_PNS = with_gains(rewards_PNS, block_gains(rewards_PNS, trainable_T, options))
     return ops.gain_advantages(
-        _of_blocks(rewards_PNS, trainable_T, options) if blocks else rewards_PNS,
+        rewards_PNS,
         normalize=options.normalize,
         mask=statistics_mask(trainable_T, options),
         clamp=options.clamp,
     )
 
 
-def _of_blocks(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit) -> Tensor:
-    """Rewards whose per-step gains are the block gains of the given ones."""
-    first, found = rewards_PNS[..., :1], block_gains(rewards_PNS, trainable_T, options)
-    return torch.cat([first, first + found.cumsum(-1)], dim=-1)
+def with_gains(rewards_PNS: Tensor, gains_PNT: Tensor) -> Tensor:
+    """Rewards that begin as the given ones, and whose steps gain `gains_PNT`."""
+    first = rewards_PNS[..., :1]
+    return torch.cat([first, first + gains_PNT.cumsum(-1)], dim=-1)
