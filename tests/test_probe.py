@@ -245,6 +245,8 @@ def test_what_cannot_be_probed_is_said_before_the_work(
     monkeypatch.setattr(experiment, "prepare", pytest.fail)
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
+    (tmp_path / "embedded").mkdir()  # the recipe of that name is meant below
+    monkeypatch.chdir(tmp_path)
     assert cli.main(["probe", f"{tmp_path}/folder"]) == 2
     assert "holds no run: there is no recipe.yaml" in capsys.readouterr().err
     for given, message in (

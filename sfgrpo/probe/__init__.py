@@ -29,7 +29,8 @@ def main(
     """Print the tables, or with `machines` the JSON; write `probe.json` and `probe.png` to `out`.
 
     Args:
-        recipe: its name or file, or the folder of a run.
+        recipe: its name or file, or the folder of a run; one of a recipe's name is written
+            `./name`.
         checkpoint: of a run, as in `sfgrpo.saved`; None is the newest.
 
     Raises:
@@ -42,11 +43,11 @@ def main(
     from tqdm import tqdm
 
     from sfgrpo import files, saved
-    from sfgrpo.config import load
+    from sfgrpo.config import load, recipe_names
     from sfgrpo.probe import experiment, findings, picture, text
 
     iteration, weights = 0, None
-    if Path(recipe).is_dir():
+    if Path(recipe).is_dir() and recipe not in recipe_names():
         asked = saved.trained_with(Path(recipe), overrides)
         iteration, weights = saved.chosen(Path(recipe), checkpoint or saved.NEWEST)
     else:
