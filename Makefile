@@ -32,11 +32,13 @@ unexport PYTHONDONTWRITEBYTECODE
 
 setup: $(VENV)/.ready
 
+# The C++ kernels need PyTorch alone and are compiled while the rest is fetched. Where they cannot be,
+# the first import says so and plain PyTorch serves.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make setup needs Python >= 3.10 ($(PYTHON) not found)"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: on Debian, apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install $(PIP) torch setuptools
-	$(BIN)/python -m pip install $(PIP) --editable ".[dev]"
+	$(BIN)/python csrc/build.py & $(BIN)/python -m pip install $(PIP) --editable ".[dev]" && wait
 	@touch $@
 
 lint: setup

@@ -214,3 +214,10 @@ def _compile(compiler: list[str], torch_folder: Path, scratch: Path) -> Path:
     if link.returncode:
         raise RuntimeError(f"{shlex.join(compiler)} failed to link:\n{link.stderr}")
     return built
+
+
+if __name__ == "__main__":  # before anything imports the package: see the Makefile
+    try:
+        just_in_time()
+    except (RuntimeError, OSError) as error:
+        raise SystemExit(f"csrc: {error}") from None
