@@ -29,15 +29,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from diffusers.hooks.context_parallel import apply_context_parallel
-from diffusers.models._modeling_parallel import ContextParallelConfig, ParallelConfig
-from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+
+if TYPE_CHECKING:  # a run without it, and a network of one's own, take nothing of this
+    from diffusers.models._modeling_parallel import ContextParallelConfig
 
 KEY = "model.context_parallel"
 DEPRECATED = r"`torch\.distributed\._functional_collectives\.all_gather_tensor` is deprecated"
@@ -75,6 +74,10 @@ def share(network: nn.Module, ranks: int) -> None:
 
 def divide(network: nn.Module, group: ContextParallelConfig) -> None:
     """Follow the plans of the networks of diffusers in `network`, over the ranks of `group`."""
+    from diffusers.hooks.context_parallel import apply_context_parallel
+    from diffusers.models._modeling_parallel import ParallelConfig
+    from diffusers.models.modeling_utils import ModelMixin
+
     whole: list[Any] = [part for part in network.modules() if isinstance(part, ModelMixin)]
     for part in whole:
         for layer in part.modules():
@@ -85,6 +88,9 @@ def divide(network: nn.Module, group: ContextParallelConfig) -> None:
 
 
 def _group(ranks: int) -> ContextParallelConfig:
+    from diffusers.models._modeling_parallel import ContextParallelConfig
+    from torch.distributed.device_mesh import init_device_mesh
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape, names = (dist.get_world_size() // ranks, 1, ranks), ("data", "ring", "ulysses")
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
