@@ -17,8 +17,8 @@ LONGEST = (
     "engine/test_zero.py", "test_trainer.py", "backbones/test_families.py", "test_update.py",
     "run/test_stopping.py", "test_recipes.py", "doctor/test_published.py", "doctor/test_doctor.py",
     "ops/test_aot_compile.py", "engine/test_nodes.py", "run/test_failing.py",
-    "ops/test_dispatch.py", "test_embeddings.py", "embedded/test_embedded.py",
-    "compare/test_runs.py", "test_score.py",
+    "backbones/test_experts.py", "backbones/test_context.py", "ops/test_dispatch.py",
+    "test_embeddings.py", "embedded/test_embedded.py", "compare/test_runs.py", "test_score.py",
 )  # fmt: skip
 """Started first where several processes share the tests: one of them, left to the end, would run
 alone. A file that is missing here costs time, and nothing else."""

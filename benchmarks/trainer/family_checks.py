@@ -89,8 +89,9 @@ def ours(backbone: PipelineBackbone, family: Family, guidance: float) -> Tensor:
     return torch.cat(found)
 
 
-def theirs(pipeline: Any, family: Family, noise: Tensor, guidance: float) -> tuple[Tensor, Tensor]:
-    """Final latents, and samples in [0, 1], of the stock pipeline from the same noise."""
+def theirs(pipeline: Any, family: Family, noise: Tensor, guidance: float, kind: str) -> Tensor:
+    """What the stock pipeline makes from the same noise: final latents ("latent"), or samples in
+    [0, 1] ("pt")."""
     height, width, _ = family.size
     start, further = family.given(noise), family.also(pipeline, noise)
     pictures = [[images.opened(source) for source in p.images] for p in family.prompts()]
@@ -98,7 +99,7 @@ def theirs(pipeline: Any, family: Family, noise: Tensor, guidance: float) -> tup
     length = {"max_sequence_length": family.length} if takes_length else {}
     family.told(pipeline, guidance)
 
-    def part(kind: str, rows: slice) -> tuple[Tensor, ...]:
+    def part(rows: slice) -> tuple[Tensor, ...]:
         guided = family.guided(guidance) if family.guided else {}
         asked = {k: v[rows] if isinstance(v, list) else v for k, v in guided.items()}
         given = {"latents": start, **further}
@@ -108,15 +109,15 @@ def theirs(pipeline: Any, family: Family, noise: Tensor, guidance: float) -> tup
             **length, **family.stock, **asked, **family.shown(pictures[rows]),
         )  # fmt: skip
 
-    def call(kind: str) -> tuple[Tensor, ...]:
-        if not family.one_by_one:
-            return part(kind, slice(None))
-        each = [part(kind, slice(row, row + 1))[:1] for row in range(len(PROMPTS))]
-        return (torch.cat([made for (made,) in each]),)
-
     with family.within():
-        latents, samples = call("latent"), call("pt")[0]
-        return family.taken(pipeline, latents if further else latents[0], noise), samples
+        if family.one_by_one:
+            each = [part(slice(row, row + 1))[0] for row in range(len(PROMPTS))]
+            made: tuple[Tensor, ...] = (torch.cat(each),)
+        else:
+            made = part(slice(None))
+        if kind == "pt":
+            return made[0]
+        return family.taken(pipeline, made if further else made[0], noise)
 
 
 @dataclass(frozen=True)
@@ -130,13 +131,18 @@ class Parity:
 
 
 def parity(name: str, folder: Path, guidance: float) -> Parity:
+    """`compare` for a pipeline of that family in `folder`."""
+    family = FAMILIES[name]
+    return compare(family, load(name, folder), stock(folder, family), guidance)
+
+
+def compare(family: Family, backbone: PipelineBackbone, pipeline: Any, guidance: float) -> Parity:
     """Compare final latents and decoded samples for the same noise, schedule and guidance."""
-    family, backbone = FAMILIES[name], load(name, folder)
     shape = backbone.latent_shape(*family.size)
     noise = ops.philox_normal(
         shape, seed=SEED, sample_ids=torch.arange(len(PROMPTS)), step_ids=START
     )
-    expected, pictures = theirs(stock(folder, family), family, noise, guidance)
+    expected, pictures = (theirs(pipeline, family, noise, guidance, k) for k in ("latent", "pt"))
     found = ours(backbone, family, guidance)
     assert found.shape == expected.shape
     assert backbone.decode(found).shape == pictures.shape
@@ -240,9 +246,9 @@ def export(trainer: Any, name: str, folder: Path, out: Path) -> tuple[float, flo
         shape, seed=SEED, sample_ids=torch.arange(len(PROMPTS)), step_ids=START
     )
     pipeline = stock(folder, family)
-    _, untouched = theirs(pipeline, family, noise, guidance)
+    untouched = theirs(pipeline, family, noise, guidance, "pt")
     load_export(pipeline, out / "checkpoints/000001/model", lora=trainer.recipe.lora is not None)
-    _, exported = theirs(pipeline, family, noise, guidance)
+    exported = theirs(pipeline, family, noise, guidance, "pt")
     found = backbone.decode(ours(backbone, family, guidance))
     return float((found - exported).abs().max()), float((exported - untouched).abs().max())
 
