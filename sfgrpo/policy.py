@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from sfgrpo import engine
@@ -41,7 +39,7 @@ class Policy:
                 add_lora(transformer, lora, targets)
             if lora.path is not None:
                 _adapters.load(transformer, lora.path, rank=lora.rank, alpha=lora.alpha)
-        self._adapters = [m for m in transformer.modules() if isinstance(m, BaseTunerLayer)]
+        self._adapters = [] if lora is None else _layers(transformer)
         for network in networks:
             _context.share(network, recipe.model.context_parallel)
 
@@ -92,6 +90,8 @@ def add_lora(network: nn.Module, lora: Lora, targets: Sequence[str]) -> None:
             "lora.targets: this backbone names no layers for adapters; name some, or use "
             "`lora: null` to train all weights"
         )
+    from peft import LoraConfig, inject_adapter_in_model
+
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, init_lora_weights="gaussian",
         target_modules=list(targets),
@@ -100,6 +100,13 @@ def add_lora(network: nn.Module, lora: Lora, targets: Sequence[str]) -> None:
         inject_adapter_in_model(config, network)
     except ValueError as error:
         raise ValueError(f"lora.targets: {error}") from error
+
+
+def _layers(network: nn.Module) -> list[Any]:
+    """The adapted layers."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
 
 
 class Masters(Protocol):

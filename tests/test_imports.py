@@ -13,17 +13,30 @@ from sfgrpo import rewards
 from sfgrpo.rewards import colour
 
 HEAVY = ("torch", "deepspeed", "tensorboard", "sfgrpo.ops")
+OF_PIPELINES = ("diffusers", "transformers", "peft", "sklearn", "pandas")
+
+
+def loaded(code: str) -> set[str]:
+    """The modules that a process has after running `code`."""
+    told = f"import json, sys; {code}; print(json.dumps([*sys.modules]))"
+    found = subprocess.run(
+        [sys.executable, "-c", told], capture_output=True, text=True, check=True, timeout=100
+    )
+    return set(json.loads(found.stdout))
 
 
 @pytest.mark.parametrize("module", ["sfgrpo.report", "sfgrpo.run.records"])
 def test_reading_a_run_needs_nothing_that_trains(module: str) -> None:
-    told = f"import json, sys, {module}; print(json.dumps([*sys.modules]))"
-    found = subprocess.run(
-        [sys.executable, "-c", told], capture_output=True, text=True, check=True, timeout=100
-    )
-    loaded = set(json.loads(found.stdout))
-    assert module in loaded
-    assert loaded.isdisjoint(HEAVY)
+    found = loaded(f"import {module}")
+    assert module in found
+    assert found.isdisjoint(HEAVY)
+
+
+def test_a_network_of_ones_own_needs_nothing_of_pipelines() -> None:
+    """They take seven of ten seconds to import, before anything that is wrong is said."""
+    found = loaded("import sfgrpo.trainer; from sfgrpo.backbones import ModuleBackbone")
+    assert "sfgrpo.backbones._module" in found
+    assert found.isdisjoint(OF_PIPELINES)
 
 
 def test_the_reward_of_colours_needs_no_digits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,6 +67,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sfgrpo.backbones._module import ModuleBackbone
 from sfgrpo.backbones.base import (
     DTYPES,
     Backbone,
@@ -78,7 +79,6 @@ from sfgrpo.backbones.base import (
 from sfgrpo.names import BACKBONE
 
 if TYPE_CHECKING:
-    from sfgrpo.backbones._module import ModuleBackbone
     from sfgrpo.backbones._pipeline import PipelineBackbone
 
 __all__ = [
@@ -171,11 +171,3 @@ def folder(path: str | Path) -> Path:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
     return Path(DiffusionPipeline.download(path))
-
-
-def __getattr__(name: str) -> Any:
-    if name == "ModuleBackbone":  # needs peft, which naming a backbone does not
-        from sfgrpo.backbones._module import ModuleBackbone
-
-        return ModuleBackbone
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,14 +12,15 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+if TYPE_CHECKING:  # peft takes seconds to import; runs that train all weights go without
+    from peft import LoraConfig
 
 DIFFUSERS, PEFT, PEFT_CONFIG = (
     "pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json",
@@ -28,6 +29,16 @@ PREFIXES = {DIFFUSERS: "transformer.", PEFT: "base_model.model."}
 """What the names of a network's layers are preceded by in each file."""
 UNSERVED = ("use_rslora", "use_dora", "alpha_pattern", "rank_pattern")
 """Settings of peft under which a layer does something else than alpha / rank B A x."""
+
+
+def of(network: nn.Module) -> tuple[dict[str, Tensor], LoraConfig] | None:
+    """A and B of each adapted layer and what they were made with; None of a network without."""
+    config: Any = getattr(network, "peft_config", None)
+    if not config:
+        return None
+    from peft.utils import get_peft_model_state_dict
+
+    return get_peft_model_state_dict(network), config["default"]
 
 
 def save(pipeline: Any, folder: Path, layers: Mapping[str, Tensor], config: LoraConfig) -> None:
@@ -78,6 +89,8 @@ def load(network: nn.Module, path: Path, *, rank: int, alpha: float) -> None:
     Raises:
         ValueError: there is no such file, or its ranks or layers are others.
     """
+    from peft.utils import get_peft_model_state_dict
+
     own = get_peft_model_state_dict(network)
     # What a network made of several keeps in folders of their own: prefix of names -> folder.
     parts: dict[str, str] = getattr(network, "adapter_folders", {"": ""})

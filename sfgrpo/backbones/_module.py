@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -90,9 +89,8 @@ class ModuleBackbone:
     def save(self, folder: Path) -> None:
         """Write `network.safetensors`: all weights, or under LoRA the adapters alone, of full
         strength: a layer adds B A x."""
-        if config := getattr(self.transformer, "peft_config", None):
-            layers = get_peft_model_state_dict(self.transformer)
-            state = _adapters.at_full_strength(layers, config["default"])
+        if adapters := _adapters.of(self.transformer):
+            state = _adapters.at_full_strength(*adapters)
         else:
             state = self.transformer.state_dict()
         folder.mkdir(parents=True, exist_ok=True)

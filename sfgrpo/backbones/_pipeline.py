@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -277,12 +276,10 @@ class PipelineBackbone(Sizes):
 
     def save(self, folder: Path) -> None:
         network: Any = self.transformer
-        adapters = getattr(network, "peft_config", None)
-        if not adapters:
+        if adapters := _adapters.of(network):
+            _adapters.save(self.pipeline, folder, *adapters)
+        else:
             network.save_pretrained(folder / "transformer")
-            return
-        layers = get_peft_model_state_dict(network)
-        _adapters.save(self.pipeline, folder, layers, adapters["default"])
 
     def restore(self, folder: Path) -> None:
         parts = getattr(self.transformer, "weight_folders", _weights.WHOLE)

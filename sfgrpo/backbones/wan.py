@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers.pipelines.wan.pipeline_wan import WanPipeline
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from sfgrpo.backbones import _adapters
@@ -173,19 +172,18 @@ class WanBackbone(VideoBackbone):
         if not isinstance(network, Experts):
             super().save(folder)
             return
-        adapters = getattr(network, "peft_config", None)
-        state = get_peft_model_state_dict(network) if adapters else network.state_dict()
+        layers, config = _adapters.of(network) or (network.state_dict(), None)
         for prefix, name in Experts.weight_folders.items():
             mine = {
                 key.removeprefix(prefix): value
-                for key, value in state.items()
+                for key, value in layers.items()
                 if key.startswith(prefix)
             }
-            if not adapters:
+            if config is None:
                 _save_weights(network.get_submodule(prefix[:-1]), mine, folder / name)
                 continue
             place = folder / Experts.adapter_folders[prefix]
-            _adapters.save(self.pipeline, place, mine, adapters["default"])
+            _adapters.save(self.pipeline, place, mine, config)
 
     def for_sizes(self) -> nn.Module:
         network = self._network
