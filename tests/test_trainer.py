@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,7 @@ def test_a_killed_process_resumes(recipe, whole: Path, tmp_path: Path) -> None:
     run = training.command_line(recipe(cut), tmp_path, sys.executable, "-u", "-m")
     while not list(cut.glob("checkpoints/0*")):
         assert run.poll() is None, run.communicate()[0]
+        time.sleep(0.01)
     run.kill()
     run.wait()
     Trainer(recipe(cut)).train()
