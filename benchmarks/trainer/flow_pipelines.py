@@ -78,6 +78,12 @@ def table() -> str:
         "the verdicts in `benchmarks/trainer/flow_pipelines.yaml`. In the list is every pipeline",
         "whose constructor names a scheduler of a flow, and those that name another one and were",
         "trained by flow matching all the same.",
+        "",
+        "Every pipeline has `enable_attention_slicing`; it does nothing for those that are served:",
+        "none of their networks has a `set_attention_slice`, and their attention, fused or linear,",
+        "holds no matrix of the sequence's square. What saves memory is in the recipe: gradient",
+        "checkpointing, offloaded activations, `model.context_parallel`, slices and tiles of the",
+        "decoder.",
     ]
     for kind, heading in HEADINGS.items():
         rows = [(name, reason) for name, (k, reason) in found.items() if k == kind]

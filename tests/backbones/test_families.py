@@ -257,6 +257,13 @@ def test_what_is_said_to_be_served_is_what_backbones_serve() -> None:
     assert {family.backbone for family in FAMILIES.values()} == set(backbones.available())
 
 
+def test_no_network_slices_its_attention(loaded: Callable[[str], Any]) -> None:
+    """Until one does, there is no key for it; the table of pipelines says so."""
+    networks = [part for name in FAMILIES for part in loaded(name)._networks()]
+    assert len(networks) > len(FAMILIES)  # some have two
+    assert not [type(part) for part in networks if hasattr(part, "set_attention_slice")]
+
+
 def test_auraflow_has_a_largest_size(loaded: Callable[[str], Any]) -> None:
     with pytest.raises(ValueError, match="must be at most 64 pixels, got 80 x 32"):
         loaded("auraflow").latent_shape(80, 32)
