@@ -14,7 +14,7 @@ from sfgrpo import ops
 from sfgrpo.ops._backends import launcher
 from tests.support.ops.triton_support import coefficients, interpret, rows, traffic
 
-BATCH, ELEMENTS = 1, 65536
+BATCH, ELEMENTS = 1, 16384
 X, V, X_NEXT, V_REF = (rows(BATCH, ELEMENTS, seed=i) for i in range(4))
 COEF, ROW, IDS = coefficients(BATCH), torch.ones(BATCH), torch.arange(BATCH)
 NOISE = (5, IDS, 3, None, None, 1.0, None)
