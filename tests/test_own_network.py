@@ -8,80 +8,17 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sfgrpo import backbones, config, engine, rewards
+from sfgrpo import backbones, engine, rewards
 from sfgrpo.backbones import ModuleBackbone
 from sfgrpo.run import alarms, records
 from sfgrpo.trainer import Trainer
-
-ACTIONS, JOINTS = 4, 2
-
-
-class Policy(nn.Module):
-    """Velocity of a chunk of actions [B, 4, 2], given where the goal is [B, 2]."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        size = ACTIONS * JOINTS
-        self.inner = nn.Linear(size + 3, 64)
-        self.outer = nn.Linear(64, size)
-
-    def forward(self, x: Tensor, t: Tensor, goal: Tensor) -> Tensor:
-        hidden = torch.tanh(self.inner(torch.cat([x.flatten(1), t[:, None], goal], 1)))
-        return self.outer(hidden).view_as(x)
-
-
-def load(path: str | Path, **options: Any) -> ModuleBackbone:
-    """Backbone "tests.test_own_network:load"."""
-    torch.manual_seed(0)
-    policy = Policy().to(options["device"], options["dtype"])
-    if Path(path).is_file():
-        policy.load_state_dict(load_file(path))
-
-    def goals(prompts: Sequence[str]) -> Tensor:
-        return torch.tensor([json.loads(prompt) for prompt in prompts])
-
-    return ModuleBackbone(
-        policy, shape=(ACTIONS, JOINTS), encode=goals, lora_targets=("inner", "outer")
-    )
-
-
-class Reaches:
-    """Minus the distance between where the actions end and the goal."""
-
-    def __call__(self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Any]) -> Tensor:
-        goal = torch.tensor([json.loads(prompt) for prompt in prompts])
-        return -(images.sum(1) - goal).norm(dim=-1)
-
-
-def spread(samples: Tensor, metadata: Sequence[Any]) -> dict[str, float]:
-    """A judge: samples come as they were decoded, [P, N, 4, 2]."""
-    assert samples.shape[2:] == (ACTIONS, JOINTS)
-    return {"spread": float(samples.std(1).mean())}
-
-
-def recipe(tmp_path: Path, **changes: str) -> config.Recipe:
-    goals = tmp_path / "goals.txt"
-    goals.write_text("[1.0, 0.0]\n[0.0, -1.0]\n[-0.5, 0.5]\n")
-    keys = {
-        "model": "{backbone: 'tests.test_own_network:load', path: none}",
-        "prompts": str(goals), "reward": "{'tests.test_own_network:Reaches': 1}",
-        "run": f"{{output_dir: {tmp_path / 'run'}, iterations: 15}}",
-        "sample.num_steps": "4", "sample.window": "null",
-        "sample.prompts_per_iteration": "3", "sample.group_size": "16",
-        "train": "{learning_rate: 3e-3, clip_range: 0.05, beta: 0, updates_per_iteration: 2}",
-        "eval": "{every: 15, prompts: 3, images_per_prompt: 32, num_steps: 4,"
-                " judges: ['tests.test_own_network:spread']}",
-        "checkpoint": "{every: 15}",
-        **{key.replace("__", "."): value for key, value in changes.items()},
-    }  # fmt: skip
-    return config.load("embedded", list(keys.items()))
+from tests.support.reaching import ACTIONS, JOINTS, recipe
 
 
 @pytest.mark.parametrize("weights", ["full", "lora"])
@@ -116,7 +53,7 @@ def test_its_report_has_curves_and_no_pictures(tmp_path: Path) -> None:
 def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     for name, message in (
         ("nothing_here:load", "cannot be imported: No module named 'nothing_here'"),
-        ("tests.test_own_network:lod", "unknown function 'lod'; did you mean 'load'"),
+        ("tests.support.reaching:lod", "unknown function 'lod'; did you mean 'load'"),
     ):
         with pytest.raises(ValueError, match=message):
             backbones.load(name, "path")
@@ -133,7 +70,7 @@ OWN = """
 from pathlib import Path
 import torch
 from sfgrpo import credit
-from tests import test_own_network as there
+from tests.support import reaching as there
 
 def note(**options):
     with Path("seen.txt").open("a") as file:

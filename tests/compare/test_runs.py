@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from sfgrpo import cli
 from sfgrpo.compare import command, runs
 from sfgrpo.compare.grid import Grid
 from sfgrpo.run import records
-from tests.support import tiny
+from tests.support import reaching
 from tests.support.compare import made_up, write_grid
 
 COMPARE = "import sys; from tests.compare.test_runs import compare; compare(sys.argv[1])"
@@ -160,19 +161,19 @@ def test_longer_runs_continue_those_that_are_there(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_tiny_grid_from_the_command_line(
-    pipeline_folder: Path, prompt_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import yaml
-
-    keys = {key: yaml.safe_load(value) for key, value in tiny.SMALL.items()}
-    keys |= {"run.iterations": 1, "model.path": str(pipeline_folder), "prompts": str(prompt_file)}
+    given = reaching.keys(tmp_path, lora="null", eval__every="1")
+    del given["run"]
+    keys = {key: yaml.safe_load(value) for key, value in given.items()} | {"run.iterations": 1}
     path = write_grid(tmp_path, seeds=[3], base=keys, variants={"stepwise": {}})
     assert cli.main(["compare", str(path)]) == 0
     said = capsys.readouterr().out
     assert f"'{tmp_path}/runs': 0 of 1 runs are finished" in said
     assert "seconds to reward" in said
     assert (tmp_path / "runs" / "stepwise-3" / "report.html").is_file()
-    assert (tmp_path / "runs" / "table.csv").read_text().count("stepwise,3,1,") == 2
+    lines = (tmp_path / "runs" / "table.csv").read_text().splitlines()
+    assert sum(line.startswith("stepwise,3,1,") for line in lines) == 3  # reward, its part, spread
 
 
 def test_options_of_every_variant_are_checked_before_anything_is_trained(

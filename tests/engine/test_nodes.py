@@ -14,6 +14,7 @@ import pytest
 
 from sfgrpo.run import records
 from sfgrpo.trainer import Trainer
+from tests.support import reaching
 
 pytestmark = pytest.mark.slow
 
@@ -24,9 +25,11 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_two_nodes_do_what_one_process_does(recipe, tmp_path: Path) -> None:
+def test_two_nodes_do_what_one_process_does(tmp_path: Path) -> None:
     """Without ssh, with a rank each."""
-    alone, both = recipe(tmp_path / "a", run__iterations="1"), tmp_path / "b"
+    changes = {"run.iterations": "2", "eval.every": "1", "sample.prompts_per_iteration": "2"}
+    alone = reaching.recipe(tmp_path, lora="null", **changes)
+    both = tmp_path / "both"
     path, hosts = tmp_path / "recipe.yaml", tmp_path / "hostfile"
     path.write_text(json.dumps(alone.model_dump(mode="json")))
     hosts.write_text("node-0 slots=1\nnode-1 slots=1\n")
@@ -49,7 +52,7 @@ def test_two_nodes_do_what_one_process_does(recipe, tmp_path: Path) -> None:
         output, _ = node.communicate(timeout=200)
         assert node.returncode == 0, output
     for log in ("metrics.jsonl", "eval.jsonl"):
-        pairs = zip(records.read(tmp_path / "a" / log), records.read(both / log), strict=True)
+        pairs = zip(records.read(tmp_path / "run" / log), records.read(both / log), strict=True)
         for one, two in pairs:
             for name in one.keys() - {"loss", "ratio_min", "ratio_max"}:
                 if "drift" not in name:

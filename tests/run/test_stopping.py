@@ -16,9 +16,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sfgrpo import config, train
+from sfgrpo import train
 from sfgrpo.run import records, stopping
 from sfgrpo.run.stopping import Interrupted, Signals, alive
+from tests.support import reaching
 
 STEPS = """
 import os, sys, time
@@ -140,12 +141,13 @@ def test_every_launcher_and_signal(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_training_under_deepspeed_is_saved(
-    recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ctrl-C of the terminal; the checkpoint is that of the last iteration that was logged. Until
     then the folder is that run's."""
     folder, path = tmp_path / "run", tmp_path / "recipe.yaml"
-    given: config.Recipe = recipe(folder, run__iterations="1000", checkpoint="{every: 1000}")
+    changes = {"run.iterations": "1000", "checkpoint": "{every: 1000}"}
+    given = reaching.recipe(tmp_path, lora="null", **changes)
     path.write_text(json.dumps(given.model_dump(mode="json")))
     process = start(
         ["deepspeed", "--num_gpus", "2", "--master_port", "29643", "--module", "sfgrpo.train",
