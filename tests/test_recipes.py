@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from sfgrpo import backbones, config, generator, rewards
 from sfgrpo.backbones._pipeline import PipelineBackbone
@@ -40,8 +41,9 @@ def text(name: str) -> str:
 
 @cache
 def backbone(name: str) -> PipelineBackbone:
-    """The recipe's backbone without weights."""
-    return skeleton(config.load(name))
+    """The recipe's backbone without weights, and without the adapters, which take longest to make:
+    what runs with them is in the table."""
+    return skeleton(config.load(name, [("lora", "null")]))
 
 
 @cache
@@ -59,6 +61,10 @@ def test_its_parts_are_there(name: str) -> None:
     assert model
     made = {kind.__name__ for kind in backbone(name).pipeline_classes}
     assert model.pipeline in made
+    assert recipe.lora
+    layers = [n for n, m in backbone(name).transformer.named_modules() if isinstance(m, nn.Linear)]
+    for target in recipe.lora.targets or backbone(name).lora_targets:
+        assert any(f".{layer}".endswith(f".{target}") for layer in layers), target
     assert set(recipe.reward) <= set(rewards.available())
     found = generator.prompts_of(recipe)
     assert not {p.text for p in found.train} & {p.text for p in found.evaluation}
