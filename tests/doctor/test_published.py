@@ -20,7 +20,8 @@ CLIP_L, CLIP_G = (123_650_304, 123.65e6), (694_659_840, 694.66e6)
 T5, UMT5 = (4_762_310_656, 4.762e9), (5_680_910_336, 5.68e9)
 QWEN3_4B, QWEN3_8B = (4_022_468_096, 4.02e9), (8_190_735_360, 8.19e9)
 KL, KL_WAN, KL_FLUX2 = (83_819_683, 83.8e6), (126_892_531, 127e6), (84_046_115, 84.0e6)
-WAN_14B, Z_IMAGE = (14_288_491_584, 14.29e9), (6_154_908_736, 6.15e9)
+WAN_14B, WAN_14B_I2V = (14_288_491_584, 14.29e9), (14_288_901_184, 14.29e9)
+Z_IMAGE = (6_154_908_736, 6.15e9)
 SD3 = {"vae": KL, "text_encoder": CLIP_L, "text_encoder_2": CLIP_G, "text_encoder_3": T5}
 FLUX = {
     "transformer": (11_901_408_320, 11.90e9), "vae": KL,
@@ -38,10 +39,17 @@ COUNTS = {
         "transformer": (2_056_862_144, 2.06e9), "vae": KL_WAN,
         "text_encoder": (2_614_341_888, 2.61e9),
     },
+    "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": {
+        "transformer": (1_604_462_752, 1.604e9), "vae": (312_250_275, 312.3e6),
+        "text_encoder": (2_614_341_888, 2.61e9),
+    },
     "Lightricks/LTX-2": {  # all but the text encoder: a file of 43.3 GB, in bfloat16
         "transformer": (18_876_174_592, 18.88e9), "vae": (1_222_479_601, 1.22e9),
         "audio_vae": (53_248_146, 53.2e6), "vocoder": (55_592_802, 55.6e6),
         "connectors": (1_431_475_200, 1.43e9), "text_encoder": (12_187_325_040, 12_187_325_040),
+    },
+    "Lightricks/LTX-Video": {
+        "transformer": (1_923_385_472, 1.92e9), "vae": (419_193_649, 419.2e6), "text_encoder": T5,
     },
     "Qwen/Qwen-Image": QWEN_IMAGE,
     "Qwen/Qwen-Image-Edit": QWEN_IMAGE,
@@ -58,6 +66,10 @@ COUNTS = {
     },
     "Wan-AI/Wan2.1-T2V-14B-Diffusers": {
         "transformer": WAN_14B, "vae": KL_WAN, "text_encoder": UMT5,
+    },
+    "Wan-AI/Wan2.2-I2V-A14B-Diffusers": {
+        "transformer": WAN_14B_I2V, "transformer_2": WAN_14B_I2V, "vae": KL_WAN,
+        "text_encoder": UMT5,
     },
     "Wan-AI/Wan2.2-T2V-A14B-Diffusers": {
         "transformer": WAN_14B, "transformer_2": WAN_14B, "vae": KL_WAN, "text_encoder": UMT5,
@@ -76,6 +88,10 @@ COUNTS = {
     },
     "black-forest-labs/FLUX.2-klein-9B": {
         "transformer": (9_078_581_248, 9.08e9), "vae": KL_FLUX2, "text_encoder": QWEN3_8B,
+    },
+    "fal/AuraFlow-v0.3": {  # 6.8 billion to its publisher, cut and not rounded
+        "transformer": (6_858_605_568, 6.86e9), "vae": (83_653_863, 83.65e6),
+        "text_encoder": (1_223_550_976, 1.22e9),
     },
     "hunyuanvideo-community/HunyuanVideo": {
         "transformer": (12_821_012_544, 12.8e9), "vae": (246_478_803, 246.5e6),
@@ -219,10 +235,19 @@ def run(network: nn.Module) -> tuple[Tensor, Tensor]:
                 return x, made(x, t, text, mask, rand(2, 768), t, **plain)[0]
             case "WanTransformer3DModel":
                 x = rand(2, c.in_channels, 2, 16, 16)
-                return x, made(x, t, text, **plain)[0]
+                return x[:, : c.out_channels], made(x, t, text, **plain)[0]
             case "CogView4Transformer2DModel":
                 x, size = rand(2, 16, 16, 16), rand(2, 2)
                 return x, made(x, text, t, size, size, size, **plain)[0]
+            case "AuraFlowTransformer2DModel":
+                x = rand(2, 4, 16, 16)
+                return x, made(x, text, t, **plain)[0]
+            case "SanaTransformer2DModel":
+                x = rand(2, 32, 16, 16)
+                return x, made(x, rand(2, 7, c.caption_channels), t, **plain)[0]
+            case "LTXVideoTransformer3DModel":
+                text, size = rand(2, 7, c.caption_channels), (1, 8, 8)
+                return tokens, made(tokens, text, t, torch.ones(2, 7), *size, **plain)[0]
             case "SanaVideoTransformer3DModel":
                 x = rand(2, 16, 2, 16, 16)
                 return x, made(x, rand(2, 7, c.caption_channels), t, **plain)[0]
