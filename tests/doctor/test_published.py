@@ -126,8 +126,25 @@ def test_an_id_is_found_exactly() -> None:
         assert published.find(other) is None
 
 
+@pytest.fixture(scope="module")
+def built() -> dict[str, Any]:
+    """Parts of pipelines by their configurations, which models share; they are counted alone."""
+    return {}
+
+
 @pytest.mark.parametrize("model_id", COUNTS)
-def test_the_pipeline_has_networks_of_the_published_sizes(model_id: str) -> None:
+def test_the_pipeline_has_networks_of_the_published_sizes(
+    model_id: str, built: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = published.Component.build
+
+    def once(component: published.Component) -> Any:
+        key = json.dumps([component.library, component.kind, component.config])
+        if key not in built:
+            built[key] = build(component)
+        return built[key]
+
+    monkeypatch.setattr(published.Component, "build", once)
     model = found(model_id)
     pipeline = model.build(torch.bfloat16)
     assert type(pipeline).__name__ == model.pipeline
