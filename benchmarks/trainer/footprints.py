@@ -80,7 +80,7 @@ def stages(recipe: Recipe, network: Network, work: Work, *, chosen: bool) -> lis
 
 def main() -> int:
     """Write the tables."""
-    models, variants = [], []
+    models, variants, layered = [], [], []
     for name in config.recipe_names():
         recipe = config.load(name)
         if recipe.model.path in backbones.EMBEDDED:
@@ -88,6 +88,8 @@ def main() -> int:
         network, works = footprint.measure(recipe, RANKS)
         models.append(facts(name, recipe, network, works))
         chosen = recipe.train.gradient_checkpointing
+        if recipe.deepspeed.gather_for_sampling == "layer":
+            layered.append(name)
         for checkpointing in (True,) if chosen else (False, True):
             label = f"{name}, {'with' if checkpointing else 'without'}"
             cells = stages(recipe, network, works[checkpointing], chosen=checkpointing == chosen)
@@ -98,7 +100,7 @@ def main() -> int:
         "GiB per rank on 8 ranks: training states held, then the peak of everything and what is",
         "going on at it. Bold: as the recipe is. Below ZeRO 3 every rank holds all weights. At",
         "ZeRO 3 it holds its share from the start, and gathers all of them for rollouts unless the",
-        "recipe says `gather_for_sampling: layer` (flux2_dev, wan22_a14b).",
+        f"recipe says `gather_for_sampling: layer` ({', '.join(layered)}).",
         "",
         *_table(("recipe, gradient checkpointing", *VARIANTS.values()), variants),
     ]
