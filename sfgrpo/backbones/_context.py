@@ -13,6 +13,8 @@ and its attention under them that are used here:
   again. Both are exact at every ZeRO stage (`tests/backbones/test_context.py`).
 - DeepSpeed's `DistributedAttention` is the exchange alone: every family's attention, rotary tables
   and joint text would have to be written anew around it.
+- Text that is masked is padded until it divides (`Conditioning.divisible`); each rank has a part of
+  the mask, which diffusers gathers with the tokens.
 - `enable_parallelism` divides by the number of accelerators, which is 0 on CPUs; what else it does
   is in `share`.
 - Its hooks replace `forward` of each layer they are on, so that a deep copy of the network would

@@ -54,6 +54,8 @@ class PipelineBackbone(Sizes):
     """The parts that make samples of latents, loaded in float32."""
     left_out: ClassVar[Mapping[str, tuple[str, ...]]] = _loading.LEFT_OUT
     """By `text_encoders`, how the names of the parts begin that are not loaded."""
+    context_parallel: int = 1
+    """Ranks that are to share each sequence."""
 
     def __init__(
         self,
@@ -145,7 +147,7 @@ class PipelineBackbone(Sizes):
             _loading.place(pipeline, torch.device(device), stay=stay)
         if text_encoders == "only":
             return self
-        shared = context_parallel > 1
+        self.context_parallel, shared = context_parallel, context_parallel > 1
         for part in self._networks():
             _attention.choose(part, attention, masked=cls.masks_text, device=there, shared=shared)
             if compile_blocks:

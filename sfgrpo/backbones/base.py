@@ -7,6 +7,7 @@ your own is named "package.module:function" (see `ModuleBackbone`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -111,6 +112,10 @@ class Conditioning:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
         return Conditioning.of({name: change(part) for name, part in self.tensors().items()})
+
+    def divisible(self, parts: int) -> Conditioning:
+        """Padded to a number of tokens that `parts` divides."""
+        return self._padded(math.ceil(self.tokens.shape[1] / parts) * parts)
 
     def _padded(self, length: int) -> Conditioning:
         missing = length - self.tokens.shape[1] if self.tokens.ndim > 2 else 0

@@ -6,6 +6,8 @@ stock pipeline's `true_cfg_scale`). It is not affine, so it is computed here and
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,9 +33,7 @@ class QwenImageBackbone(PackedBackbone):
     )  # fmt: skip
     default_length = 512
     masks_text = True
-    whole_sequences = (
-        "its text is as long as the longest prompt of a batch, which need not divide evenly"
-    )
+    whole_sequences = ""
 
     def _encode(self, prompts: list[str]) -> Conditioning:
         tokens, mask = self.pipeline.encode_prompt(
@@ -46,7 +46,12 @@ class QwenImageBackbone(PackedBackbone):
         the pictures that they are."""
         return self._pack(x), [shape_of(x)]
 
+    def sequences(self, latent_shape: tuple[int, ...]) -> Mapping[str, int]:
+        return {"tokens": latent_shape[-1] * latent_shape[-2] // 4}
+
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        # The text is as long as the longest prompt of a batch; padding is masked in attention.
+        cond = cond.divisible(self.context_parallel)
         tokens, shapes = self._tokens(x, cond)
         (packed,) = transformer(
             hidden_states=tokens,
@@ -77,8 +82,9 @@ class QwenImageBackbone(PackedBackbone):
         return self.max_sequence_length
 
     def blank(self, prompts: int) -> Conditioning:
-        width = self.pipeline.transformer.config.joint_attention_dim
-        return Conditioning(tokens=torch.zeros(prompts, self._length(), width, dtype=self.dtype))
+        width, ranks = self.pipeline.transformer.config.joint_attention_dim, self.context_parallel
+        length = math.ceil(self._length() / ranks) * ranks
+        return Conditioning(tokens=torch.zeros(prompts, length, width, dtype=self.dtype))
 
 
 def shape_of(x: Tensor) -> Shape:

@@ -43,8 +43,8 @@ class Model(Section):
     context_parallel: Count = 1
     """Ranks that share each sequence, in sampling and training, where one sample is too long for a
     device: trajectories are divided over ranks / context_parallel groups, which is to be a whole
-    number, as are tokens and attention heads over the ranks of a group. For flux, flux2, wan and
-    wan_i2v: see `sfgrpo.backbones._context`. `sfgrpo evaluate` computes sequences whole."""
+    number, as are tokens and attention heads over the ranks of a group. For flux, flux2, qwenimage,
+    wan and wan_i2v: see `sfgrpo.backbones._context`. `sfgrpo evaluate` computes sequences whole."""
     compile_blocks: bool = False
     """torch.compile the network's repeated blocks; not at ZeRO stage 3, nor with
     context_parallel."""

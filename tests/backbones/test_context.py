@@ -22,16 +22,21 @@ from tests.support.families import FAMILIES
 RATE = 1e-4
 SMALL = {
     "train__learning_rate": str(RATE), "sample__group_size": "2", "model__decode_batch": "1",
-    "eval": "{every: 9, prompts: 1, images_per_prompt: 2, num_steps: 1, judges: []}",
+    "eval": "{every: 9, prompts: 1, images_per_prompt: 2, num_steps: 2, judges: []}",
 }  # fmt: skip
 RUNS: dict[str, dict[str, str]] = {
     "flux": {"lora": "{rank: 4, alpha: 8, targets: [attn.to_q, ff.net.2, proj_out]}"},
+    "qwenimage": {
+        "lora": "{rank: 4, alpha: 8, targets: [attn.to_q, attn.add_k_proj, proj_out]}",
+        "model__max_sequence_length": "255", "sample__guidance_scale": "1",
+    },
     "wan22-ti2v": {
         "lora": "null", "deepspeed": "{zero_stage: 3}", "train__gradient_checkpointing": "true",
     },
 }  # fmt: skip
-"""Adapters, also on the layer whose output is gathered, and text among the tokens; all weights,
-sharded, with a frozen copy, and a time for each token."""
+"""Adapters, also on the layer whose output is gathered, and text among the tokens; the same with
+text of odd lengths, which is padded and masked; all weights, sharded, with a frozen copy, and a
+time for each token."""
 PLAIN = {"deepspeed": "{zero_stage: 0}", "train__gradient_checkpointing": "false"}
 
 
@@ -80,12 +85,13 @@ def test_two_ranks_come_to_what_one_comes_to(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["flux", "qwenimage"])
 def test_the_doctor_foretells_what_a_rank_of_them_holds(
-    place: Path, shared: list[dict[str, Any]]
+    place: Path, shared: list[dict[str, Any]], name: str
 ) -> None:
-    given = recipe("flux", place, "shared", model__context_parallel="2", **RUNS["flux"])
+    given = recipe(name, place, "shared", model__context_parallel="2", **RUNS[name])
     _, (work,) = footprint.measure(given, world=2, checkpointing=(False,))
-    assert work.backward == pytest.approx(shared[0]["flux"]["peak"], rel=0.03)
+    assert work.backward == pytest.approx(shared[0][name]["peak"], rel=0.03)
 
 
 @pytest.mark.slow
@@ -95,7 +101,7 @@ def test_rows_of_several_ranks_are_gathered_once(shared: list[dict[str, Any]]) -
 
 REFUSED = {
     "sd3": "diffusers has no plan of how its network is divided",
-    "qwenimage": "its text is as long as the longest prompt of a batch",
+    "qwenimage_edit": "its images are tokens, too",
     "ltx": "cross-attention",
     "flux_kontext": "its images are tokens, too",
 }
@@ -108,7 +114,7 @@ def test_families_that_cannot_are_refused_by_name(name: str) -> None:
         ValueError, match=f"sequences of backbone '{name}'.*{REFUSED[name]}"
     ) as told:
         generator.check_context(given, 2)
-    assert "use 1, or one of flux, flux2, wan, wan_i2v" in str(told.value)
+    assert "use 1, or one of flux, flux2, qwenimage, wan, wan_i2v" in str(told.value)
 
 
 def test_families_are_said_to_have_no_plan_that_have_none() -> None:

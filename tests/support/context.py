@@ -39,6 +39,10 @@ def run(recipe: Recipe) -> dict[str, Any]:
 
 def _peak(recipe: Recipe, trainer: Trainer) -> int:
     backbone: Any = trainer.backbone
+    kept = [part for layer in trainer.policy.network.modules() for part in vars(layer).values()]
     with footprint.Ledger() as ledger:
         ledger.add_all(trainer.policy.network)
+        for part in kept:
+            if isinstance(part, torch.Tensor):  # Qwen-Image's rotary table is no buffer
+                ledger.add(part)
         return footprint._backward(recipe, backbone, ledger, recipe.train.micro_batch_size)[0]
