@@ -29,8 +29,7 @@ estimates and training are batched); LoRA by peft or all weights; gradient check
 `model.compile_blocks`; `model.context_parallel`, ranks that share each sequence (flux, flux2,
 qwenimage, wan and wan_i2v: `sfgrpo.backbones._context`); `model.vae_tiling`, `vae_slicing`;
 `model.attention` ("native", "xformers", "flash", "sage", ... through diffusers' attention backends,
-tried with a forward and a backward before a run starts: one that cannot serve is an error that says
-why);
+tried forward and backward before a run starts: one that cannot serve is an error that says why);
 `model.text_encoders: offload`, or `model.prompt_cache`, with which all prompts are embedded before
 the network is loaded, the text encoders leave memory, and the next run does not load them at all.
 `sample.guidance_scale` is classifier-free guidance for every family, 1 for none (Z-Image's own
