@@ -60,8 +60,15 @@ def _levels(sigmas: Tensor | Sequence[float]) -> list[float]:
     levels = torch.as_tensor(sigmas, dtype=torch.float64, device="cpu").flatten().tolist()
     if len(levels) < 2:
         raise ValueError(f"sigmas: need at least 2 noise levels (one step), got {len(levels)}")
-    if not all(math.isfinite(s) and 0 <= s <= 1 for s in levels):
-        raise ValueError(f"sigmas: every noise level must lie in [0, 1], got {levels}")
+    if not all(0 <= s <= 1 for s in levels):
+        hint = (
+            "; one step of a schedule that is stretched between its first step and its last "
+            "(shift_terminal) is 0 / 0: use 2 steps or more"
+        )
+        raise ValueError(
+            f"sigmas: every noise level must lie in [0, 1], got {levels}"
+            + (hint if math.isnan(levels[0]) else "")
+        )
     falls = [k for k in range(len(levels) - 1) if levels[k + 1] >= levels[k]]
     if falls:
         k = falls[0]

@@ -264,6 +264,16 @@ def test_no_network_slices_its_attention(loaded: Callable[[str], Any]) -> None:
     assert not [type(part) for part in networks if hasattr(part, "set_attention_slice")]
 
 
+def test_one_step_of_a_stretched_schedule_is_refused(loaded: Callable[[str], Any]) -> None:
+    """The stock scheduler divides by zero and goes on with NaN."""
+    backbone = loaded("ltx")
+    assert backbone.pipeline.scheduler.config.shift_terminal
+    shape = backbone.latent_shape(*FAMILIES["ltx"].size)
+    assert backbone.sigmas(2, shape).isfinite().all()
+    with pytest.raises(ValueError, match=r"got \[nan, 0.0\]; .*shift_terminal.* 2 steps or mo"):
+        backbone.sigmas(1, shape)
+
+
 def test_auraflow_has_a_largest_size(loaded: Callable[[str], Any]) -> None:
     with pytest.raises(ValueError, match="must be at most 64 pixels, got 80 x 32"):
         loaded("auraflow").latent_shape(80, 32)
