@@ -12,7 +12,8 @@ from benchmarks.trainer import parity
 from benchmarks.trainer.parity import LEARNING_RATE, Case, Outcome, difference, distance
 from tests.support import ranks
 
-pytestmark = pytest.mark.slow
+# One fixture trains for all: on a busy machine longer than a single test may take.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 STAGES = [Case(stage, weights) for weights in ("lora", "full") for stage in range(4)]
 LAYERS = Case(
