@@ -27,6 +27,9 @@ export HF_HUB_OFFLINE := 1
 # What pip has not compiled, the first process that imports it does, for all that follow.
 unexport PYTHONDONTWRITEBYTECODE
 
+# What pip has not compiled, one process imports before three would compile it each for itself.
+IMPORTED := sfgrpo.trainer, sfgrpo.embedded.judges, tests.support.families, tests.support.served
+
 .PHONY: setup check quick tests test format demo bench compare lint clean
 .DELETE_ON_ERROR:
 
@@ -37,8 +40,12 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "make setup needs Python >= 3.10 ($(PYTHON) not found)"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed: on Debian, apt install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install $(PIP) torch setuptools
+	$(BIN)/python -m pip install $(PIP) torch numpy setuptools
 	$(BIN)/python csrc/build.py & $(BIN)/python -m pip install $(PIP) --editable ".[dev]" && wait
+	@touch $@
+
+$(VENV)/.imported: $(VENV)/.ready
+	TRANSFORMERS_VERBOSITY=error $(BIN)/python -c "import $(IMPORTED)"
 	@touch $@
 
 lint: setup
@@ -61,7 +68,7 @@ format: setup
 # nothing from a second thread, and the tests that are about threads set their number. A file stays
 # in one process, for its fixtures train and compile; the longest files start first
 # (tests/conftest.py).
-tests: setup
+tests: $(VENV)/.imported
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=15 \
 	  --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
