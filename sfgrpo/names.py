@@ -15,6 +15,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import sysconfig
 import traceback
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ def told(error: BaseException) -> str:
         return f"{error.filename}, line {error.lineno}: {error.msg}"
     frames = [f for f in traceback.extract_tb(error.__traceback__) if _is_users(f.filename)]
     # What the user's code calls is of less interest than where it does so.
-    mine = [f for f in frames if "site-packages" not in f.filename] or frames
+    mine = [f for f in frames if not _is_installed(f.filename)] or frames
     place = f"{mine[-1].filename}, line {mine[-1].lineno}: " if mine else ""
     name = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
     return place + name + " ".join(str(error).split())
@@ -61,6 +62,11 @@ def _is_users(file: str) -> bool:
     """Whether a frame is neither this package's nor the import system's."""
     ours = Path(file).is_relative_to(Path(__file__).parent)
     return not ours and not file.startswith("<frozen") and "importlib" not in file
+
+
+def _is_installed(file: str) -> bool:
+    """Whether a frame is a library's, or Python's own."""
+    return "site-packages" in file or Path(file).is_relative_to(sysconfig.get_path("stdlib"))
 
 
 @dataclass(frozen=True)

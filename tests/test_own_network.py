@@ -157,6 +157,7 @@ def test_what_a_module_raises_is_told_with_its_line(
         ("broken_c", "import not_there\n", r"broken_c.py, line 1: No module named 'not_there'"),
         ("broken_d", "raise SystemExit(0)\n", r"broken_d.py, line 1: SystemExit: 0"),
         ("broken_e", "f = 3\n", r"reward 'broken_e:f' is a int, not a function"),
+        ("broken_f", "import json\njson.loads('[')\n", r"broken_f.py, line 2: JSONDecodeError: "),
     ):
         (tmp_path / f"{name}.py").write_text(text)
         with pytest.raises(ValueError, match=message):
