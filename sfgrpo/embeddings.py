@@ -133,21 +133,25 @@ def backbone_of(
     """The recipe's backbone, and what embeds its prompts; with a cache, all `found` are in it.
 
     `sharded`: an engine is to shard the network, by the weights that rank 0 reads; so no other rank
-    does, and they stay on the host until then. A backbone of one's own is loaded as always.
+    does, and they stay on the host until then. A backbone of one's own is loaded as always, and
+    looks at all prompts if it has a method `check` (`ModuleBackbone.check`).
 
     Raises:
         OSError: says where a folder or Hub id was looked for.
-        ValueError: options that the model or the device cannot serve, naming the key.
+        ValueError: options that the model or the device cannot serve, naming the key; a prompt
+            that a backbone of one's own refuses, naming its line.
     """
     cache, size = open_cache(recipe), recipe.model.size
+    prompts = [*found.all]
+    prompts += negatives(found.all, recipe) if recipe.sample.guidance_scale != 1 else []
     instead: dict[str, Any] = {}
     if sharded and ":" not in recipe.model.backbone:
         instead["weights"] = "absent" if engine.rank() else "host"
     if cache is None:
         backbone = generator.load(recipe, device, **instead)
+        if checks := getattr(backbone, "check", None):
+            checks(prompts)
         return backbone, partial(encode, backbone, size)
-    prompts = [*found.all]
-    prompts += negatives(found.all, recipe) if recipe.sample.guidance_scale != 1 else []
     fill(cache, prompts, lambda: generator.load(recipe, device, text_encoders="only"), size)
     rest = generator.load(recipe, device, text_encoders="absent", **instead)
     return rest, partial(cache.read, device=device)

@@ -57,6 +57,8 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             backbones.load(name, "path")
+    with pytest.raises(ValueError, match="returned a Policy, which has no method 'latent_shape'"):
+        backbones.load("tests.support.reaching:bare", "", device="cpu", dtype=torch.float32)
     with pytest.raises(ValueError, match="unknown backbone 'flix'; did you mean 'flux'"):
         recipe(tmp_path, model__backbone="flix")
     wanted = "train.gradient_checkpointing: Policy has no method"

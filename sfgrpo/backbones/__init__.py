@@ -107,6 +107,10 @@ EMBEDDED = {
 `./numbers`."""
 
 
+METHODS = ("latent_shape", "sigmas", "encode", "velocity", "guide", "decode", "save", "restore")
+"""Of a `Backbone`: they are looked for in what a function of the user's own returns."""
+
+
 def available() -> list[str]:
     """Names of the backbones in this package, one per module."""
     return BACKBONE.names()
@@ -124,9 +128,17 @@ def load(
             `sfgrpo.backbones._pipeline.PipelineBackbone.load`.
 
     Raises:
-        ValueError: unknown name, or options that the model cannot serve.
+        ValueError: unknown name, or options that the model cannot serve; the function of this name
+            returned no backbone.
     """
-    return BACKBONE.bind(name, options, supplied=settings)(path, **settings)
+    made = BACKBONE.bind(name, options, supplied=settings)(path, **settings)
+    if missing := [method for method in METHODS if not hasattr(made, method)]:
+        raise ValueError(
+            f"model.backbone '{name}' returned a {type(made).__name__}, which has no "
+            f"method '{missing[0]}', so is no backbone; a network of your own is returned as "
+            "ModuleBackbone(network, shape=..., encode=...)"
+        )
+    return made
 
 
 def pipelines(name: str) -> list[str]:

@@ -47,6 +47,11 @@ def load(path: str | Path, **options: Any) -> ModuleBackbone:
     )
 
 
+def bare(path: str, *, device: torch.device, dtype: torch.dtype) -> Policy:
+    """No backbone."""
+    return Policy().to(device, dtype)
+
+
 class Reaches:
     """Minus the distance between where the actions end and the goal."""
 
