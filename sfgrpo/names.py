@@ -17,7 +17,7 @@ import pkgutil
 import re
 import sysconfig
 import traceback
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,10 @@ class Kind:
     """What each module of the package calls it."""
     beside: Collection[str] = ()
     """Modules of the package that are none."""
-    given: int = 0
-    """How many arguments it is called with, before those that are options."""
+    given: Collection[str] = ()
+    """What it is called with, before those that are options."""
+    made: Collection[str] = ()
+    """What that which it returns is called with, if it is not called with these itself."""
     labelled: bool = False
     """Whether "NAME/LABEL" is NAME again, under a name and with options of its own."""
     registered: dict[str, Callable[..., Any]] = field(default_factory=dict)
@@ -192,7 +194,8 @@ class Kind:
         except ValueError:  # some functions written in C do not tell
             return
         parameters = list(signature.parameters.values())
-        taken = {p.name for p in parameters[: self.given]} | set(supplied)
+        self._check_call(name, parameters, supplied)
+        taken = {p.name for p in parameters[: len(self.given)]} | set(supplied)
         known = [p.name for p in parameters if p.name not in taken and p.kind not in _VARIABLE]
         if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
             for option in options:
@@ -206,12 +209,36 @@ class Kind:
             if p.name in known and p.name not in options and p.default is inspect.Parameter.empty
         ]  # fmt: skip
         if missing:
+            hint = ""
+            if self.made and ":" in name:
+                called = ", ".join(self.made)
+                hint = f" (it is called with these alone, and what it returns with ({called}))"
             raise ValueError(
                 f"{self.what} '{name}': missing a required argument: '{missing[0]}'; see "
-                f"{self.options}"
+                f"{self.options}{hint}"
+            )
+
+    def _check_call(
+        self, name: str, parameters: Sequence[inspect.Parameter], supplied: Collection[str]
+    ) -> None:
+        """ValueError if a function of these parameters cannot be called as its kind is."""
+        kinds = {p.kind for p in parameters}
+        takes = [p.name for p in parameters if p.kind in _POSITIONAL]
+        if len(takes) < len(self.given) and inspect.Parameter.VAR_POSITIONAL not in kinds:
+            raise ValueError(
+                f"{self.what} '{name}' is called with ({', '.join(self.given)}), and takes "
+                f"({', '.join(takes)})"
+            )
+        named = {p.name for p in parameters}
+        unknown = [argument for argument in supplied if argument not in named]
+        if unknown and inspect.Parameter.VAR_KEYWORD not in kinds:
+            given = ", ".join([*self.given, *(f"{argument}=" for argument in supplied)])
+            raise ValueError(
+                f"{self.what} '{name}' is called with ({given}), and takes no '{unknown[0]}'"
             )
 
 
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -221,16 +248,24 @@ def _defined(module: Any) -> list[str]:
     return [key for key, origin in here.items() if origin == module.__name__ and key[0] != "_"]
 
 
-SAMPLER = Kind("sampler", "sample.sampler_options", "sfgrpo.samplers", given=1)
-SOLVER = Kind("solver", "credit.solver_options", "sfgrpo.solvers", given=1)
+_CREDITED = ("rewards", "trainable", "options")
+SAMPLER = Kind("sampler", "sample.sampler_options", "sfgrpo.samplers", given=["step"])
+SOLVER = Kind("solver", "credit.solver_options", "sfgrpo.solvers", given=["t"])
 RULE = Kind(
     "credit rule", "credit.options", "sfgrpo.credit", "advantages",
-    beside=("components", "mixtures"), given=3,
+    beside=("components", "mixtures"), given=_CREDITED,
 )  # fmt: skip
-MIXTURE = Kind("mixture", "credit.mixture_options", "sfgrpo.credit.mixtures", "advantages", given=3)
-REWARD = Kind(
-    "reward", "reward_options", "sfgrpo.rewards", "build", beside=("base",), labelled=True
+MIXTURE = Kind(
+    "mixture", "credit.mixture_options", "sfgrpo.credit.mixtures", "advantages", given=_CREDITED
 )
-JUDGE = Kind("judge", "eval.judge_options", given=2)
-TRACKER = Kind("tracker", "run.track_options", "sfgrpo.track", "start", beside=("base",), given=1)
-BACKBONE = Kind("backbone", "model.options", "sfgrpo.backbones", "load", beside=("base",), given=1)
+REWARD = Kind(
+    "reward", "reward_options", "sfgrpo.rewards", "build", beside=("base",), labelled=True,
+    made=("images", "prompts", "metadata"),
+)  # fmt: skip
+JUDGE = Kind("judge", "eval.judge_options", given=["samples", "metadata"])
+TRACKER = Kind(
+    "tracker", "run.track_options", "sfgrpo.track", "start", beside=("base",), given=["run"]
+)
+BACKBONE = Kind(
+    "backbone", "model.options", "sfgrpo.backbones", "load", beside=("base",), given=["path"]
+)

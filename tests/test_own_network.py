@@ -134,6 +134,23 @@ def test_all_that_a_recipe_names_may_be_ones_own(tmp_path: Path) -> None:
         ({"sample__sampler": "sfgrpo.samplers:dimm"}, "unknown function 'dimm'; did you mean 'ddi"),
         ({"sample__sampler_options": "{a: 1}"}, "sampler 'ddim' has no options, got 'a'"),
         ({"credit__options": "{a: 1}"}, "credit rule 'stepwise' has no options, got 'a'"),
+        (
+            {"eval__judges": "['tests.support.reaching:Policy']"},
+            r"judge '.*:Policy' is called with \(samples, metadata\), and takes \(\)",
+        ),
+        (
+            {"model": "{backbone: 'tests.support.reaching:spread', path: none}"},
+            r"is called with \(path, dtype=, device=\), and takes no 'dtype'",
+        ),
+        (
+            {"reward": "{'tests.support.reaching:spread': 1}"},
+            r"missing a required argument: 'samples'; see reward_options \(it is called with these "
+            r"alone, and what it returns with \(images, prompts, metadata\)\)",
+        ),
+        (
+            {"reward": "{'builtins:object': 1}"},
+            r"returned a object, which cannot be called with \(images, prompts, metadata\)",
+        ),
         ({"eval__judges": "['no:judge']"}, "judge 'no:judge' cannot be imported: No module nam"),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -43,9 +43,16 @@ def build(name: str, **options: Any) -> Reward:
     The function is called with `options` and returns a `Reward`.
 
     Raises:
-        ValueError: no reward of this name; an option that it does not have, or lacks one it needs.
+        ValueError: no reward of this name; an option that it does not have, or lacks one it needs;
+            what it returns cannot score.
     """
-    return REWARD.bind(name, options)()
+    made = REWARD.bind(name, options)()
+    if not callable(made):
+        raise ValueError(
+            f"reward '{name}' returned a {type(made).__name__}, which cannot be called with "
+            f"({', '.join(REWARD.made)})"
+        )
+    return cast(Reward, made)
 
 
 def of_final_images(names: Iterable[str], asked: Collection[str] = ()) -> frozenset[str]:
