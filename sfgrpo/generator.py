@@ -11,6 +11,7 @@ import torch
 from sfgrpo import backbones, prompts
 from sfgrpo.backbones.base import DTYPES
 from sfgrpo.config import Recipe
+from sfgrpo.names import in_one_line
 from sfgrpo.prompts import Prompt, Split, images
 
 PIPELINE = (
@@ -122,9 +123,12 @@ def load(recipe: Recipe, device: torch.device | str, **instead: Any) -> backbone
     """The recipe's backbone; `instead` are options that replace the recipe's or add to them.
 
     Raises:
-        OSError: says where a folder or Hub id was looked for.
+        OSError: names the folder or Hub id, and says where it was looked for.
         ValueError: options that the model or the device cannot serve, naming the key.
     """
     given = {**options(recipe), "device": device, **instead}
     model = recipe.model
-    return backbones.load(model.backbone, model.path, options=model.options, **given)
+    try:
+        return backbones.load(model.backbone, model.path, options=model.options, **given)
+    except OSError as error:
+        raise OSError(f"model.path '{model.path}': {in_one_line(error)}") from error

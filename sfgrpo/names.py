@@ -46,6 +46,11 @@ def unknown_name(what: str, got: str, known: Iterable[str]) -> str:
     return f"unknown {what} '{shortened(got)}';{hint} (known: {', '.join(names)})"
 
 
+def in_one_line(error: BaseException) -> str:
+    """An error's message, with what stands on further lines behind it."""
+    return " ".join(str(error).split())
+
+
 def told(error: BaseException) -> str:
     """An error of the user's own code in one line, with the file and line of it that raised."""
     if isinstance(error, SyntaxError):
@@ -55,7 +60,7 @@ def told(error: BaseException) -> str:
     mine = [f for f in frames if not _is_installed(f.filename)] or frames
     place = f"{mine[-1].filename}, line {mine[-1].lineno}: " if mine else ""
     name = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
-    return place + name + " ".join(str(error).split())
+    return place + name + in_one_line(error)
 
 
 def _is_users(file: str) -> bool:

@@ -104,3 +104,10 @@ def test_sizes_of_images_are_refused_where_there_are_none(tmp_path: Path) -> Non
         keys = {"model__backbone": name, "model__image_resolution": "64"}
         with pytest.raises(ValueError, match=f"model.image_resolution: backbone '{name}' {why}"):
             generator.prompts_of(edits(tmp_path, (64, 64), **keys))
+
+
+def test_a_model_that_is_not_there_is_named_in_one_line(tmp_path: Path) -> None:
+    given = config.load("embedded", [("model.path", str(tmp_path))])
+    with pytest.raises(OSError, match=f"^model.path '{tmp_path}': .*model_index.json.*$") as said:
+        generator.load(given, "cpu")
+    assert "\n" not in str(said.value)

@@ -13,6 +13,7 @@ from torch import Tensor
 from sfgrpo.names import REWARD, unknown_name
 from sfgrpo.prompts import Prompt
 from sfgrpo.rewards._calls import Calls, Failure, counted
+from sfgrpo.rewards._weights import unreadable
 from sfgrpo.rewards.base import (
     SOUND,
     Metadata,
@@ -45,8 +46,13 @@ def build(name: str, **options: Any) -> Reward:
     Raises:
         ValueError: no reward of this name; an option that it does not have, or lacks one it needs;
             what it returns cannot score.
+        OSError: a file or weights that are not there; names the option where it is known.
     """
-    made = REWARD.bind(name, options)()
+    function = REWARD.bind(name, options)
+    try:
+        made = function()
+    except OSError as error:
+        raise OSError(unreadable(name, options, error)) from error
     if not callable(made):
         raise ValueError(
             f"reward '{name}' returned a {type(made).__name__}, which cannot be called with "

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sfgrpo.backbones.base import DTYPES
-from sfgrpo.names import REWARD
+from sfgrpo.names import REWARD, in_one_line
 
 Weights = Annotated[str, "weights"]
 """A local folder or the hub id of a model in safetensors; or a file, local or "owner/name/file"."""
@@ -177,6 +177,17 @@ def missing(name: str, options: Mapping[str, Any]) -> list[Missing]:
         if isinstance(source, str) and (wrong := _absent(source, kind)):
             found.append(Missing(option, source, *wrong))
     return found
+
+
+def unreadable(name: str, options: Mapping[str, Any], error: OSError) -> str:
+    """What a reward that could not be built lacks, in one line: the libraries that load weights
+    say in several that they found none, and some of them not of which model."""
+    said = in_one_line(error)
+    if said.startswith("reward "):
+        return said
+    absent = [] if ":" in name else missing(name, options)  # which options of one's own, none knows
+    gone = "; ".join(f"{it.option} '{it.source}' {it.wrong}" for it in absent)
+    return f"reward '{name}': {gone}: {said}" if gone else f"reward '{name}': {said}"
 
 
 def sources(build: Any) -> dict[str, str]:

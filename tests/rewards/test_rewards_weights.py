@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sfgrpo import rewards
 from sfgrpo.rewards import _weights
 from sfgrpo.rewards._weights import Missing, Place
 
@@ -54,6 +55,15 @@ def test_what_is_no_file_of_weights_is_named(tmp_path: Path) -> None:
         _weights.read("it", str(tmp_path / "list.pt"))
     with pytest.raises(OSError, match=r"no file '/nowhere\.pt', nor is it 'owner/name/file'"):
         _weights.read("it", "/nowhere.pt")
+
+
+def test_a_reward_whose_weights_are_not_here_is_named_in_one_line(tmp_path: Path) -> None:
+    for name in ("clipscore", "clipscore/second"):
+        with pytest.raises(
+            OSError, match=f"^reward '{name}': model '.*gone' does not exist: .+$"
+        ) as said:
+            rewards.build(name, model=str(tmp_path / "gone"))
+        assert "\n" not in str(said.value)
 
 
 def test_a_state_that_does_not_fit_names_the_entry() -> None:
