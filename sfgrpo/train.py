@@ -82,6 +82,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
         print(f"{prog}: {error}", file=sys.stderr)
         return 2
     from sfgrpo import engine
+    from sfgrpo.credit import CreditError
     from sfgrpo.drift import Disagreement
     from sfgrpo.guard import NonFinite
     from sfgrpo.rewards import RewardError
@@ -105,7 +106,7 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
         if engine.rank() == 0 or not isinstance(error, Agreed):
             print(f"{prog}: {extras.explained(error)}", file=sys.stderr)
         status = 2
-    except (NonFinite, Disagreement, RewardError) as error:
+    except (NonFinite, Disagreement, RewardError, CreditError) as error:
         if engine.rank() == 0 or not isinstance(error, Agreed):
             print(f"\n{prog}: {error}", file=sys.stderr)
         status = 1

@@ -168,3 +168,23 @@ def test_a_rule_that_returns_another_shape_is_named(
     monkeypatch.setitem(RULE.registered, "short", lambda rewards, trainable, options: rewards)
     with pytest.raises(ValueError, match=r"'short' returned shape \(3, 8, 7\), expected \(3, 8, 6"):
         credit.advantages(rewards, ALL, Credit(rule="short"))
+
+
+def none(rewards, trainable_T, options):
+    """A rule, and a mixture, that forgot to return."""
+
+
+def failing(rewards, trainable_T, options):
+    raise KeyError("gain")
+
+
+@pytest.mark.parametrize("kind", ["rule", "mixture"])
+def test_what_a_rule_of_ones_own_does_wrong_is_an_error_of_credit(
+    rewards: torch.Tensor, kind: str
+) -> None:
+    with pytest.raises(credit.CreditError, match=r":none' returned NoneType, expected \(3, 8, 6\)"):
+        credit.advantages(rewards, ALL, Credit.model_validate({kind: f"{__name__}:none"}))
+    with pytest.raises(
+        credit.CreditError, match=r"failed: .*_credit.py, line .*: KeyError: 'gain'"
+    ):
+        credit.advantages(rewards, ALL, Credit.model_validate({kind: f"{__name__}:failing"}))

@@ -27,12 +27,13 @@ gain 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from sfgrpo.credit.components import Rewards
-from sfgrpo.names import MIXTURE, RULE
+from sfgrpo.names import MIXTURE, RULE, Kind, told
 
 if TYPE_CHECKING:  # a recipe names rules without PyTorch
     from torch import Tensor
@@ -44,6 +45,10 @@ RuleFunction = Callable[..., "Tensor"]
 MixtureFunction = Callable[..., "Tensor"]
 """`(rewards, trainable [T], options, **options of its own) -> [P, N, T]`, `rewards` a `Rewards`."""
 F = TypeVar("F", bound=RuleFunction)
+
+
+class CreditError(ValueError):
+    """A rule or mixture of the user's own failed, or returned what is no advantages."""
 
 
 @dataclass(frozen=True)
@@ -193,30 +198,52 @@ def advantages(
         `[P, N, T]` float32.
 
     Raises:
-        ValueError: as `get` and `mixture`; the rule or the mixture returned another shape.
+        ValueError: as `get` and `mixture`.
+        CreditError: the rule or the mixture failed, or returned another shape.
     """
     if options is None:
         from sfgrpo.config import Credit
 
         options = Credit()
     given = rewards if isinstance(rewards, Rewards) else Rewards.one(rewards)
-    found = mixture(options)(given, trainable_T, options)
-    _check_shape(f"mixture '{options.mixture}'", found, given.total, trainable_T)
-    return found * trainable_T
+    expected = (*given.total.shape[:2], len(trainable_T))
+    function = mixture(options)
+    with _told(MIXTURE, options.mixture):
+        found = function(given, trainable_T, options)
+    return _checked(MIXTURE, options.mixture, found, expected) * trainable_T
 
 
 def by_rule(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit) -> Tensor:
     """What the rule makes of one reward, `[P, N, T]`; mixtures are made of it.
 
     Raises:
-        ValueError: as `get`; the rule returned another shape.
+        ValueError: as `get`.
+        CreditError: the rule failed, or returned another shape.
     """
-    found = get(options).function(rewards_PNS, trainable_T, options)
-    _check_shape(f"credit rule '{options.rule}'", found, rewards_PNS, trainable_T)
+    function, expected = get(options).function, (*rewards_PNS.shape[:2], len(trainable_T))
+    with _told(RULE, options.rule):
+        found = function(rewards_PNS, trainable_T, options)
+    return _checked(RULE, options.rule, found, expected)
+
+
+@contextmanager
+def _told(kind: Kind, name: str) -> Iterator[None]:
+    """What a function of the user's own raises, in one line with its place."""
+    try:
+        yield
+    except CreditError:  # the rule's, within a mixture
+        raise
+    except Exception as error:
+        if ":" not in name:
+            raise
+        raise CreditError(f"{kind.what} '{name}' failed: {told(error)}") from error
+
+
+def _checked(kind: Kind, name: str, found: object, expected: tuple[int, ...]) -> Tensor:
+    """`found`, which must be advantages of the shape `expected`."""
+    from torch import Tensor
+
+    got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    if not isinstance(found, Tensor) or tuple(found.shape) != expected:
+        raise CreditError(f"{kind.what} '{name}' returned {got}, expected {expected}")
     return found
-
-
-def _check_shape(who: str, found: Tensor, rewards_PNS: Tensor, trainable_T: Tensor) -> None:
-    expected = (*rewards_PNS.shape[:2], len(trainable_T))
-    if tuple(found.shape) != expected:
-        raise ValueError(f"{who} returned shape {tuple(found.shape)}, expected {expected}")
