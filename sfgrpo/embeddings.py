@@ -139,7 +139,8 @@ def backbone_of(
     Raises:
         OSError: says where a folder or Hub id was looked for.
         ValueError: options that the model or the device cannot serve, naming the key; a prompt
-            that a backbone of one's own refuses, naming its line.
+            that a backbone of one's own refuses, naming its line; evaluation at another size than
+            training by one that has no sizes.
     """
     cache, size = open_cache(recipe), recipe.model.size
     prompts = [*found.all]
@@ -149,12 +150,23 @@ def backbone_of(
         instead["weights"] = "absent" if engine.rank() else "host"
     if cache is None:
         backbone = generator.load(recipe, device, **instead)
-        if checks := getattr(backbone, "check", None):
-            checks(prompts)
+        if ":" in recipe.model.backbone:
+            _check_own(backbone, recipe, prompts)
         return backbone, partial(encode, backbone, size)
     fill(cache, prompts, lambda: generator.load(recipe, device, text_encoders="only"), size)
     rest = generator.load(recipe, device, text_encoders="absent", **instead)
     return rest, partial(cache.read, device=device)
+
+
+def _check_own(backbone: Backbone, recipe: Recipe, prompts: Sequence[Prompt]) -> None:
+    if checks := getattr(backbone, "check", None):
+        checks(prompts)
+    shape = backbone.latent_shape(*recipe.model.size)
+    if recipe.eval_size != recipe.model.size and shape == backbone.latent_shape(*recipe.eval_size):
+        raise ValueError(
+            f"eval.resolution and eval.num_frames: samples of backbone '{recipe.model.backbone}' "
+            f"are {shape} whatever the size; use null"
+        )
 
 
 def fingerprint(folder: Path, memory: Path | None = None, parts: tuple[str, ...] = READ) -> str:

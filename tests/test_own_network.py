@@ -64,6 +64,8 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     wanted = "train.gradient_checkpointing: Policy has no method"
     with pytest.raises(ValueError, match=wanted):
         Trainer(recipe(tmp_path, train__gradient_checkpointing="true", lora="null"))
+    with pytest.raises(ValueError, match=r"eval.resolution .* are \(4, 2\) whatever the size"):
+        Trainer(recipe(tmp_path, eval__resolution="64", lora="null"))
     with pytest.raises(ValueError, match=r"lora.targets: .*no_such_layer"):
         Trainer(recipe(tmp_path, lora="{rank: 2, alpha: 2, targets: [no_such_layer]}"))
 
