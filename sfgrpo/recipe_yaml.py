@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 
 import yaml
 
+from sfgrpo.names import in_one_line
+
 NODES = 10_000
 """How many values a document may have, aliases written out."""
 INT, FLOAT, BOOL, NULL = (f"tag:yaml.org,2002:{name}" for name in ("int", "float", "bool", "null"))
@@ -77,7 +79,7 @@ def read(text: str) -> Any:
         place = f"line {mark.line + 1}: " if mark else ""
         raise RecipeYAMLError(f"{place}{error.problem or error.context}") from None
     except yaml.YAMLError as error:
-        raise RecipeYAMLError(" ".join(str(error).split())) from None
+        raise RecipeYAMLError(in_one_line(error)) from None
     except RecursionError:
         raise RecipeYAMLError("it is nested too deeply") from None
     except RecipeYAMLError:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageOps
 
+from sfgrpo.names import in_one_line
+
 if TYPE_CHECKING:  # whose hash asks for what images hold
     from sfgrpo.prompts.prompt import Prompt
 
@@ -64,7 +66,7 @@ def _with_images(prompt: Prompt, folder: Path, counts: range) -> Prompt:
         except FileNotFoundError:
             raise ValueError(f"{prompt.where}: there is no image '{source}'") from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            told = " ".join(str(error).split()) or type(error).__name__
+            told = in_one_line(error) or type(error).__name__
             shown = f"{source[:80]}..." if source.startswith(INLINE) else source
             raise ValueError(
                 f"{prompt.where}: image '{shown}' cannot be read ({told[:200]})"

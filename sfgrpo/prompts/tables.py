@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from sfgrpo.names import in_one_line
 from sfgrpo.prompts import images, rows
 from sfgrpo.prompts.prompt import Prompt
 from sfgrpo.prompts.rows import Row
@@ -40,7 +41,7 @@ def library() -> Any:
 
 def reason(error: Exception) -> str:
     """What another library says went wrong, in one line of bounded length."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = in_one_line(error) or type(error).__name__
     return text if len(text) <= REASON else f"{text[:REASON]}..."
 
 

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sfgrpo.names import in_one_line
+
 Kind = Literal["png", "jpeg"]
 KINDS = ("PNG", "JPEG")
 QUALITY = 95
@@ -63,7 +65,7 @@ def decode(text: str, *, pixels: int) -> Tensor:
     except TooLarge:
         raise
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged files
-        said = " ".join(str(error).split())[:100]
+        said = in_one_line(error)[:100]
         raise ValueError(f"an image is neither PNG nor JPEG, or damaged ({said})") from None
     data = torch.frombuffer(bytearray(found.tobytes()), dtype=torch.uint8)
     return data.view(height, width, 3).permute(2, 0, 1)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sfgrpo import files
+from sfgrpo.names import in_one_line
 
 if TYPE_CHECKING:  # reading a run takes no PyTorch
     from sfgrpo.config import Recipe
@@ -204,7 +205,7 @@ def _stored(described: Path) -> Any:
     try:
         found = yaml.safe_load(described.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        said = " ".join(str(error).split())
+        said = in_one_line(error)
         raise RunError(f"'{described}' cannot be read: {said}") from None
     if not isinstance(found, dict):
         raise RunError(f"'{described}' is no recipe: it holds {type(found).__name__}")
