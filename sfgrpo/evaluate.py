@@ -19,7 +19,7 @@ from sfgrpo import engine, sde
 from sfgrpo.backbones.base import Modality
 from sfgrpo.config import Recipe
 from sfgrpo.guard import Guard, NonFinite
-from sfgrpo.names import told
+from sfgrpo.names import blaming
 from sfgrpo.prompts import Prompt, spread
 from sfgrpo.rewards import Mixture, RewardError, Sound, evenly
 from sfgrpo.rewards.base import staying
@@ -202,13 +202,8 @@ def _verdict(
     """
     module, function = (getattr(judge, name, "?") for name in ("__module__", "__qualname__"))
     who = f"eval.judges: '{module}:{function}'"
-    try:
-        with staying(who):
-            found = judge(samples_PN.clone(), [copy.deepcopy(p.metadata) for p in prompts])
-    except RewardError:
-        raise
-    except Exception as error:  # a judge of one's own raises what it likes
-        raise RewardError(f"{who} failed: {told(error)}") from error
+    with blaming(RewardError, f"{who} failed"), staying(who):
+        found = judge(samples_PN.clone(), [copy.deepcopy(p.metadata) for p in prompts])
     if not isinstance(found, Mapping):
         raise RewardError(f"{who} returned {type(found).__name__}, expected named numbers")
     numbers = {}

@@ -17,7 +17,8 @@ import pkgutil
 import re
 import sysconfig
 import traceback
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,17 @@ def told(error: BaseException) -> str:
     place = f"{mine[-1].filename}, line {mine[-1].lineno}: " if mine else ""
     name = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
     return place + name + in_one_line(error)
+
+
+@contextmanager
+def blaming(kind: type[Exception], what: str) -> Iterator[None]:
+    """What the user's own code raises, as a `kind` in one line with its place; a `kind` stays."""
+    try:
+        yield
+    except kind:
+        raise
+    except Exception as error:  # it raises what it likes
+        raise kind(f"{what}: {told(error)}") from error
 
 
 def _is_users(file: str) -> bool:

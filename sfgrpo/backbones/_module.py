@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sfgrpo.backbones import _adapters, _weights
 from sfgrpo.backbones.base import Conditioning, Modality, Negative
-from sfgrpo.names import shortened, told
+from sfgrpo.names import blaming, shortened
 
 if TYPE_CHECKING:
     from sfgrpo.prompts import Prompt
@@ -108,9 +108,9 @@ class ModuleBackbone:
             x = torch.zeros(2, *self.shape, device=self.device)
             t = torch.tensor([1.0, 0.5], device=self.device)
             given = f"x {[*x.shape]}, t [2] and a condition {[*cond.tokens.shape]}"
-            with _told(f"the network failed on {given}"):
+            with blaming(Unexpected, f"model.backbone: the network failed on {given}"):
                 v = self.velocity(self.transformer, x, t, cond)
-            with _told(f"decode failed on {[*v.shape]}"):
+            with blaming(Unexpected, f"model.backbone: decode failed on {[*v.shape]}"):
                 self.decode(v)
 
     def _check_encoded(
@@ -133,7 +133,7 @@ class ModuleBackbone:
     def _encoded(self, prompts: Sequence[Prompt]) -> Conditioning:
         """The conditioning of prompts; a ValueError says where the first of them stands."""
         try:
-            with _told("encode failed"):
+            with blaming(Unexpected, "model.backbone: encode failed"):
                 return self.encode([prompt.text for prompt in prompts])
         except ValueError as error:
             raise ValueError(f"{_place(prompts[0])}: {error}") from error
@@ -205,17 +205,6 @@ def _per_prompt(cond: Conditioning) -> tuple[int, ...]:
     """The shape of what one prompt is told: [L, C] may have any length L in another batch."""
     shape = tuple(cond.tokens.shape[1:])
     return shape if len(shape) < 2 else shape[1:]
-
-
-@contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Any error of the user's own code as a ValueError of one line, with its place."""
-    try:
-        yield
-    except Unexpected:
-        raise
-    except Exception as error:
-        raise ValueError(f"model.backbone: {what}: {told(error)}") from error
 
 
 def _place(prompt: Prompt) -> str:

@@ -27,13 +27,13 @@ gain 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from sfgrpo.credit.components import Rewards
-from sfgrpo.names import MIXTURE, RULE, Kind, told
+from sfgrpo.names import MIXTURE, RULE, Kind, blaming
 
 if TYPE_CHECKING:  # a recipe names rules without PyTorch
     from torch import Tensor
@@ -226,17 +226,9 @@ def by_rule(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit) -> Tensor
     return _checked(RULE, options.rule, found, expected)
 
 
-@contextmanager
-def _told(kind: Kind, name: str) -> Iterator[None]:
+def _told(kind: Kind, name: str) -> AbstractContextManager[None]:
     """What a function of the user's own raises, in one line with its place."""
-    try:
-        yield
-    except CreditError:  # the rule's, within a mixture
-        raise
-    except Exception as error:
-        if ":" not in name:
-            raise
-        raise CreditError(f"{kind.what} '{name}' failed: {told(error)}") from error
+    return blaming(CreditError, f"{kind.what} '{name}' failed") if ":" in name else nullcontext()
 
 
 def _checked(kind: Kind, name: str, found: object, expected: tuple[int, ...]) -> Tensor:
