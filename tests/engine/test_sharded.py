@@ -62,8 +62,9 @@ def test_every_rank_has_its_share_of_what_the_first_reads(
 
 def test_no_rank_makes_a_network_whole(found: list[Any]) -> None:
     """Half of it, half of its frozen copy, and one layer that is on its way, whole and its half;
-    while the copy is made, rank 0 has the whole that it read."""
+    while the copy is made, rank 0 has the whole that it read. The layer before may still be there:
+    a thread of gloo lets go of what it has sent after the sender was told that it is."""
     layer = 2 * SIDE * SIDE
     one, two = (rank["held"] / layer for rank in found)
-    assert LAYERS <= one <= LAYERS + LAYERS / 2 + 1.5
-    assert LAYERS <= two <= LAYERS / 2 + LAYERS / 2 + 1.5
+    assert LAYERS <= one <= LAYERS + LAYERS / 2 + 2.5
+    assert LAYERS <= two <= LAYERS / 2 + LAYERS / 2 + 2.5

@@ -16,7 +16,7 @@ from sfgrpo.embeddings import backbone_of
 from sfgrpo.policy import Policy
 from sfgrpo.prompts import Split
 
-SIDE, LAYERS = 128, 8
+SIDE, LAYERS = 128, 16
 
 
 def work(recipes: dict[str, Recipe]) -> dict[str, Any]:
