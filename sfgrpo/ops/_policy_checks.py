@@ -66,6 +66,11 @@ def policy_settings(
         raise ValueError("v_old: got a tensor with ratio 'density', expected ratio 'guard'")
     scale = _checks.number("guidance", guidance)
     beta = _checks.number("kl_weight", kl_weight, 0.0)
+    if beta and v_ref is None:
+        raise ValueError(
+            f"kl_weight: got {kl_weight} without v_ref, expected the reference's velocity, which "
+            "the KL is taken to; with kl_weight=0 there is none"
+        )
     return PolicySettings(low, high, scale, beta, is_gaussian(density), guard)
 
 

@@ -91,6 +91,7 @@ VALUE_ERRORS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (_loss, {"v_ref": _needs_grad(V)}, "v_ref: got a tensor that requires grad"),
     (_loss, {"clip_range": -0.1}, "clip_range: got -0.1, expected a finite number >= 0"),
     (_loss, {"kl_weight": -1.0}, "kl_weight: got -1.0, expected a finite number >= 0"),
+    (_loss, {"kl_weight": 0.04}, "kl_weight: got 0.04 without v_ref, expected the reference's"),
     (_loss, {"weights": R.weights[:2]}, "weights: got shape (2,), expected (3,)"),
     (_loss, {"v_old": V[:2], "ratio": "guard"}, "v_old: got shape (2, 4), expected (3, 4)"),
     (_loss, {"v_old": V}, "v_old: got a tensor with ratio 'density', expected ratio 'guard'"),

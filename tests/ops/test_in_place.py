@@ -161,8 +161,8 @@ def test_the_old_velocity_may_be_the_one_that_is_reused(v_ref: Tensor | None) ->
         leaf = R.v.clone().requires_grad_()
         v = leaf * 1
         loss = ops.policy_loss(
-            R.x, v, R.x_next, R.coef, R.logp_old, R.advantages, v_ref=v_ref, kl_weight=0.1,
-            ratio="guard", v_old=v.detach(), reuse_v=reuse,
+            R.x, v, R.x_next, R.coef, R.logp_old, R.advantages, v_ref=v_ref,
+            kl_weight=0.0 if v_ref is None else 0.1, ratio="guard", v_old=v.detach(), reuse_v=reuse,
         ).loss  # fmt: skip
         return torch.autograd.grad(loss, leaf)[0]
 

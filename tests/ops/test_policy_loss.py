@@ -88,16 +88,17 @@ def _call(
 ) -> Tensor:
     guidance, v_ref = (1.0, None) if v_uncond is None else (2.0, r.v_ref)
     scale, weights = (None, None) if v_uncond is None else (r.kl_scale, r.weights)
+    beta = 0.0 if v_ref is None else 0.5
     if fused:
         with poisoned():
             return ops.policy_loss(
                 r.x, v, r.x_next, r.coef, r.logp_old, r.advantages, v_uncond=v_uncond,
-                guidance=guidance, v_ref=v_ref, clip_range=(0.05, 0.1), kl_weight=0.5,
+                guidance=guidance, v_ref=v_ref, clip_range=(0.05, 0.1), kl_weight=beta,
                 kl_scale=scale, weights=weights, **_ratio(form, r),
             ).loss  # fmt: skip
     return REFERENCES["policy_loss"](
         r.x, v, r.x_next, r.coef, r.logp_old, r.advantages, v_uncond, guidance, v_ref, 0.05, 0.1,
-        0.5, scale, weights, False, form != "density", _ratio(form, r)["v_old"],
+        beta, scale, weights, False, form != "density", _ratio(form, r)["v_old"],
     )[0]  # fmt: skip
 
 

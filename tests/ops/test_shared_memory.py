@@ -25,7 +25,7 @@ def _step(x: Tensor, v: Tensor, **options: Any) -> object:
 def _loss(v: Tensor, *, x: Tensor = R.x, **others: Any) -> Tensor:
     return ops.policy_loss(
         x, v, R.x_next, R.coef, R.logp_old, R.advantages, guidance=3.0, clip_range=10.0,
-        kl_weight=0.1, reuse_v=True, **others,
+        kl_weight=0.1 if "v_ref" in others else 0.0, reuse_v=True, **others,
     ).loss  # fmt: skip
 
 
