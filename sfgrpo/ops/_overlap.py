@@ -50,6 +50,8 @@ def _apart(o: Any, written: Sequence[str]) -> bool:
     for name in written:
         target = getattr(o, name)
         if target is not None:
+            if target.is_neg():
+                return False
             first = target.data_ptr()
             last = first + target.nbytes
             met = [1 for start, end in extents if start < last and first < end]
@@ -64,6 +66,12 @@ def _check_places(operands: Mapping[str, object], written: Sequence[str]) -> Non
         target = places[name]
         if target is None:
             continue
+        if target.tensor.is_neg():
+            raise ValueError(
+                f"{name}: got a view of negated values, such as the imaginary part of a "
+                "conjugate, expected a tensor that holds its values itself: the op writes over "
+                f"them; pass {name}.resolve_neg()"
+            )
         if target.meets_itself():
             raise ValueError(
                 f"{name}: got an expanded tensor, expected one with its own storage: several of "

@@ -94,6 +94,15 @@ def test_advantages_over_the_mask_are_refused() -> None:
         ops.gain_advantages_(rewards, mask=mask)
 
 
+@pytest.mark.parametrize("name", ["sde_step_, v", "tweedie_, x", "policy_loss, x"])
+@pytest.mark.parametrize("view", [torch.ops.aten._neg_view, lambda x: (x + 0j).conj().imag])
+def test_negated_views_are_not_overwritten(name: str, view: Callable[[Tensor], Tensor]) -> None:
+    negated = view(R.x.clone())
+    assert negated.is_neg()
+    with pytest.raises(ValueError, match=r"got a view of negated values.*resolve_neg\(\)"):
+        OVER[name](negated, R.v.clone())
+
+
 @pytest.mark.parametrize("dtype", [F32, BF16, F64])
 def test_an_op_may_read_what_it_overwrites(dtype: torch.dtype) -> None:
     r = rows(2, (700,), dtype, dtype)
