@@ -52,6 +52,20 @@ def write(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+def writable(folder: Path) -> Path:
+    """The folder, made if it was not there, once a file was written to it and removed again: what
+    is in the way of results is said before the work for them.
+
+    Raises:
+        OSError: it cannot be made or written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f"{ASIDE}{secrets.token_hex(4)}-trial"
+    aside.touch()
+    aside.unlink()
+    return folder
+
+
 def clean(folder: Path) -> None:
     """Remove what kills left half written in a folder (not below it) that nobody else writes to."""
     for left in folder.iterdir() if folder.is_dir() else ():

@@ -53,6 +53,9 @@ def main(
     """
     recipe = _recipe(run, overrides)
     iteration, weights = chosen(run, checkpoint)
+    place = out or run / "evaluations" / _name(overrides)
+    if engine.rank() == 0:
+        files.writable(place)
     judges = [JUDGE.bind(name, recipe.eval.judge_options.get(name)) for name in recipe.eval.judges]
     found = standing.prepare(
         recipe, lambda split: evaluate.chosen(split.evaluation, recipe.eval.prompts)
@@ -67,7 +70,6 @@ def main(
     )  # fmt: skip
     if engine.rank() != 0:
         return 0
-    place = out or run / "evaluations" / _name(overrides)
     _keep(place, iteration, result, dict(overrides))
     if machines:
         print(json.dumps({"iteration": iteration, **result.numbers}))
@@ -145,7 +147,6 @@ def _keep(
     place: Path, iteration: int, result: evaluate.Evaluation, changed: Mapping[str, str]
 ) -> None:
     """Images as a run keeps them; numbers in `eval.jsonl`, one line per iteration."""
-    place.mkdir(parents=True, exist_ok=True)
     samples.save_samples(place, iteration, result)
     rows: dict[int, Any] = {row["iteration"]: row for row in records.read(place / "eval.jsonl")}
     rows[iteration] = {"iteration": iteration, **result.numbers, "changed": changed}

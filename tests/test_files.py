@@ -61,6 +61,21 @@ def test_the_name_comes_after_the_contents_are_on_the_disk(
     assert order == ["file", "rename", "folder"]
 
 
+def test_a_folder_is_tried_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert files.writable(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert not [*(tmp_path / "a" / "b").iterdir()]
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        files.writable(tmp_path / "file")
+
+    def full(self: Path) -> None:
+        raise OSError(28, "No space left on device", str(self))
+
+    monkeypatch.setattr(Path, "touch", full)  # a folder of no rights stops no administrator
+    with pytest.raises(OSError, match=f"No space.*{tmp_path}"):
+        files.writable(tmp_path)
+
+
 def test_two_writers_do_not_meet(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     with files.replacing(path) as one, files.replacing(path) as two:

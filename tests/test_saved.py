@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfgrpo import cli, config
+from sfgrpo import cli, config, saved
 from sfgrpo.run import records
 from sfgrpo.trainer import Trainer
 
@@ -104,6 +104,15 @@ def test_what_cannot_be_is_said_in_one_line(
     said = capsys.readouterr().err
     assert said.startswith("sfgrpo evaluate: ")
     assert re.search(message, said), said
+
+
+def test_where_nothing_can_be_written_nothing_is_sampled(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saved.standing, "prepare", pytest.fail)
+    (tmp_path / "file").touch()
+    assert cli.main(["evaluate", str(run), "--out", f"{tmp_path}/file"]) == 2
+    assert f"File exists: '{tmp_path}/file'" in capsys.readouterr().err
 
 
 def test_a_damaged_checkpoint_and_no_run(

@@ -54,7 +54,7 @@ def main(
         asked = load(recipe, overrides)
         if checkpoint is not None:
             raise ValueError(f"--checkpoint {checkpoint}: '{recipe}' is no run's folder")
-    out.mkdir(parents=True, exist_ok=True)  # what is in the way is said before the work
+    files.writable(out)
     with tqdm(unit="row", unit_scale=True, desc="loading", dynamic_ncols=True) as bar:
         probe = findings.Probe(
             experiment.prepare(asked, prompts, bar.update, iteration=iteration, weights=weights)
