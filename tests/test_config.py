@@ -40,6 +40,7 @@ def test_overrides_are_read_as_yaml() -> None:
         ("train.kl", "gausian", "train.kl: unknown value 'gausian'; did you mean 'gaussian'"),
         ("credit.rule", "stepwize", "credit.rule: .* did you mean 'stepwise'"),
         ("train.learning_rate", "-3", "greater than 0 .got -3"),
+        ("run.output_dir", "''", "run.output_dir: .*expected a folder, got ''; the current one is"),
         ("run.seed.x", "1", "'seed' is not a section"),
         ("train.beta", ".nan", "finite"),
         ("train.loss_scale", "dynamical", "train.loss_scale.*unknown value 'dynamical'.*'dynamic'"),

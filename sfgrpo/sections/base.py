@@ -48,9 +48,16 @@ def _home(value: Any) -> Any:
     return os.path.expanduser(value) if isinstance(value, str | Path) else value
 
 
+def _folder(value: Any) -> Any:
+    if isinstance(value, str) and not value.strip():
+        raise ValueError(f"expected a folder, got {value!r}; the current one is '.'")
+    return _home(value)
+
+
 Source = Annotated[str, BeforeValidator(_home)]
 """Text that may be a path: ~ is the home folder."""
-Folder = Annotated[Path, BeforeValidator(_home)]
+Folder = Annotated[Path, BeforeValidator(_folder)]
+"""A path that names a folder; an empty one would be the current folder, which nobody asked for."""
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 Pixels = Annotated[int | tuple[int, int], AfterValidator(_large_enough)]
 """The side of a square, or [height, width]."""
