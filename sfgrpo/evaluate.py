@@ -181,7 +181,7 @@ def of_recipe(
 
     def score(images: Tensor, rows: Tensor, sounds: Sequence[Sound] | None) -> Mapping[str, Tensor]:
         scores = measure(reward, images, rows, prompts, sounds=sounds)
-        return guard.images(scores, rows, reward.calls.failures)
+        return guard.images(scores, rows, reward.calls.failures, images)
 
     return evaluate(
         field, prompts, score, judges,

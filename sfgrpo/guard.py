@@ -28,6 +28,8 @@ OVERFLOWS = 40
 """Halving the first loss scale, 2^16, to 1 takes half as many."""
 SHOWN = 3
 """How many rows a message lists."""
+SPOILT = "the sample itself is not finite, so look at the network and its decoder"
+"""Said where a reward is not to blame for its number."""
 
 
 class NonFinite(ValueError):
@@ -51,11 +53,14 @@ class Guard:
         self.iteration, self.texts = iteration, [prompt.text for prompt in prompts]
         self._rows.clear()
 
-    def rewards(self, rewards: Rewards, failures: Sequence[Failure] = ()) -> None:
+    def rewards(
+        self, rewards: Rewards, failures: Sequence[Failure] = (), spoilt: Tensor | None = None
+    ) -> None:
         """The rewards of all ranks; sets `failed_groups`.
 
         Args:
             failures: prompts that a reward gave no score, of all ranks.
+            spoilt: bool `[P N]`, trajectories whose last state is not finite; none by default.
 
         Raises:
             NonFinite: a reward is not finite and `train.on_nonfinite` is "stop", or it is
@@ -68,13 +73,16 @@ class Guard:
         failed_P[failed] = True
         nonfinite_PNS = ~rewards.total.isfinite() & ~failed_P[:, None, None]
         if nonfinite_PNS.any():
-            self._nonfinite(rewards, nonfinite_PNS)
+            self._nonfinite(rewards, nonfinite_PNS, spoilt)
 
-    def _nonfinite(self, rewards: Rewards, nonfinite_PNS: Tensor) -> None:
+    def _nonfinite(self, rewards: Rewards, nonfinite_PNS: Tensor, spoilt: Tensor | None) -> None:
         places = nonfinite_PNS.nonzero().tolist()
         told = "; ".join(self._reward(rewards, *place) for place in places[:SHOWN])
         told += f" (and {len(places) - SHOWN} more)" if len(places) > SHOWN else ""
         told += f", in iteration {self.iteration}"
+        group, member, _ = places[0]
+        if spoilt is not None and spoilt.view(nonfinite_PNS.shape[:2])[group, member]:
+            told += f": {SPOILT}"
         if self.train.on_nonfinite == "stop":
             raise NonFinite(f"{told}. Set train.on_nonfinite to drop_group to go on without.")
         if not finite_groups(rewards.total).any():
@@ -95,10 +103,11 @@ class Guard:
         )
 
     def images(
-        self, scores: Mapping[str, Tensor], prompt: Tensor, failures: Sequence[Failure] = ()
-    ) -> Mapping[str, Tensor]:
-        """The scores `[B]` of an evaluation's images, passed on unless they stop the run; those of
-        prompts that a reward failed on do not.
+        self, scores: Mapping[str, Tensor], prompt: Tensor, failures: Sequence[Failure],
+        samples: Tensor,
+    ) -> Mapping[str, Tensor]:  # fmt: skip
+        """The scores `[B]` of an evaluation's samples `[B, ...]`, passed on unless they stop the
+        run; those of prompts that a reward failed on do not.
 
         Raises:
             NonFinite: a score is not finite and `train.on_nonfinite` is "stop".
@@ -112,6 +121,7 @@ class Guard:
                 raise NonFinite(
                     f"reward '{name}' is {float(values[bad[0]])} for prompt '{text}' in the "
                     f"evaluation after iteration {self.iteration}"
+                    + ("" if samples[bad[0]].isfinite().all() else f": {SPOILT}")
                 )
         return scores
 

@@ -154,6 +154,11 @@ class Trajectories:
     """fp32 `[M, T]` log-density of each step (mean over elements); 0 on noise-free steps."""
     states: States
 
+    @property
+    def spoilt_M(self) -> Tensor:
+        """bool `[M]`: trajectories that do not end in numbers; no later step mends one."""
+        return ~self.latents_MS[:, -1].flatten(1).isfinite().all(1)
+
 
 def batches(rows: int, size: int) -> Iterator[slice]:
     """Slices of at most `size` that cover `rows`."""

@@ -240,7 +240,7 @@ class Trainer:
         }
         where_S = self.layout.scored_states(schedule).to(self.device)
         known = at_their_states(scores_PNK, self.reward, where_S)
-        self.guard.rewards(known, failures)
+        self.guard.rewards(known, failures, engine.gather(made.spoilt_M, numbers))
         if self.guard.failed_groups == len(known.total):
             raise failing.RewardFailed(f"no group is left: {failures[0].message}")
         trainable_T = schedule.trainable_T.to(self.device)

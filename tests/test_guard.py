@@ -79,6 +79,20 @@ def test_a_group_can_be_dropped(recipe: Make, tmp_path: Path) -> None:
         trainer.guard.rewards(Rewards.one(torch.full((2, 4, 5), torch.nan)))
 
 
+def test_a_network_that_is_not_finite_is_not_told_as_the_reward(
+    recipe: Make, tmp_path: Path
+) -> None:
+    """Neither by the first evaluation nor, if that came before, by the first iteration."""
+    trainer = Trainer(recipe(tmp_path, run__iterations="1"))
+    for name, weight in trainer.engine.network.named_parameters():
+        if name.endswith("proj_out.weight"):
+            weight.data.fill_(torch.nan)
+    for told in ("evaluation after iteration 0", "in iteration 0"):
+        with pytest.raises(NonFinite, match=f"reward '.*' is nan .*{told}: the sample itself"):
+            trainer.train()
+        trainer.progress.state.evaluated = 0
+
+
 @pytest.mark.parametrize("stage", ["0", "1"])
 def test_a_gradient_that_is_not_finite_leaves_the_weights(
     recipe: Make, tmp_path: Path, stage: str
