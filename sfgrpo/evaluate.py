@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -194,7 +195,8 @@ def of_recipe(
 def _verdict(
     judge: Judge, samples_PN: Tensor, prompts: Sequence[Prompt], *, taken: Collection[str]
 ) -> dict[str, float]:
-    """What a judge says of the samples, of which it gets copies as a reward does.
+    """What a judge says of the samples, of which it gets copies as a reward does; what is not
+    finite is left out, with a warning.
 
     Raises:
         RewardError: it raises, returns what is no number, or a name that is `taken`, or calls
@@ -211,11 +213,15 @@ def _verdict(
         if name in taken:
             raise RewardError(f"{who} returned '{name}', a name that is taken; choose another")
         try:
-            numbers[str(name)] = float(value)  # also a tensor or an array of one number
+            number = float(value)  # also a tensor or an array of one number
         except (TypeError, ValueError, RuntimeError):
             raise RewardError(
                 f"{who} returned {type(value).__name__} for '{name}', expected one number"
             ) from None
+        if math.isfinite(number):
+            numbers[str(name)] = number
+        elif engine.rank() == 0:
+            warnings.warn(f"{who} returned {number} for '{name}': left out", stacklevel=2)
     return numbers
 
 

@@ -51,6 +51,12 @@ def test_scores_of_prompts_are_of_the_images_that_have_one() -> None:
     assert found == {"reward": [1.5, 3.0, None], "part": [2.0, 5.0, None]}
 
 
+def test_what_a_judge_cannot_say_is_left_out() -> None:
+    with pytest.warns(UserWarning, match=r"eval.judges: '.*' returned nan for 'a': left out"):
+        found = run(lambda *_: {"a": torch.nan, "b": 1})
+    assert found.numbers == {"reward": 1.0, "b": 1.0}
+
+
 def test_what_judges_say_of_their_numbers_is_kept() -> None:
     @alarms.better(a="higher")
     def judge(*_: object) -> dict[str, float]:
