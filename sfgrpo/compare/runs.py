@@ -23,7 +23,7 @@ from tqdm import tqdm
 from sfgrpo import files
 from sfgrpo.compare.grid import Grid, Run
 from sfgrpo.cores import cores
-from sfgrpo.names import shortened
+from sfgrpo.names import shortened, unknown_name
 from sfgrpo.run import lock, records
 
 POLL = 0.25
@@ -92,7 +92,7 @@ def train(grid: Grid, command: Command = command) -> dict[str, str]:
             raise ValueError(problem)
         check(runs)
         pool = _Pool(runs, grid.at_once, command)
-        bar = held.enter_context(_bar(runs))
+        bar, looked = held.enter_context(_bar(runs)), False
         while pool.going or (pool.waiting and not received):
             if received:
                 pool.stop(len(received))
@@ -102,9 +102,21 @@ def train(grid: Grid, command: Command = command) -> dict[str, str]:
             pool.collect(failing=not received)
             bar.set_postfix_str(", ".join(run.name for run in (*pool.going, *pool.others)), False)
             bar.update(sum(map(iterations, runs)) - bar.n)
+            looked = looked or _looked_for_metric(grid)
         if received:
             raise Stopped(received[0])
     return pool.failed
+
+
+def _looked_for_metric(grid: Grid) -> bool:
+    """Say once if evaluations lack the grid's metric, whose names only they tell: at the first one,
+    hours before the summary asks for it. False as long as there is none."""
+    logs = (records.read(run.folder / "eval.jsonl") for run in grid.runs)
+    first = next((rows[0] for rows in logs if rows), None)
+    if first is not None and grid.metric not in first:
+        what = unknown_name("metric", grid.metric, sorted(first.keys() - {"iteration", "alarms"}))
+        tqdm.write(f"sfgrpo compare: {what}; change it while the runs go on", file=sys.stderr)
+    return first is not None
 
 
 class _Pool:

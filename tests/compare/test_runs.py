@@ -67,6 +67,16 @@ def test_every_run_is_trained_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert log(grid, "uniform-0") == "from 0 with 3 threads\n" * 2  # alone, but with its share
 
 
+@pytest.mark.parametrize("metric", ["reward", "rewrd"])
+def test_a_metric_that_is_not_there_is_said_while_runs_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], metric: str
+) -> None:
+    grid = made_up(tmp_path, seeds=[0], metric=metric)
+    assert runs.train(grid, fake) == {}
+    told = "unknown metric 'rewrd'; did you mean 'reward'?"
+    assert capsys.readouterr().err.count(told) == (metric == "rewrd")
+
+
 def test_so_many_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     most = []
     collect = runs._Pool.collect
