@@ -7,6 +7,7 @@
     flux2_edit           FLUX.2 dev and klein with reference images
     chroma               Chroma
     lumina2              Lumina-Image 2.0
+    krea2                Krea 2
     auraflow             AuraFlow
     cogview4             CogView4
     sana                 SANA
@@ -32,9 +33,9 @@ qwenimage, wan and wan_i2v: `sfgrpo.backbones._context`); `model.vae_tiling`, `v
 tried forward and backward before a run starts: one that cannot serve is an error that says why);
 `model.text_encoders: offload`, or `model.prompt_cache`, with which all prompts are embedded before
 the network is loaded, the text encoders leave memory, and the next run does not load them at all.
-`sample.guidance_scale` is classifier-free guidance for every family, 1 for none (Z-Image's own
-pipeline counts from 0), with `sample.negative_prompt`; `sample.embedded_guidance` is what a
-distilled network is told.
+`sample.guidance_scale` is classifier-free guidance for every family, 1 for none (the
+pipelines of Z-Image and Krea 2 count from 0), with `sample.negative_prompt`;
+`sample.embedded_guidance` is what a distilled network is told.
 
 A velocity network of one's own (a robot's policy, molecules) is ten lines, and the recipe's
 `model.backbone` is then "my_robot:load":

@@ -12,7 +12,7 @@ from benchmarks.trainer import family_checks
 from sfgrpo.backbones.sd3 import load
 from tests.support import families
 
-NAMES = ("flux", "flux2", "flux2-klein", "qwenimage", "wan", "zimage", "lumina2")
+NAMES = ("flux", "flux2", "flux2-klein", "qwenimage", "wan", "zimage", "lumina2", "krea2")
 """One of each way to tokenize; the tiny tokenizers' tokens are characters or bytes."""
 
 
