@@ -101,6 +101,10 @@ COUNTS = {
         "transformer": (8_326_608_160, 8.3e9), "vae": (1_260_634_115, 1.26e9),
         "text_encoder": (7_070_619_136, 7.07e9), "text_encoder_2": (219_314_944, 219.3e6),
     },
+    "krea/Krea-2-Raw": {  # 12 billion to its publisher
+        "transformer": (12_820_073_036, 12.82e9), "vae": KL_WAN,
+        "text_encoder": (4_437_815_808, 4.44e9),
+    },
     "lodestones/Chroma1-HD": {
         "transformer": (8_899_983_424, 8.9e9), "vae": KL, "text_encoder": T5,
     },
@@ -247,6 +251,9 @@ def run(network: nn.Module) -> tuple[Tensor, Tensor]:
             case "QwenImageTransformer2DModel":
                 mask, shapes = torch.ones(2, 7), [[(1, 8, 8)]] * 2
                 return tokens, made(tokens, text, mask, t, shapes, **plain)[0]
+            case "Krea2Transformer2DModel":
+                text, ids = rand(2, 7, c.num_text_layers, c.text_hidden_dim), torch.zeros(71, 3)
+                return tokens, made(tokens, text, t, ids, **plain)[0]
             case "HunyuanVideoTransformer3DModel":
                 x, mask = rand(2, 16, 2, 16, 16), torch.ones(2, 7)
                 return x, made(x, t, text, mask, rand(2, 768), t, **plain)[0]
