@@ -35,7 +35,9 @@ def stock(folder: Path, family: Family) -> Any:
     absent = {name: None for name, entry in index.items() if entry == [None, None]}
     given = family.given_parts(folder)
     made = getattr(diffusers, family.made)
-    pipeline = made.from_pretrained(folder, **absent, **dict.fromkeys(given))
+    # Another class than the folder names is no argument.
+    known = {n: part if type(part).__name__ == index[n][1] else None for n, part in given.items()}
+    pipeline = made.from_pretrained(folder, **absent, **known)
     pipeline.register_modules(**given)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -13,6 +13,7 @@
     sana                 SANA
     sana_video           SANA-Video
     qwenimage            Qwen-Image
+    qwenimage21          Qwen-Image 2.1, from text
     qwenimage_edit       Qwen-Image-Edit, which edits an image
     qwenimage_edit_plus  Qwen-Image-Edit-2509 and 2511, of up to three images
     wan                  Wan 2.1 and 2.2, text to video

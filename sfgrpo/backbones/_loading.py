@@ -60,7 +60,9 @@ def read(
             if name.startswith("transformer") and entry != [None, None]
         }
     ready = _processors.ready(path, index, options)
-    given = {**absent, **dict.fromkeys(ready), **options}
+    # Another class than the folder names is no argument; a pipeline may ask the others at once.
+    known = {n: p if type(p).__name__ == index[n][1] else None for n, p in ready.items()}
+    given = {**absent, **known, **options}
     dtypes = {"default": dtype, **dict.fromkeys(family.decoders, torch.float32)}
     pipeline = made.from_pretrained(path, dtype=dtypes, **given)
     pipeline.register_modules(**ready)

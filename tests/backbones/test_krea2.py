@@ -13,7 +13,7 @@ from tests.support.families import FAMILIES, PROMPTS
 
 def test_turbo_has_one_schedule_for_all_sizes() -> None:
     """As its pipeline, which asks its own configuration."""
-    pipeline = families.images.krea2(is_distilled=True)
+    pipeline = families.qwen3.krea2(is_distilled=True)
     turbo: Any = backbones.load("krea2", "none", pipeline=pipeline)
     raw: Any = backbones.load("krea2", "none", pipeline=FAMILIES["krea2"].build())
     small, large = (4, 4, 4), (4, 32, 32)

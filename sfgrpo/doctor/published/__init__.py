@@ -100,7 +100,25 @@ class Published:
         arguments = list(inspect.signature(made.__init__).parameters.values())[1:]
         # Tokenizers, and parts that a pipeline can do without (the T5 of Stable Diffusion 3).
         absent = [a.name for a in arguments if a.default is a.empty and a.name not in parts]
-        return made(**parts, **dict.fromkeys(absent))
+        pipeline = made(**parts, **{n: Unread() if n == "processor" else None for n in absent})
+        pipeline.register_modules(**dict.fromkeys(absent))
+        return pipeline
+
+
+class Unread:
+    """Stands in for a processor, of which Qwen-Image 2.1's pipeline asks for tokens while it is
+    made."""
+
+    def __init__(self) -> None:
+        self.tokenizer = self
+
+    def apply_chat_template(self, *_: Any, **__: Any) -> list[list[int]]:
+        """The tokens of any messages: none."""
+        return [[]]
+
+    def encode(self, text: str) -> list[int]:
+        """The token of any word."""
+        return [0]
 
 
 class Unfilled(TorchFunctionMode):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.families import edits, images, instructed, sound, videos
+from tests.support.families import edits, images, instructed, qwen3, sound, videos
 from tests.support.families.parts import NEGATIVE, PROMPTS, Family, diffusers, scheduler
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "edits",
     "images",
     "instructed",
+    "qwen3",
     "save",
     "scheduler",
     "sound",
@@ -28,7 +29,12 @@ __all__ = [
 ]
 
 FAMILIES: dict[str, Family] = (
-    images.FAMILIES | instructed.FAMILIES | videos.FAMILIES | sound.FAMILIES | edits.FAMILIES
+    images.FAMILIES
+    | qwen3.FAMILIES
+    | instructed.FAMILIES
+    | videos.FAMILIES
+    | sound.FAMILIES
+    | edits.FAMILIES
 )
 
 

@@ -173,33 +173,6 @@ def qwenimage(**more: Any) -> Any:
     )  # fmt: skip
 
 
-def krea2(**more: Any) -> Any:
-    """Krea 2: two layers' states of a Qwen3-VL, on twice as many of which the network has heads."""
-    config = transformers.Qwen3VLConfig(
-        text_config=language(
-            2, rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2]},
-        ),
-        vision_config={
-            "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
-            "out_hidden_size": WIDTH, "deepstack_visual_indexes": [0],
-        },
-    )  # fmt: skip
-    transformer = diffusers.Krea2Transformer2DModel(
-        in_channels=16, num_layers=2, attention_head_dim=16, num_attention_heads=2,
-        num_key_value_heads=1, intermediate_size=48, timestep_embed_dim=16, text_hidden_dim=WIDTH,
-        num_text_layers=2, text_num_attention_heads=2, text_num_key_value_heads=2,
-        text_intermediate_size=48, num_layerwise_text_blocks=1, num_refiner_text_blocks=1,
-        axes_dims_rope=(8, 4, 4),
-    )  # fmt: skip
-    return diffusers.Krea2Pipeline(
-        scheduler=scheduler(**{**DYNAMIC, "max_image_seq_len": 6400}),
-        vae=normal(diffusers.AutoencoderKLQwenImage(**wan_vae()), 3, std=0.2),
-        transformer=normal(transformer, 1, std=0.2), tokenizer=byte_tokenizer(),
-        text_encoder=normal(transformers.Qwen3VLModel(config), 2),
-        text_encoder_select_layers=(1, 2), **more,
-    )  # fmt: skip
-
-
 def zimage() -> Any:
     """Z-Image."""
     transformer = diffusers.ZImageTransformer2DModel(
@@ -259,12 +232,6 @@ FAMILIES = {
     ),
     "qwenimage": Family(
         build=qwenimage, backbone="qwenimage", guided=true_cfg, length=256, **PACKED,
-    ),
-    "krea2": Family(
-        build=krea2, backbone="krea2", length=256,
-        # Its pipeline's scale is 0 for none.
-        guided=lambda scale: {**cfg(scale), "guidance_scale": scale - 1},
-        **PACKED,
     ),
     "zimage": Family(
         build=zimage, backbone="zimage", length=96,
