@@ -10,10 +10,12 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sfgrpo import config, engine, evaluate, files, standing
+from sfgrpo.backbones.base import Backbone
 from sfgrpo.config import Recipe, RecipeError
 from sfgrpo.guard import Guard
 from sfgrpo.names import JUDGE
@@ -52,7 +54,7 @@ def main(
         OSError: a model or a file that is not there, or `out` cannot be written.
     """
     recipe = _recipe(run, overrides)
-    iteration, weights = chosen(run, checkpoint)
+    kept = chosen(run, checkpoint)
     place = out or run / "evaluations" / _name(overrides)
     if engine.rank() == 0:
         files.writable(place)
@@ -60,8 +62,7 @@ def main(
     found = standing.prepare(
         recipe, lambda split: evaluate.chosen(split.evaluation, recipe.eval.prompts)
     )
-    if weights is not None:
-        found.field.backbone.restore(weights)
+    iteration = kept.restore(found.field.backbone)
     reseed(recipe.run.seed, iteration, engine.rank())
     result = evaluate.of_recipe(
         recipe, found.field, found.prompts, found.reward, judges, Guard(recipe),
@@ -106,20 +107,63 @@ def trained_with(run: Path, overrides: Sequence[tuple[str, str]]) -> Recipe:
         raise ValueError(f"'{described}': {error}") from error
 
 
-def chosen(run: Path, checkpoint: str) -> tuple[int, Path | None]:
-    """The iteration of a run's checkpoint, and the folder of its weights; None is what training
-    started from.
+@dataclass(frozen=True)
+class Kept:
+    """A checkpoint's weights, as they were found before the network was loaded."""
+
+    run: Path
+    asked: str
+    """What `--checkpoint` says."""
+    iteration: int
+    weights: Path | None
+    """The folder; None is what training started from."""
+
+    def restore(self, backbone: Backbone) -> int:
+        """Give the backbone these weights; returns their iteration, on all ranks that of rank 0.
+
+        A run that is going on may have removed or replaced them since, or while they are read:
+        then those that are asked for are chosen anew, the first time.
+
+        Raises:
+            ValueError: as `chosen`, or they were removed once more.
+        """
+        now = self if self._stands() else chosen(self.run, self.asked)
+        now = engine.exchange(now)[0]
+        if now.weights is None:
+            return now.iteration
+        try:
+            backbone.restore(now.weights)
+        except (OSError, ValueError):
+            if now._stands():
+                raise
+        if not now._stands():
+            raise ValueError(
+                f"--checkpoint {self.asked}: the run has removed '{now.weights.parent}' while it "
+                "was read; ask again, or let it keep more (checkpoint.keep)"
+            )
+        return now.iteration
+
+    def _stands(self) -> bool:
+        """Whether the weights are there, and still those of this iteration."""
+        if self.weights is None:
+            return True
+        folder = self.weights.parent
+        return _best(folder) == self.iteration if folder.name == BEST else folder.is_dir()
+
+
+def chosen(run: Path, checkpoint: str) -> Kept:
+    """What `--checkpoint` names of a run.
 
     Raises:
         ValueError: there is no such checkpoint (naming those there are), or it is damaged.
     """
     if checkpoint == START:
-        return 0, None
+        return Kept(run, checkpoint, 0, None)
     folder = run / "checkpoints"
     saved = {int(path.name): path for path in Checkpoints(folder, keep=1).saved()}
-    if checkpoint == BEST and (folder / BEST).is_dir():
-        path = folder / BEST
-        iteration = json.loads((path / "best.json").read_text(encoding="utf-8"))["iteration"]
+    best = _best(folder / BEST)
+    if checkpoint == BEST and best is not None:
+        iteration, path = best, folder / BEST
     elif checkpoint == NEWEST and saved:
         iteration = max(saved)
         path = saved[iteration]
@@ -127,11 +171,24 @@ def chosen(run: Path, checkpoint: str) -> tuple[int, Path | None]:
         iteration = int(checkpoint)
         path = saved[iteration]
     else:
-        there = [START, *map(str, saved), *([BEST] if (folder / BEST).is_dir() else [])]
+        there = [START, *map(str, saved), *([BEST] if best is not None else [])]
         raise ValueError(f"--checkpoint {checkpoint}: '{run}' has {', '.join(there)}")
-    if problems := checkpoints.damage(path):
+    kept = Kept(run, checkpoint, iteration, path / "model")
+    try:
+        problems = checkpoints.damage(path)
+    except FileNotFoundError:  # removed while it was read
+        problems = []
+    if problems and kept._stands():
         raise ValueError(f"'{path}' is damaged: {', '.join(problems)}")
-    return iteration, path / "model"
+    return kept
+
+
+def _best(folder: Path) -> int | None:
+    """The iteration of the best weights; None if there are none."""
+    try:
+        return json.loads((folder / "best.json").read_text(encoding="utf-8"))["iteration"]
+    except FileNotFoundError:
+        return None
 
 
 def _name(overrides: Sequence[tuple[str, str]]) -> str:

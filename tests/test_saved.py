@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from sfgrpo import cli, config, saved
 from sfgrpo.run import records
+from sfgrpo.run.checkpoints import Checkpoints, State
 from sfgrpo.trainer import Trainer
 
 LORA = {"full": "null", "lora": "{rank: 4, alpha: 12}"}
@@ -128,6 +130,59 @@ def test_a_damaged_checkpoint_and_no_run(
         assert "000001' is damaged: model/" in capsys.readouterr().err
     finally:
         file.write_bytes(whole)
+
+
+class Taking:
+    """A backbone that notes what it is given, while the run goes on."""
+
+    def __init__(self, *meanwhile: Callable[[], object]) -> None:
+        self.meanwhile, self.given = list(meanwhile), list[str]()
+
+    def restore(self, folder: Path) -> None:
+        if self.meanwhile:
+            self.meanwhile.pop()()
+        if not folder.is_dir():
+            raise OSError("gone")
+        self.given.append(folder.parent.name)
+
+
+@pytest.fixture
+def going(tmp_path: Path) -> Callable[[int], None]:
+    """A run that keeps one checkpoint, and the best; saves the one of an iteration."""
+    kept = Checkpoints(tmp_path / "checkpoints", keep=1)
+
+    def write(folder: Path) -> None:
+        (folder / "model").mkdir()
+
+    def save(iteration: int) -> None:
+        state = State(iteration=iteration, best_iteration=iteration, best_reward=iteration)
+        kept.save(state, write, lambda: None)
+        kept.save_best(state, write, lambda: None)
+
+    save(1)
+    return save
+
+
+@pytest.mark.parametrize("which", ["newest", "best"])
+def test_what_a_run_replaces_meanwhile_is_chosen_anew(
+    tmp_path: Path, going: Callable[[int], None], which: str
+) -> None:
+    before, taking = saved.chosen(tmp_path, which), Taking()
+    going(2)  # while the network was loaded
+    assert before.restore(taking) == 2  # pyright: ignore[reportArgumentType]
+    assert taking.given == [{"newest": "000002", "best": "best"}[which]]
+    late: Any = Taking(lambda: going(3))
+    with pytest.raises(ValueError, match=r"has removed '.*' while it was read; ask again"):
+        saved.chosen(tmp_path, which).restore(late)
+
+
+def test_an_iteration_that_a_run_removes_meanwhile_is_missed(
+    tmp_path: Path, going: Callable[[int], None]
+) -> None:
+    before, taking = saved.chosen(tmp_path, "1"), Taking()
+    going(2)
+    with pytest.raises(ValueError, match=r"--checkpoint 1: '.*' has start, 2, best"):
+        before.restore(taking)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_run_that_starts_over_removes_them(recipe: Any, tmp_path: Path) -> None:

@@ -46,10 +46,10 @@ def main(
     from sfgrpo.config import load, recipe_names
     from sfgrpo.probe import experiment, findings, picture, text
 
-    iteration, weights = 0, None
+    kept = None
     if Path(recipe).is_dir() and recipe not in recipe_names():
         asked = saved.trained_with(Path(recipe), overrides)
-        iteration, weights = saved.chosen(Path(recipe), checkpoint or saved.NEWEST)
+        kept = saved.chosen(Path(recipe), checkpoint or saved.NEWEST)
     else:
         asked = load(recipe, overrides)
         if checkpoint is not None:
@@ -57,7 +57,9 @@ def main(
     files.writable(out)
     with tqdm(unit="row", unit_scale=True, desc="loading", dynamic_ncols=True) as bar:
         probe = findings.Probe(
-            experiment.prepare(asked, prompts, bar.update, iteration=iteration, weights=weights)
+            experiment.prepare(
+                asked, prompts, bar.update, restore=kept.restore if kept else lambda _: 0
+            )
         )
         bar.reset(total=probe.work)
         found = probe.run(bar.set_description)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from sfgrpo import cost, credit, engine, evaluate, solvers, standing
+from sfgrpo.backbones.base import Backbone
 from sfgrpo.config import Recipe
 from sfgrpo.credit import Rewards
 from sfgrpo.layout import Layout
@@ -76,10 +76,10 @@ def probed(recipe: Recipe, count: int) -> Recipe:
 
 
 def prepare(
-    recipe: Recipe, count: int, seen: Seen, *, iteration: int = 0, weights: Path | None = None
+    recipe: Recipe, count: int, seen: Seen, *, restore: Callable[[Backbone], int] = lambda _: 0
 ) -> Setup:
-    """Load what the recipe names, for `count` of its training prompts, spread evenly; of the
-    policy the `weights` of a checkpoint after `iteration`, if there are any.
+    """Load what the recipe names, for `count` of its training prompts, spread evenly. `restore`
+    gives the backbone the weights of a checkpoint, if it is of one, and says which iteration's.
 
     Raises:
         ValueError: as `sfgrpo.trainer.Trainer`; the process is one of several ranks.
@@ -94,8 +94,7 @@ def prepare(
     found = standing.prepare(
         recipe, lambda split: evaluate.chosen(split.train, count), tally=Heard(seen=seen)
     )
-    if weights is not None:
-        found.field.backbone.restore(weights)
+    iteration = restore(found.field.backbone)
     probing = probed(recipe, len(found.prompts))
     return Setup(**{**vars(found), "recipe": probing}, seen=seen, iteration=iteration)
 
