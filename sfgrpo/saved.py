@@ -89,7 +89,13 @@ def _recipe(run: Path, overrides: Sequence[tuple[str, str]]) -> Recipe:
                 "those of eval and reward, prompts, model.resolution, sample.guidance_scale and "
                 "their like"
             )
-    return trained_with(run, overrides)
+    recipe = trained_with(run, overrides)
+    for key in ("resolution", "num_frames"):
+        if getattr(recipe.eval, key) is not None and f"model.{key}" in dict(overrides):
+            raise ValueError(
+                f"--model.{key}: changes nothing, since evaluation has eval.{key}; use --eval.{key}"
+            )
+    return recipe
 
 
 def trained_with(run: Path, overrides: Sequence[tuple[str, str]]) -> Recipe:
