@@ -6,6 +6,7 @@ With `pip install .` alone there is PyTorch, which the ops need, and nothing els
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 from collections.abc import Callable
 from typing import ParamSpec
@@ -25,6 +26,7 @@ MODULES = {
 """Modules of the extras' distributions, in the order of pyproject.toml. Not read from there or from
 the metadata of an installation: those name distributions (pyyaml), an error names a module (yaml).
 """
+INTERRUPTED = 128 + signal.SIGINT
 Arguments = ParamSpec("Arguments")
 
 
@@ -50,7 +52,8 @@ def explained(error: Exception) -> str:
 
 
 def told(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
-    """`main`, which says in one line, with exit status 2, what to install for a missing module."""
+    """`main`, which says in one line, with exit status 2, what to install for a missing module, and
+    that it was interrupted, with the shells' status, where nothing is left to be saved."""
 
     @functools.wraps(main)
     def run(*args: Arguments.args, **options: Arguments.kwargs) -> int:
@@ -61,5 +64,8 @@ def told(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
                 raise
             print(f"sfgrpo: {explained(error)}", file=sys.stderr)
             return 2
+        except KeyboardInterrupt:
+            print("\nsfgrpo: interrupted", file=sys.stderr)
+            return INTERRUPTED
 
     return run

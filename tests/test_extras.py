@@ -110,3 +110,14 @@ def test_a_module_of_ones_own_is_not_mistaken(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(cli.COMMANDS, "recipes", imports)
     with pytest.raises(ModuleNotFoundError, match="my_robot"):
         cli.main(["recipes"])
+
+
+def test_ctrl_c_is_no_traceback(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "recipes", interrupted)
+    assert cli.main(["recipes"]) == 130
+    assert capsys.readouterr().err == "\nsfgrpo: interrupted\n"
