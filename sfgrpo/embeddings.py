@@ -161,8 +161,8 @@ def backbone_of(
 def _check_own(backbone: Backbone, recipe: Recipe, prompts: Sequence[Prompt]) -> None:
     if checks := getattr(backbone, "check", None):
         checks(prompts)
-    shape = backbone.latent_shape(*recipe.model.size)
-    if recipe.eval_size != recipe.model.size and shape == backbone.latent_shape(*recipe.eval_size):
+    shape, shown = generator.shapes(recipe, backbone)
+    if recipe.eval_size != recipe.model.size and shape == shown:
         raise ValueError(
             f"eval.resolution and eval.num_frames: samples of backbone '{recipe.model.backbone}' "
             f"are {shape} whatever the size; use null"

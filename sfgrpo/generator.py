@@ -14,6 +14,7 @@ from sfgrpo.config import Recipe
 from sfgrpo.names import in_one_line
 from sfgrpo.prompts import Prompt, Split, images
 
+Shape = tuple[int, ...]
 PIPELINE = (
     "max_sequence_length", "attention", "compile_blocks", "decode_batch", "vae_tiling",
     "vae_slicing", "text_encoders", "context_parallel",
@@ -117,6 +118,22 @@ def _check_alike(found: Sequence[Prompt], sizes: Callable[[Prompt], Any]) -> Non
                 f"{there} (height x width), and all must be as many and as large; set "
                 "model.image_resolution, or cut them alike"
             )
+
+
+def shapes(recipe: Recipe, backbone: backbones.Backbone) -> tuple[Shape, Shape]:
+    """Shapes of the latents that training makes, and of those that evaluation does.
+
+    Raises:
+        ValueError: the backbone does not serve that size, naming the section that asks for it.
+    """
+
+    def shape(section: str, size: tuple[int, int, int]) -> Shape:
+        try:
+            return backbone.latent_shape(*size)
+        except ValueError as error:
+            raise ValueError(f"{section}.resolution, {section}.num_frames: {error}") from None
+
+    return shape("model", recipe.model.size), shape("eval", recipe.eval_size)
 
 
 def load(recipe: Recipe, device: torch.device | str, **instead: Any) -> backbones.Backbone:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sfgrpo import config, engine, evaluate, files, standing
+from sfgrpo import config, engine, evaluate, files, generator, standing
 from sfgrpo.backbones.base import Backbone
 from sfgrpo.config import Recipe, RecipeError
 from sfgrpo.guard import Guard
@@ -66,8 +66,7 @@ def main(
     reseed(recipe.run.seed, iteration, engine.rank())
     result = evaluate.of_recipe(
         recipe, found.field, found.prompts, found.reward, judges, Guard(recipe),
-        iteration=iteration,
-        latent_shape=found.field.backbone.latent_shape(*recipe.eval_size),
+        iteration=iteration, latent_shape=generator.shapes(recipe, found.field.backbone)[1],
     )  # fmt: skip
     if engine.rank() != 0:
         return 0

@@ -73,7 +73,7 @@ def prepare(
     network = Policy(backbone.transformer, untrained, backbone.lora_targets).network
     return Standing(
         recipe=recipe, prompts=chosen, reward=reward,
-        latent_shape=backbone.latent_shape(*recipe.model.size),
+        latent_shape=generator.shapes(recipe, backbone)[0],
         field=VelocityField(
             backbone=backbone, network=network,
             conditioning=embed(chosen),

@@ -81,8 +81,7 @@ class Trainer:
         self.backbone, self.embed = backbone_of(
             recipe, self.device, self.prompts, sharded=zero.shards_parameters(recipe)
         )
-        self.latent_shape = self.backbone.latent_shape(*recipe.model.size)
-        self.shown_shape = self.backbone.latent_shape(*recipe.eval_size)
+        self.latent_shape, self.shown_shape = generator.shapes(recipe, self.backbone)
         _context.check(self.backbone, self.context, [self.latent_shape, self.shown_shape])
         group, groups = engine.context_group(self.context)
         self.layout = Layout(

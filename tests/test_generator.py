@@ -106,6 +106,15 @@ def test_sizes_of_images_are_refused_where_there_are_none(tmp_path: Path) -> Non
             generator.prompts_of(edits(tmp_path, (64, 64), **keys))
 
 
+def test_a_size_that_cannot_be_names_its_section() -> None:
+    backbone: Any = skeleton(config.load("embedded"))
+    for section in ("model", "eval"):
+        given = config.load("embedded", [(f"{section}.resolution", "[32, 33]")])
+        message = f"^{section}.resolution, {section}.num_frames: width must be .*, got 33$"
+        with pytest.raises(ValueError, match=message):
+            generator.shapes(given, backbone)
+
+
 def test_a_model_that_is_not_there_is_named_in_one_line(tmp_path: Path) -> None:
     given = config.load("embedded", [("model.path", str(tmp_path))])
     with pytest.raises(OSError, match=f"^model.path '{tmp_path}': .*model_index.json.*$") as said:

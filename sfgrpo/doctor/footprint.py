@@ -143,8 +143,8 @@ def measure(
         ValueError: the recipe does not fit the model, or the number of ranks.
     """
     backbone = skeleton(recipe)
-    shape = backbone.latent_shape(*recipe.model.size)
     groups = sharing.groups(recipe, backbone, world)
+    shape = backbone.latent_shape(*recipe.model.size)
     layout = Layout(
         recipe, backbone.sigmas(recipe.sample.num_steps, shape),
         rank=0, world=groups, device=torch.device("cpu"),

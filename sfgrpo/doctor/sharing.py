@@ -26,7 +26,7 @@ def groups(recipe: Recipe, backbone: PipelineBackbone, world: int) -> int:
         ValueError: ranks cannot share the recipe's sequences as it asks.
     """
     generator.check_context(recipe, world)
-    shapes = [backbone.latent_shape(*size) for size in (recipe.model.size, recipe.eval_size)]
+    shapes = generator.shapes(recipe, backbone)
     _context.check(backbone, recipe.model.context_parallel, shapes)
     return world // recipe.model.context_parallel
 
