@@ -103,7 +103,7 @@ def _decoded(data: bytes, source: str) -> str:
 def _lines(text: str, source: str) -> Iterator[tuple[str, str]]:
     """Where each line stands that is not blank, and what it says."""
     # Not splitlines(): JSON may hold U+2028 and its like, which end no line of the file.
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
         if line.strip():
             yield f"{source}, line {number}", line.strip()
 

@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from sfgrpo.prompts import files, images, tables
+from sfgrpo.prompts import files, images, rows, tables
 from sfgrpo.prompts.prompt import Prompt
 
 EVALUATION = ("validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation")
 """Splits for evaluation, the first that there is: a test set is left alone if it can be."""
+DESCRIBING = {"dataset_infos.json", "dataset_info.json", "state.json"}
+"""Files that say what a dataset is, and hold no prompts."""
 KNOWN = {"name", "data_files", "sep", "delimiter"}
 """What `datasets` may say of how files are to be read that `sfgrpo.prompts.files` follows."""
 
@@ -95,11 +98,29 @@ def _find(datasets: Any, folder: str, cache: str) -> dict[str, Any]:
     config = datasets.load_dataset_builder(str(path), cache_dir=cache).config
     if not _plain(config):
         return _named(datasets.load_dataset(str(path), cache_dir=cache, keep_in_memory=True))
+    _tell_left_out(path, [path for part in config.data_files.values() for path in part])
     separator = getattr(config, "delimiter", None) or getattr(config, "sep", None)
     return {
         str(name): [(Path(file), separator) for file in paths]
         for name, paths in config.data_files.items()
     }
+
+
+def _tell_left_out(folder: Path, read: list[str]) -> None:
+    """Warn of files of prompts in a format that `datasets` passes over: it takes the one that most
+    files have."""
+    kinds = {files.suffixes(file)[0] for file in read}
+    others = [
+        str(path.relative_to(folder)) for path in sorted(folder.rglob("*"))
+        if files.readable(path.name) and files.suffixes(path.name)[0] not in kinds
+        and path.name not in DESCRIBING
+    ]  # fmt: skip
+    if others:
+        warnings.warn(
+            f"prompts: of folder '{folder}' datasets reads its {', '.join(sorted(kinds))} alone, "
+            f"and leaves out {rows.listed(others)}",
+            stacklevel=2,
+        )
 
 
 def _plain(config: Any) -> bool:

@@ -70,9 +70,19 @@ def test_files_as_editors_write_them(tmp_path: Path) -> None:
     source = tmp_path / "p.txt"
     source.write_bytes("\ufeffa cat\r\n\r\na dog".encode())
     assert texts(prompts.load(str(source))) == ["a cat", "a dog"]
+    source.write_bytes(b"a cat\ra dog\r")  # of the first Macs, and of their spreadsheets
+    assert texts(prompts.load(str(source))) == ["a cat", "a dog"]
     source = tmp_path / "p.jsonl"
     source.write_text('{"prompt": "one\u2028two"}\n', encoding="utf-8")
     assert texts(prompts.load(str(source))) == ["one\u2028two"]
+
+
+def test_a_format_that_a_folder_leaves_out_is_told(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "mixed", a__txt="one\n", b__jsonl=lines(GENEVAL), dataset_infos__json="{}"
+    )
+    with pytest.warns(UserWarning, match=r"reads its \.jsonl alone, and leaves out a\.txt$"):
+        prompts.load(folder)
 
 
 def test_flow_grpos_folders(tmp_path: Path) -> None:
