@@ -47,6 +47,8 @@ class VelocityField:
     pace: Callable[[int], int] | None = None
     """From this rank's number of batches to that of the rank that has most, where a forward waits
     for all ranks; None where it does not."""
+    pause: Callable[[], object] = lambda: None
+    """Called before the batches of a step; like `pace` by all ranks as often."""
     context: int = 1
     """Neighbouring ranks that compute each row together, and so have the same rows."""
     tally: Tally = field(default_factory=Tally)
@@ -87,6 +89,7 @@ class VelocityField:
     def _in_batches(
         self, x: Tensor, t: Tensor, prompt: Tensor
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        self.pause()
         # Asked before the first batch, or ranks would wait for each other's answers and forwards
         # crosswise.
         here = -(-len(x) // self.batch_size)

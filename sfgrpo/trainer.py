@@ -59,7 +59,7 @@ class Trainer:
                 differ.
             checkpoints.CheckpointError: its checkpoints cannot be continued.
         """
-        self.recipe, self.device = recipe, engine.start()
+        self.recipe, self.device, self.signals = recipe, engine.start(), Signals()
         self.context = recipe.model.context_parallel
         generator.check_context(recipe, engine.world())
         self.prompts = generator.prompts_of(recipe)
@@ -118,7 +118,8 @@ class Trainer:
             Interrupted: `signals` received one; what was finished is saved.
             RewardFailed: a reward failed in all attempts (`on_reward_failure`); likewise.
         """
-        signals, last, failed = signals or Signals(), self.recipe.run.iterations, True
+        self.signals = signals = signals or self.signals
+        last, failed = self.recipe.run.iterations, True
         bar = tqdm(
             total=last, initial=self.iteration, unit="it", disable=engine.rank() != 0,
             desc=f"{self.recipe.credit.rule} credit", dynamic_ncols=True,
@@ -212,6 +213,7 @@ class Trainer:
             backbone=self.backbone, network=self.engine.network, conditioning=self.embed(chosen),
             unconditional=self.away(chosen) if guidance != 1 else None, guidance=guidance,
             batch_size=self.recipe.sample.batch_size, pace=self.engine.pace, context=self.context,
+            pause=self.signals.check,
         )  # fmt: skip
 
     def sample(self, field: VelocityField, schedule: Schedule, plan: Plan) -> Trajectories:

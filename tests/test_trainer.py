@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from sfgrpo import evaluate, ops, sde
 from sfgrpo.backbones import sd3
 from sfgrpo.rollout import START, sample
 from sfgrpo.run import records
+from sfgrpo.run.stopping import Interrupted, Signals
 from sfgrpo.trainer import Trainer
 from tests.support import training
 from tests.support.rewards import Crash, Redness
@@ -87,6 +89,33 @@ def test_a_crash_anywhere_leaves_no_trace(
     kept = {path.name: path.read_bytes() for path in (whole / "strips").iterdir()}
     assert {path.name: path.read_bytes() for path in (cut / "strips").iterdir()} == kept
     assert sorted(kept) == [f"00000{k}.{kind}" for k in (1, 2, 3) for kind in ("json", "png")]
+
+
+class Late(Signals):
+    """Asks the run to stop at safe point `left`."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__()
+        self.left = left
+
+    def check(self) -> None:
+        self.left -= 1
+        if not self.left:
+            raise Interrupted(signal.SIGINT)
+
+
+@pytest.mark.parametrize("left", [3, 24, 39])
+def test_sampling_and_evaluation_stop_between_their_steps(
+    recipe, whole: Path, tmp_path: Path, left: int
+) -> None:
+    """What is finished then is saved, and the run goes on as if it had not stopped."""
+    cut = tmp_path / "cut"
+    with pytest.raises(Interrupted):
+        Trainer(recipe(cut, checkpoint="{every: 100}")).train(Late(left))
+    finished = [row["iteration"] for row in records.read(cut / "metrics.jsonl")]
+    assert (cut / f"checkpoints/{len(finished):06d}/manifest.json").is_file()
+    Trainer(recipe(cut)).train()
+    assert logs(cut) == logs(whole)
 
 
 @pytest.mark.slow

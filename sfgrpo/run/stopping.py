@@ -1,7 +1,8 @@
 """Asked to stop (SIGTERM, Ctrl-C, SIGHUP, a launcher that is gone): the run saves and ends.
 
-It does so at the next safe point. Safe points lie between the phases of an iteration. An iteration
-that has not changed the weights yet is dropped: continued, it is repeated bit for bit.
+It does so at the next safe point. Safe points lie between the phases of an iteration, and between
+the steps of sampling, estimates and evaluation, which take minutes. An iteration that has not
+changed the weights yet is dropped, as is an evaluation: continued, it is repeated bit for bit.
 
 What launchers do (DeepSpeed 0.19.8, torchrun of PyTorch 2.10), so that one wish arrives as many:
 - Ctrl-C goes from the terminal to every process, and from a launcher once more to its ranks:
