@@ -91,22 +91,24 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
     from sfgrpo.run.peers import Agreed, Watch
     from sfgrpo.run.records import RunError
 
+    refused = RunError, CheckpointError, engine.LaunchError
+    stopped = NonFinite, Disagreement, RewardError, CreditError
     try:
         engine.start()
         together = Watch(
             rank=engine.rank(), world=engine.world(), largest=engine.largest,
             timeout=recipe.run.peer_timeout, folder=recipe.run.output_dir,
-            interface=engine.interface(),
+            interface=engine.interface(), told=(*refused, *stopped),
         )  # fmt: skip
         with output.lasting(), stopping.Signals() as signals:
             agreement.check(recipe, fresh=arguments.fresh)
             with claim.claimed(recipe.run.output_dir), together:
                 status = _run(recipe, signals, fresh=arguments.fresh, prog=prog, end=together.fail)
-    except (RunError, CheckpointError, engine.LaunchError) as error:
+    except refused as error:
         if engine.rank() == 0 or not isinstance(error, Agreed):
             print(f"{prog}: {extras.explained(error)}", file=sys.stderr)
         status = 2
-    except (NonFinite, Disagreement, RewardError, CreditError) as error:
+    except stopped as error:
         if engine.rank() == 0 or not isinstance(error, Agreed):
             print(f"\n{prog}: {error}", file=sys.stderr)
         status = 1

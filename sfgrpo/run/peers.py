@@ -67,6 +67,7 @@ class Watch:
         timeout: float,
         folder: Path,
         interface: str,
+        told: tuple[type[BaseException], ...] = (),
     ) -> None:
         """
         Args:
@@ -74,9 +75,10 @@ class Watch:
             timeout: seconds after which a machine that fell silent is given up.
             folder: the run's; the reason is left in it.
             interface: address at which rank 0 listens; "" is every one of its machine.
+            told: errors whose message says all; of others the traceback is printed.
         """
         self.rank, self.world, self.largest, self.timeout = rank, world, largest, timeout
-        self.folder, self.interface = folder, interface
+        self.folder, self.interface, self.told = folder, interface, told
         self.name = f"rank {rank} (process {os.getpid()} on {socket.gethostname()})"
         self.others: list[socket.socket] = []
         self._readers: list[threading.Thread] = []
@@ -109,10 +111,12 @@ class Watch:
             for reader in self._readers:  # Python aborts if one still reads while it shuts down
                 reader.join(self.timeout)
             return
-        traceback.print_exception(error)
+        told = isinstance(error, self.told)
+        if not told:
+            traceback.print_exception(error)
         if concerns_others(error):
             time.sleep(SETTLE)  # the rank that is behind it is heard of meanwhile
-        reason = "".join(traceback.format_exception_only(error)).strip()
+        reason = str(error) if told else "".join(traceback.format_exception_only(error)).strip()
         self.fail(f"{self.name} failed: {reason}")
 
     def fail(self, reason: str) -> NoReturn:

@@ -118,6 +118,24 @@ def strangers(port: int, opened: ExitStack) -> None:
     reset.close()
 
 
+def test_what_is_wrong_with_a_recipe_is_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    watch = Watch(
+        rank=0, world=2, largest=lambda value: value, timeout=1, folder=tmp_path, interface="",
+        told=(ValueError,),
+    )  # fmt: skip
+    reasons: list[str] = []
+    watch.fail = reasons.append  # pyright: ignore[reportAttributeAccessIssue]
+    for error in (ValueError("9 trajectories do not divide"), KeyError("x")):
+        try:
+            raise error
+        except (ValueError, KeyError) as raised:
+            watch.__exit__(type(raised), raised, None)
+        assert ("Traceback" in capsys.readouterr().err) == isinstance(error, KeyError)
+    assert reasons[0] == f"{watch.name} failed: 9 trajectories do not divide"
+
+
 def test_strangers_do_not_keep_a_rank_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They connect before rank 1 does."""
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
