@@ -44,7 +44,7 @@ def test_overrides_are_read_as_yaml() -> None:
         ("run.seed.x", "1", "'seed' is not a section"),
         ("train.beta", ".nan", "finite"),
         ("train.loss_scale", "dynamical", "train.loss_scale.*unknown value 'dynamical'.*'dynamic'"),
-        ("deepspeed.zero_stage", "4", "deepspeed.zero_stage: unknown value '4'"),
+        ("deepspeed.zero_stage", "4", "deepspeed.zero_stage: unknown value '4' .known: 0,"),
         ("deepspeed.offload_optimizer", "cpu", "offload_optimizer: cpu needs zero_stage 1 or more"),
         ("deepspeed.offload_parameters", "cpu", "parameters: cpu needs zero_stage 3 or more"),
     ],
