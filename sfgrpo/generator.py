@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -148,4 +149,6 @@ def load(recipe: Recipe, device: torch.device | str, **instead: Any) -> backbone
     try:
         return backbones.load(model.backbone, model.path, options=model.options, **given)
     except OSError as error:
-        raise OSError(f"model.path '{model.path}': {in_one_line(error)}") from error
+        there = Path(model.path).exists()
+        hub = "" if there else f"there is no such folder in '{Path.cwd()}', and as a Hub id: "
+        raise OSError(f"model.path '{model.path}': {hub}{in_one_line(error)}") from error

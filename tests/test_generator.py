@@ -120,3 +120,16 @@ def test_a_model_that_is_not_there_is_named_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=f"^model.path '{tmp_path}': .*model_index.json.*$") as said:
         generator.load(given, "cpu")
     assert "\n" not in str(said.value)
+
+
+def test_a_relative_path_from_another_folder_is_told_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*_: Any, **__: Any) -> None:
+        raise OSError("no model_index.json")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(backbones, "load", absent)
+    given = config.load("embedded", [("model.path", "models/mine")])
+    with pytest.raises(OSError, match=f"no such folder in '{tmp_path}', and as a Hub id: no model"):
+        generator.load(given, "cpu")
