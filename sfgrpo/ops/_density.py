@@ -37,7 +37,8 @@ def unnormalised(coef: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     noisy = n > 0
     table = torch.stack((a, b, torch.where(noisy, math.sqrt(0.5), n), t), 1)
     scored = noisy if math.prod(x.shape[1:]) else torch.zeros_like(noisy)
-    return table, torch.where(scored, HALF_LOG_PI, 0.0).to(coef.dtype)
+    # Not of two numbers alone, whose result has the default dtype's precision.
+    return table, scored.to(coef.dtype) * HALF_LOG_PI
 
 
 def gaussian_kl_scale(coef: Tensor) -> Tensor:

@@ -36,6 +36,19 @@ def test_score(reduction: Any) -> None:
     assert empty.tolist() == [0.0] * 4
 
 
+def test_float64_is_exact_and_the_default_dtype_does_not_matter() -> None:
+    r = rows(4, (3, 5), F64, F64)
+    got = ops.sde_logprob(r.x, r.v, r.x_next, r.coef, density="unnormalised")
+    torch.testing.assert_close(got, _square(r.v, r), rtol=1e-14, atol=1e-14)
+    usual = ops.sde_logprob(R.x, R.v, R.x_next, R.coef, density="unnormalised")
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        again = ops.sde_logprob(R.x, R.v, R.x_next, R.coef, density="unnormalised")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(again, usual)
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_gradients_of_the_score(reduction: Any) -> None:
     r = rows(4, (3,), F64, F64)
