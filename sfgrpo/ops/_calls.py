@@ -14,12 +14,22 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor
 
-from sfgrpo.ops._library import DEFINITIONS, LIBRARY, mark_overwritten
+from sfgrpo.ops._library import (
+    DEFINITIONS,
+    LIBRARY,
+    forward_differentiated,
+    mark_overwritten,
+    refuse_tangents,
+)
 
 
 def _plain() -> bool:
     """Whether nothing looks at the call that would have to see the op itself."""
-    return not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or forward_differentiated()
+    )
 
 
 def in_place(name: str) -> Callable[[Any], Any]:
@@ -122,6 +132,8 @@ def differentiate(
             return op(*o)
         if torch._C._are_functorch_transforms_active():
             return transformed.apply(*o)
+        if forward_differentiated():
+            refuse_tangents(name, o)
         if torch.is_grad_enabled():
             asked = differentiable(o)
             if torch._C._any_requires_grad(*asked):

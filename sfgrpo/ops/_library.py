@@ -19,6 +19,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("sfgrpo", "DEF")
 Record = TypeVar("Record", bound=NamedTuple)
@@ -138,6 +139,8 @@ def _work_in_place(name: str, op: Any) -> None:
     fields = DEFINITIONS[name].record._fields
 
     def refuse_gradients(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
+        if forward_differentiated():
+            refuse_tangents(name, args)
         if torch.is_grad_enabled():
             for field, value in zip(fields, args, strict=False):
                 if isinstance(value, Tensor) and value.requires_grad:
@@ -156,6 +159,22 @@ def _work_in_place(name: str, op: Any) -> None:
 
     LIBRARY.impl(name, refuse_gradients, "Autograd", with_keyset=True)
     LIBRARY.impl(name, bump_versions, "ADInplaceOrView", with_keyset=True)
+
+
+def forward_differentiated() -> bool:
+    """Whether tensors may carry tangents, as within ``torch.autograd.forward_ad.dual_level``."""
+    return forward_ad._current_level >= 0
+
+
+def refuse_tangents(name: str, args: Sequence[Any]) -> None:
+    """Forward differentiation is an error: results would come without a tangent, as if constant,
+    and what is overwritten would keep the tangent of what it was."""
+    for field, value in zip(DEFINITIONS[name].record._fields, args, strict=False):
+        if isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None:
+            raise NotImplementedError(
+                f"sfgrpo::{name}: {field} carries a tangent, but the op has no derivative in "
+                "forward mode; differentiate in reverse, or pass forward_ad.unpack_dual(...).primal"
+            )
 
 
 def mark_overwritten(name: str, args: Sequence[Any]) -> None:

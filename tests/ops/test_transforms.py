@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from torch.autograd import forward_ad
 from torch.func import grad, vmap
 
 from sfgrpo import ops
@@ -114,6 +115,22 @@ def test_a_second_derivative_is_an_error(name: str, transformed: bool) -> None:
     assert bool(slope(v).any())
     with pytest.raises(RuntimeError, match=rf"ops.{name.split(',')[0]}: .* one differentiation"):
         second(v)
+
+
+IN_PLACE: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "sde_step_": lambda v, x: ops.sde_step_(x, v, R.coef, noise=R.noise),
+    "tweedie_": lambda v, x: ops.tweedie_(x, v, 0.3),
+}
+
+
+@pytest.mark.parametrize("name", [*GRADIENTS, *IN_PLACE])
+def test_a_tangent_is_an_error(name: str) -> None:
+    """Never a result that has none, nor an overwritten one that keeps it."""
+    op = name.split(",")[0]
+    with forward_ad.dual_level():
+        v = forward_ad.make_dual(R.v.clone(), torch.ones_like(R.v))
+        with pytest.raises(NotImplementedError, match=f"{op}: v carries a tangent"):
+            (GRADIENTS | IN_PLACE)[name](v, STATES[0].clone())
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float16])
