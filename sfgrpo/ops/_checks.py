@@ -86,7 +86,8 @@ def number(name: str, value: Any, low: float = -math.inf) -> float:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: got {type(value).__name__}, expected a number")
-    if not math.isfinite(value) or value < low:
+    # Not math.isfinite, which no graph of moving numbers has (torch.compile with dynamic=True).
+    if not low <= value < math.inf or value == -math.inf:
         bound = "" if low == -math.inf else f" >= {low:g}"
         raise ValueError(f"{name}: got {value}, expected a finite number{bound}")
     return float(value)

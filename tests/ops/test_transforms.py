@@ -190,6 +190,22 @@ def _lazy_zeros(rows_: int, elements: int) -> Tensor:
     return torch.from_numpy(numpy.zeros((rows_, elements), dtype=numpy.int16)).view(BF16)
 
 
+def test_compiles_with_numbers_that_move() -> None:
+    """dynamic=True makes symbols of Python's numbers, as does a second call with another one."""
+
+    def all_ops(v: Tensor, number: float) -> Tensor:
+        logp = ops.sde_logprob(R.x, v, R.x_next, R.coef, v_uncond=R.v_uncond, guidance=number)
+        loss = ops.policy_loss(R.x, v, R.x_next, R.coef, None, logp, clip_range=number).loss
+        gains = ops.gain_advantages(v, clamp=number)
+        return loss + ops.tweedie(R.x, v, number).sum() + gains.sum()
+
+    for dynamic, numbers in ((True, (0.25,)), (None, (0.25, 0.5))):
+        torch._dynamo.reset()
+        compiled = torch.compile(all_ops, fullgraph=True, dynamic=dynamic, backend="eager")
+        for number in numbers:
+            torch.testing.assert_close(compiled(R.v, number), all_ops(R.v, number))
+
+
 def test_more_than_2_to_the_31_elements() -> None:
     """The last element, beyond 32-bit addresses, is read, and by the right row."""
     elements = 2**30 + 5
