@@ -238,6 +238,8 @@ def _numbers(name: str, found: Any, count: int) -> Tensor:
             found = torch.as_tensor(found, device="cpu")
         if found.is_complex():
             raise TypeError("complex numbers have no order")
+        if found.layout != torch.strided:
+            raise TypeError(f"its layout is {found.layout}")
         return found.detach().to("cpu", torch.float32, copy=True)
     except (TypeError, ValueError, RuntimeError) as error:
         raise RewardError(

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfgrpo.prompts import images
+from sfgrpo.rewards.base import expect_images
 
 BICUBIC = 3
 """Pillow's number of the filter."""
@@ -39,6 +40,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 def to_bytes(images: Tensor) -> np.ndarray:
     """[B, 3, H, W] in [0, 1] -> uint8 [B, H, W, 3] on the CPU: what a PNG of each would hold."""
+    expect_images(images)
     whole = (images.detach().float().clamp(0, 1) * 255).round().byte()
     return whole.permute(0, 2, 3, 1).cpu().numpy()
 
@@ -84,6 +86,7 @@ class Preprocess:
     def __call__(self, images: Tensor) -> Tensor:
         """[B, 3, H, W] in [0, 1] -> [B, 3, *crop], normalised; of any floating type, computed in
         fp32."""
+        expect_images(images)
         height, width = images.shape[-2:]
         short = min(height, width)
         size = [self.shortest * side // short for side in (height, width)]

@@ -51,6 +51,15 @@ class Unscored(RewardError):
         self.scores = scores
 
 
+def expect_images(samples: Tensor) -> None:
+    """ValueError for samples of a generator that makes no images, such as sound or actions."""
+    if samples.ndim != 4 or samples.shape[1] != 3:
+        raise ValueError(
+            f"it scores images [B, 3, H, W], got samples {list(samples.shape)}: this reward is not "
+            "for what the generator makes"
+        )
+
+
 @contextlib.contextmanager
 def staying(who: str) -> Iterator[None]:
     """RewardError, naming `who`, for sys.exit within the context: it would end the run as if it

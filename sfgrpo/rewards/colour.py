@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sfgrpo.rewards.base import Metadata
+from sfgrpo.rewards.base import Metadata, expect_images
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (245, 245, 245),
@@ -54,6 +54,7 @@ class ColourReward:
     ) -> Tensor:
         if not metadata:
             return images.new_empty(0, dtype=torch.float32)
+        expect_images(images)
         pixels = images.detach().float().cpu().flatten(2)
         front, back = (
             torch.stack([_asked(entry, key) for entry in metadata])[:, :, None]

@@ -23,7 +23,7 @@ from sfgrpo.rewards import _qwen2_vl, _weights
 from sfgrpo.rewards._pixels import CLIP_MEAN, CLIP_STD, normalise, resize
 from sfgrpo.rewards._qwen2_vl import Reader
 from sfgrpo.rewards._weights import Place, Settings, Weights
-from sfgrpo.rewards.base import Metadata
+from sfgrpo.rewards.base import Metadata, expect_images
 
 INSTRUCTION = Path(__file__).with_suffix(".txt")
 JUDGED = "<|Reward|>"
@@ -62,6 +62,7 @@ class Hpsv3:
         return torch.cat(found)
 
     def _scores(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        expect_images(images)
         size = _qwen2_vl.fitted(
             *images.shape[-2:], factor=self._reader.factor, least=PIXELS, most=PIXELS
         )

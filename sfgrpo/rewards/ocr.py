@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfgrpo.rewards.base import Metadata
+from sfgrpo.rewards.base import Metadata, expect_images
 
 MODEL = Path("models") / "PP-OCRv6_rec_small.onnx"
 HEIGHT = 48
@@ -64,7 +64,8 @@ class Recogniser:
     def probabilities(self, images: Tensor) -> Iterator[Tensor]:
         """Class probabilities [B, T, K] of images [B, 3, H, W], one row per 8 columns of pixels; a
         batch at a time, since K is 18,710."""
-        _, _, height, width = images.shape
+        expect_images(images)
+        height, width = images.shape[-2:]
         columns = max(1, round(HEIGHT * width / height))
         resized = F.interpolate(
             images.detach().float().cpu(),

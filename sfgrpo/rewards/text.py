@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sfgrpo.cores import cores
 from sfgrpo.rewards import ocr
-from sfgrpo.rewards.base import Metadata
+from sfgrpo.rewards.base import Metadata, expect_images
 
 DETECTOR = "PP-OCRv6_det_small.onnx"
 
@@ -107,6 +107,7 @@ class TextReward:
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
     ) -> Tensor:
+        expect_images(images)
         targets = [self._asked(*pair) for pair in zip(prompts, metadata, strict=True)]
         scores = [
             self._score(normalise(self.read(image)), target)

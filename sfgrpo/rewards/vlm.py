@@ -41,7 +41,7 @@ from sfgrpo.remote.wire import JSON
 from sfgrpo.rewards import _sources
 from sfgrpo.rewards._answers import parsed_score, probability_of_yes
 from sfgrpo.rewards._template import EDITED, PLACE, check, filled
-from sfgrpo.rewards.base import Metadata, Unscored
+from sfgrpo.rewards.base import Metadata, Unscored, expect_images
 
 Answer = Literal["score", "yes"]
 TOKENS = {"score": 256, "yes": 1}
@@ -149,8 +149,7 @@ class VlmReward:
     def __call__(
         self, images: Tensor, prompts: Sequence[str], metadata: Sequence[Metadata]
     ) -> Tensor:
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"expected images [B, 3, H, W], got {tuple(images.shape)}")
+        expect_images(images)
         shown = images.detach().cpu()
         questions = [
             self._question(*one) for one in zip(shown, prompts, metadata, strict=True)

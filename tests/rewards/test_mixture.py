@@ -102,6 +102,10 @@ def test_numbers_of_any_kind(answer: Any) -> None:
         ("ab", "reward '0' returned str"),
         ((torch.zeros(2), {"accuracy": 1}), "reward '0' returned tuple"),  # as in Flow-GRPO
         ([[1], [1, 2]], "reward '0' returned list"),
+        (
+            torch.ones(2).to_sparse(),
+            r"reward '0' .*its layout is torch.sparse_coo",
+        ),
         (1.0, r"reward '0' returned shape \(\) for 2 samples"),
         (np.zeros((2, 1)), r"reward '0' returned shape \(2, 1\) for 2 samples"),
     ],
@@ -109,6 +113,17 @@ def test_numbers_of_any_kind(answer: Any) -> None:
 def test_what_is_no_list_of_numbers_is_named(answer: Any, message: str) -> None:
     with pytest.raises(rewards.RewardError, match=message):
         mixture(lambda *_: answer)(torch.ones(2, 3), ["", ""], [{}, {}])
+
+
+ENTRY = {"text": "7", "foreground": "red", "background": "white"}
+
+
+@pytest.mark.parametrize("name", ["jpeg", "colour", "line", "ocr", "text"])
+@pytest.mark.parametrize("shape", [(2, 100, 7), (2, 4, 8, 8), (2, 9)])
+def test_a_reward_of_images_says_so_of_others(name: str, shape: tuple[int, ...]) -> None:
+    scores = rewards.load({name: 1})
+    with pytest.raises(rewards.RewardError, match=rf"'{name}' .*scores images \[B, 3, H, W\], got"):
+        scores(torch.ones(shape), ["7", "7"], [ENTRY, ENTRY])
 
 
 def test_a_reward_that_exits_fails_the_run() -> None:

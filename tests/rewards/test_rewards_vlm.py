@@ -187,7 +187,7 @@ def test_what_is_wrong_is_said_at_once(options: dict[str, Any], message: str) ->
 
 
 def test_only_images_are_judged(url: str) -> None:
-    with pytest.raises(ValueError, match="expected images"):
+    with pytest.raises(ValueError, match="it scores images"):
         made(url)(torch.zeros(1, 7), ["a"], [{}])
 
 
