@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sfgrpo.option_types import misfit
+
 OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 """The form "package.module:function"."""
 
@@ -153,10 +155,13 @@ class Kind:
                 options.
 
         Raises:
-            ValueError: as `resolve`; an option that it does not have, or lacks one it needs.
+            ValueError: as `resolve`; an option that it does not have, or of another type than it
+                is annotated to take; it lacks one it needs.
         """
         function, options = self.resolve(name), dict(options or {})
         self._check_options(name, function, options, supplied)
+        if wrong := misfit(function, options):
+            raise ValueError(f"{self.what} '{name}': {wrong}; see {self.options}")
         if not options:
             return function
         kept = () if isinstance(function, type) else functools.WRAPPER_UPDATES

@@ -21,6 +21,7 @@ SETUPTOOLS = PROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, Path] = {n: ROOT / f for n, f in SETUPTOOLS["package-dir"].items()}
 
 FLOORS = (
+    ("option_types",),
     ("", "names", "files", "cores", "csrc"),  # "" is sfgrpo/__init__.py
     ("extras", "samplers", "launch", "recipe_yaml", "arguments", "hashes", "track"),
     ("run.records", "run.lock", "run.alarms"),
