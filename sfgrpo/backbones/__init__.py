@@ -10,6 +10,8 @@
     krea2                Krea 2
     auraflow             AuraFlow
     cogview4             CogView4
+    hidream              HiDream-I1
+    hunyuanimage         HunyuanImage 2.1, guided without its guider's momentum
     sana                 SANA
     sana_video           SANA-Video
     qwenimage            Qwen-Image

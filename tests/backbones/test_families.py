@@ -184,8 +184,8 @@ def test_sizes_and_lengths(name: str, loaded: Callable[[str], Any]) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "auraflow", "cogview4", "sana", "sana-video", "ltx", "ltx2", "hunyuanvideo",
-        "hunyuanvideo15", "qwenimage21",
+        "auraflow", "cogview4", "hidream", "hunyuanimage", "sana", "sana-video", "ltx", "ltx2",
+        "hunyuanvideo", "hunyuanvideo15", "qwenimage21",
     ],
 )  # fmt: skip
 def test_sizes_are_known_without_values(name: str) -> None:

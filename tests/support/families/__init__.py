@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.support.families import edits, images, instructed, qwen3, sound, videos
+from tests.support.families import edits, images, instructed, qwen3, several, sound, videos
 from tests.support.families.parts import NEGATIVE, PROMPTS, Family, diffusers, scheduler
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "qwen3",
     "save",
     "scheduler",
+    "several",
     "sound",
     "videos",
 ]
@@ -31,6 +32,7 @@ __all__ = [
 FAMILIES: dict[str, Family] = (
     images.FAMILIES
     | qwen3.FAMILIES
+    | several.FAMILIES
     | instructed.FAMILIES
     | videos.FAMILIES
     | sound.FAMILIES
