@@ -44,12 +44,7 @@ class HiDreamBackbone(PipelineBackbone):
 
     def _prepare(self) -> None:
         super()._prepare()
-        network = self.pipeline.transformer
-        network.patchify = partial(_patchify, network)
-        network.unpatchify = partial(_unpatchify, network)
-        for block in (*network.double_stream_blocks, *network.single_stream_blocks):
-            if isinstance(block.block.ff_i, MOEFeedForwardSwiGLU):
-                block.block.ff_i = Routed(block.block.ff_i)
+        trainable(self.pipeline.transformer)
 
     def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
         network, scale = self.pipeline.transformer, self.pipeline.vae_scale_factor
@@ -99,6 +94,16 @@ class HiDreamBackbone(PipelineBackbone):
             pooled=torch.zeros(prompts, config.text_emb_dim, dtype=self.dtype),
             extra={"llama": torch.zeros(prompts, layers, length, of_llama, dtype=self.dtype)},
         )
+
+
+def trainable(network: Any) -> Any:
+    """diffusers' network, changed so that training runs what sampling ran, and with a gradient."""
+    network.patchify = partial(_patchify, network)
+    network.unpatchify = partial(_unpatchify, network)
+    for block in (*network.double_stream_blocks, *network.single_stream_blocks):
+        if isinstance(block.block.ff_i, MOEFeedForwardSwiGLU):
+            block.block.ff_i = Routed(block.block.ff_i)
+    return network
 
 
 class Routed(nn.Module):

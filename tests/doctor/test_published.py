@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sfgrpo.backbones import hidream
 from sfgrpo.backbones.hunyuanvideo15 import WholeTexts
 from sfgrpo.backbones.lumina2 import WholeCaptions
 from sfgrpo.doctor import footprint, published
@@ -42,6 +43,12 @@ COUNTS = {
     "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": {
         "transformer": (1_604_462_752, 1.604e9), "vae": (312_250_275, 312.3e6),
         "text_encoder": (2_614_341_888, 2.61e9),
+    },
+    "HiDream-ai/HiDream-I1-Full": {  # 17 billion
+        "transformer": (17_105_733_184, 17.1e9), **SD3,
+        "text_encoder": (123_781_632, 123.65e6 + 768 * (248 - 77)),  # of more places
+        "text_encoder_2": (694_840_320, 694.66e6 + 1280 * (218 - 77)),
+        "text_encoder_4": (8_030_261_248, 8.03e9),
     },
     "Lightricks/LTX-2": {  # all but the text encoder: a file of 43.3 GB, in bfloat16
         "transformer": (18_876_174_592, 18.88e9), "vae": (1_222_479_601, 1.22e9),
@@ -92,6 +99,10 @@ COUNTS = {
     "fal/AuraFlow-v0.3": {  # 6.8 billion to its publisher, cut and not rounded
         "transformer": (6_858_605_568, 6.86e9), "vae": (83_653_863, 83.65e6),
         "text_encoder": (1_223_550_976, 1.22e9),
+    },
+    "hunyuanvideo-community/HunyuanImage-2.1-Diffusers": {  # 17 billion, cut and not rounded
+        "transformer": (17_425_795_520, 17.4e9), "vae": (405_575_491, 405.6e6),
+        "text_encoder": (8_292_166_656, 8.29e9), "text_encoder_2": (219_314_944, 219.3e6),
     },
     "hunyuanvideo-community/HunyuanVideo": {
         "transformer": (12_821_012_544, 12.8e9), "vae": (246_478_803, 246.5e6),
@@ -186,6 +197,8 @@ def test_the_transformer_runs(model_id: str, name: str) -> None:
     model = found(model_id)
     component = model.components[name]
     few = {k: min(v, 2) if LAYERS.fullmatch(k) else v for k, v in component.config.items()}
+    if "llama_layers" in few:  # one for each block
+        few["llama_layers"] = few["llama_layers"][:4]
     alone = replace(model, components={name: replace(component, config=few)})
     latent, result = run(alone.networks(torch.bfloat16)[name])
     assert result.shape == latent.shape
@@ -219,22 +232,29 @@ def run(network: nn.Module) -> tuple[Tensor, Tensor]:
         with torch.device("meta"), torch.no_grad():
             x, t, mask = rand(2, 16, 16, 16), torch.rand(2), torch.ones(2, 7)
             return x, made(x, t, rand(2, 7, 2304), mask, return_dict=False)[0]
-    if type(network).__name__ == "HunyuanVideo15Transformer3DModel":  # so does this
+    kind, c = type(network).__name__, made.config
+    if kind in ("HunyuanVideo15Transformer3DModel", "HunyuanImageTransformer2DModel"):  # these, too
         with torch.device("meta"), torch.no_grad():
-            x, t, mask = rand(2, 65, 2, 16, 16), rand(2), torch.ones(2, 7)
-            given = {"hidden_states": x, "timestep": t, "image_embeds": rand(2, 5, 1152)}
+            given: dict[str, Tensor] = {"timestep": rand(2)}
             for name, width in (("", 3584), ("_2", 1472)):
                 given[f"encoder_hidden_states{name}"] = rand(2, 7, width)
-                given[f"encoder_attention_mask{name}"] = mask
-            return x[:, :32], WholeTexts(network)(**given, return_dict=False)[0]
+                given[f"encoder_attention_mask{name}"] = torch.ones(2, 7)
+            x = rand(2, 64, 16, 16)
+            if kind == "HunyuanVideo15Transformer3DModel":
+                x, given["image_embeds"] = rand(2, 65, 2, 16, 16), rand(2, 5, 1152)
+            (v,) = WholeTexts(network)(hidden_states=x, **given, return_dict=False)
+            return x[:, : c.out_channels], v
+    if kind == "HiDreamImageTransformer2DModel":
+        with torch.device("meta"), torch.no_grad():
+            x, *more = rand(2, 16, 16, 16), torch.rand(2), rand(2, 7, 4096), rand(32, 2, 7, 4096)
+            return x, hidream.trainable(network)(x, *more, rand(2, 2048), return_dict=False)[0]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     footprint.fake(mode, [network])
-    c = made.config
     plain = {"return_dict": False}
     with mode, torch.no_grad():
         t, text = torch.rand(2), rand(2, 7, getattr(c, "joint_attention_dim", 4096))
         tokens = rand(2, 64, c.in_channels)
-        match type(network).__name__:
+        match kind:
             case "SD3Transformer2DModel":
                 x = rand(2, 16, 16, 16)
                 return x, made(x, text, rand(2, 2048), t, **plain)[0]
@@ -282,5 +302,5 @@ def run(network: nn.Module) -> tuple[Tensor, Tensor]:
             case "ZImageTransformer2DModel":
                 x, text = rand(2, 16, 1, 16, 16), rand(2, 7, 2560)
                 return x, torch.stack(made([*x], t, [*text], **plain)[0])
-            case kind:
+            case _:
                 raise AssertionError(f"no call is written down for a {kind}")
