@@ -133,8 +133,8 @@ def test_euler_is_the_loop() -> None:
         ("euler", {"steps": 5}, "'euler': unknown option 'steps'; did you mean 'substeps'"),
         ("midpoint", {"substeps": 2}, "'midpoint' has no options, got 'substeps'"),
         ("euler", {"substeps": 0}, "'euler' at t = 0.5: substeps: got 0, expected a whole number"),
-        ("exact", {"substeps": True}, "substeps: got True, expected a whole number"),
-        ("euler", {"substeps": 2.5}, "substeps: got 2.5, expected a whole number"),
+        ("exact", {"substeps": True}, "'substeps' must be a whole number, got true or false: True"),
+        ("euler", {"substeps": 2.5}, "'substeps' must be a whole number, got a number: 2.5"),
         (
             "by_level",
             {"midpoint_above": 0.5},
