@@ -24,7 +24,7 @@ from sfgrpo.doctor.machine import GIB, Facts, Problem
 from sfgrpo.doctor.memory import Network, Setting, Work
 from sfgrpo.doctor.text import as_text, called, size
 from sfgrpo.doctor.twins import Cost, compare
-from sfgrpo.doctor.variants import Estimate, Room, Row, rows, setting, ways_out
+from sfgrpo.doctor.variants import RELIEF, Estimate, Room, Row, rows, setting, ways_out
 
 NODE = 8
 """Ranks that a node of GPUs that are not here is taken to have."""
@@ -203,7 +203,7 @@ def _judge(report: Report, network: Network, work: Work, asked: Setting, room: R
         if row.fits or row.fits_checkpointed
     ]
     what = f"a rank needs {size(found.peak)} while in phase '{found.phase}', more than there is"
-    none = "nothing fits as it is: smaller train.micro_batch_size or sample.batch_size, LoRA, bf16"
+    none = f"no stage of ZeRO fits as it is; less of this phase: {RELIEF[found.phase]}"
     if room.device is not None and room.on_device(found.peak):
         remedies = ways_out(network, work, asked, room) + remedies
         what = (

@@ -16,6 +16,16 @@ VARIANTS = (
 )  # fmt: skip
 """(stage, optimiser offloaded, parameters offloaded)."""
 
+RELIEF = {
+    "embedding": "model.text_encoders: offload, or a model.prompt_cache",
+    "loading": "bf16, or deepspeed.zero_stage 3",
+    "sampling": "a smaller sample.batch_size",
+    "decoding": "a smaller model.decode_batch, model.vae_tiling, or fewer pixels (evaluated, too)",
+    "backward": "a smaller train.micro_batch_size, train.gradient_checkpointing, LoRA, or bf16",
+    "step": "LoRA, bf16, or deepspeed.offload_optimizer: cpu",
+}
+"""Phase -> what it takes less memory by."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Room:

@@ -15,7 +15,9 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.trainer import held
 from sfgrpo import backbones, cli, config, offload, zero
 from sfgrpo.doctor import footprint, host, machine, memory, selfcheck
+from sfgrpo.doctor.examination import Report, _judge
 from sfgrpo.doctor.memory import Network, Setting, Work
+from sfgrpo.doctor.variants import RELIEF, Room
 from sfgrpo.ops._library import REFERENCES
 from sfgrpo.policy import Policy
 from sfgrpo.trainer import Trainer
@@ -325,3 +327,12 @@ def test_the_command(
     assert "more than there is" in capsys.readouterr().out
     assert cli.main(["doctor", str(path), "--model.path", str(tmp_path / "none")]) == 1
     assert "PROBLEM" in capsys.readouterr().out
+
+
+def test_what_helps_is_what_the_fullest_phase_takes_less_by() -> None:
+    network = Network(elements=N, trained=N, largest=N)
+    assert RELIEF.keys() == memory.phases(network, Setting(), Work()).keys()
+    for work, said in ((Work(decoding=2**50), "decode_batch"), (Work(backward=2**50), "micro")):
+        report = Report()
+        _judge(report, network, work, Setting(), Room(device=2**30))
+        assert said in report.problems[0].remedy
