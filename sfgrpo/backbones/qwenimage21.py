@@ -7,7 +7,10 @@ row stands behind its own. Prompts are read one by one, for the same reason, and
 `max_sequence_length` is how long the doctor takes them to be.
 
 Published weights decode to pictures with transparency, which are laid over white, as the model's
-text encoder sees them. What it edits is not served yet.
+text encoder sees them. What it edits is not served yet. It is meant to be sampled without guidance:
+
+    sfgrpo train qwen_image --model.backbone qwenimage21 --model.path Qwen/Qwen-Image-2.1 \\
+        --sample.guidance_scale 1
 """
 
 from __future__ import annotations
