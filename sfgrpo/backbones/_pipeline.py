@@ -264,6 +264,12 @@ class PipelineBackbone(Sizes):
         parts = latents.to(self.device, self.pipeline.vae.dtype).split(self.decode_batch)
         return torch.cat([(self._decode(part).float() / 2 + 0.5).clamp(0, 1) for part in parts])
 
+    def _of_patches(self, height: int, width: int, frames: int, *, patch: int) -> tuple[int, ...]:
+        """Shape of an image's latent whose tokens are patch x patch places, as `latent_shape`."""
+        scale = self.pipeline.vae_scale_factor
+        h, w = self._spatial(height, width, frames, scale=scale, multiple=patch * scale)
+        return self.pipeline.transformer.config.in_channels, h, w
+
     def _decode(self, latents: Tensor) -> Tensor:
         """Samples in [-1, 1] of a few latents, here of an AutoencoderKL's."""
         config = self.pipeline.vae.config

@@ -44,10 +44,8 @@ class CogView4Backbone(PipelineBackbone):
             block.attn1.set_processor(MaskedAttention())
 
     def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
-        config, scale = self.pipeline.transformer.config, self.pipeline.vae_scale_factor
-        multiple = scale * config.patch_size
-        h, w = self._spatial(height, width, frames, scale=scale, multiple=multiple)
-        return config.in_channels, h, w
+        patch = self.pipeline.transformer.config.patch_size
+        return self._of_patches(height, width, frames, patch=patch)
 
     def _schedule(self, num_steps: int, latent_shape: tuple[int, ...]) -> dict[str, Any]:
         config = self.pipeline.scheduler.config

@@ -45,9 +45,7 @@ class HunyuanImageBackbone(HunyuanVideo15Backbone):
         )
 
     def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
-        scale = self.pipeline.vae_scale_factor
-        h, w = self._spatial(height, width, frames, scale=scale, multiple=2 * scale)
-        return self.pipeline.transformer.config.in_channels, h, w
+        return self._of_patches(height, width, frames, patch=2)
 
     def velocity(self, transformer: nn.Module, x: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         times = t.float() * self.pipeline.scheduler.config.num_train_timesteps

@@ -32,9 +32,7 @@ class Lumina2Backbone(PipelineBackbone):
     masks_text = True
 
     def latent_shape(self, height: int, width: int, frames: int = 1) -> tuple[int, ...]:
-        scale = self.pipeline.vae_scale_factor
-        h, w = self._spatial(height, width, frames, scale=scale, multiple=2 * scale)
-        return self.pipeline.transformer.config.in_channels, h, w
+        return self._of_patches(height, width, frames, patch=2)
 
     def _schedule(self, num_steps: int, latent_shape: tuple[int, ...]) -> dict[str, Any]:
         return {
