@@ -276,6 +276,11 @@ class PipelineBackbone(Sizes):
         unscaled = latents / config.scaling_factor + (config.shift_factor or 0.0)
         return self.pipeline.vae.decode(unscaled, return_dict=False)[0]
 
+    def _one_frame(self, latents: Tensor) -> Tensor:
+        """Images in [-1, 1] of a few latents [B, C, h, w] by an autoencoder of videos."""
+        unscaled = self._unnormalised(latents[:, :, None])
+        return self.pipeline.vae.decode(unscaled, return_dict=False)[0][:, :, 0]
+
     def _unnormalised(self, latents: Tensor) -> Tensor:
         """Latents [B, C, F, h, w] as the video autoencoders of Wan and Qwen want them."""
         config = self.pipeline.vae.config

@@ -62,8 +62,7 @@ class Krea2Backbone(PackedBackbone):
         return self._unpack(packed, x)
 
     def _decode(self, latents: Tensor) -> Tensor:
-        unscaled = self._unnormalised(latents[:, :, None])
-        return self.pipeline.vae.decode(unscaled, return_dict=False)[0][:, :, 0]
+        return self._one_frame(latents)
 
     def tokens_read(self, encoder: Any) -> int:
         """With the instruction before the prompt, whose states the pipeline cuts off."""

@@ -70,8 +70,7 @@ class QwenImageBackbone(PackedBackbone):
         return guided * (wanted / found), None
 
     def _decode(self, latents: Tensor) -> Tensor:
-        unscaled = self._unnormalised(latents[:, :, None])
-        return self.pipeline.vae.decode(unscaled, return_dict=False)[0][:, :, 0]
+        return self._one_frame(latents)
 
     def tokens_read(self, encoder: Any) -> int:
         """With the instruction that the pipeline puts before the prompt, and cuts off after."""

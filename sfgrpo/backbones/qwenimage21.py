@@ -81,8 +81,7 @@ class QwenImage21Backbone(PipelineBackbone):
         return rearrange(found, "b (h w) c -> b c h w", h=x.shape[-2]).float()
 
     def _decode(self, latents: Tensor) -> Tensor:
-        unscaled = self._unnormalised(latents[:, :, None])
-        made = self.pipeline.vae.decode(unscaled, return_dict=False)[0][:, :, 0]
+        made = self._one_frame(latents)
         colours, opaque = made[:, :3], made[:, 3:] / 2 + 0.5
         return colours if made.shape[1] == 3 else colours * opaque + (1 - opaque)
 
