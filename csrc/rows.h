@@ -121,20 +121,23 @@ struct Shape {
 };
 
 // What a task covers, contiguous in memory: a block of a long row, or whole short rows, so that
-// what is done once per task is not done once per few elements.
+// what is done once per task is not done once per few elements.  Of up to `most` tasks, those that
+// go on in the same long row are one tile.
 struct Tile {
   int64_t row, offset, begin;  // the first row, offset within it, begin within the tensor
   int64_t sum;                 // where the partial sum of the first row stands
-  int rows, part, count;       // rows, elements of each, elements of all
+  int64_t tasks = 1;
+  int rows, part, count;  // rows, elements of each, elements of all
 
-  Tile(const Shape& shape, int64_t task) {
+  Tile(const Shape& shape, int64_t task, int64_t most = 1) {
     const int64_t each = shape.rows_per_task;
     row = shape.blocks > 1 ? task / shape.blocks : task * each;
     offset = shape.blocks > 1 ? (task - row * shape.blocks) * kBlock : 0;
+    if (shape.blocks > 1) tasks = std::min(most, (row + 1) * shape.blocks - task);
     begin = row * shape.elements + offset;
     sum = shape.blocks > 1 ? task : row;
     rows = static_cast<int>(std::min(each, shape.rows - row));
-    part = static_cast<int>(std::min<int64_t>(kBlock, shape.elements - offset));
+    part = static_cast<int>(std::min<int64_t>(kBlock * tasks, shape.elements - offset));
     count = rows * part;
   }
 };

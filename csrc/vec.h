@@ -126,10 +126,16 @@ inline const T* load(const Array& from, const Tile& tile, T* scratch) {
   return scratch;
 }
 
-// Where to compute `count` results for `to`: there if it holds T, else in `scratch`.
+// Whether kernels in T read and write the tensor's own memory, without a buffer between.
+template <class T>
+inline bool direct(const Array& array) {
+  return array.type == kType<T> && !array.streamed;
+}
+
+// Where to compute results for `to`: there if that is direct, else in `scratch`.
 template <class T>
 inline T* target(const Array& to, int64_t begin, T* scratch) {
-  return to.type == kType<T> && !to.streamed ? static_cast<T*>(to.data) + begin : scratch;
+  return direct<T>(to) ? static_cast<T*>(to.data) + begin : scratch;
 }
 
 // Past the caches, a whole vector at a time where the memory is aligned.
@@ -154,7 +160,7 @@ inline void stream(const float* __restrict from, int count, float* __restrict to
 // What was computed in `scratch` to where it belongs; nothing to do where that was no detour.
 template <class T>
 inline void store(const Array& to, int64_t begin, int count, const T* __restrict scratch) {
-  if (to.type == kType<T> && !to.streamed) return;
+  if (direct<T>(to)) return;
   if constexpr (kType<T> == Type::f32) {
     if (to.streamed) return stream(scratch, count, static_cast<float*>(to.data) + begin);
     uint16_t* destination = static_cast<uint16_t*>(to.data) + begin;

@@ -31,6 +31,25 @@ def test_against_the_reference(
     budget.check(got, eager, exact, "x0_hat")
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_long_rows_are_the_bits_of_their_parts(threads: int) -> None:
+    """Parts of less than a block, rows of more than the blocks that the kernel takes at once."""
+    r = rows(3, (70_001,))
+    t = r.coef[:, 3].contiguous()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        whole = ops.tweedie(r.x, r.v, t)
+        written = ops.tweedie_(r.x, r.v.clone(), t)
+    finally:
+        torch.set_num_threads(before)
+    parts = [
+        ops.tweedie(x, v, t) for x, v in zip(r.x.split(997, 1), r.v.split(997, 1), strict=True)
+    ]
+    assert torch.equal(whole, torch.cat(parts, 1))
+    assert torch.equal(written, whole)
+
+
 def test_one_time_for_all_rows() -> None:
     r = rows(3, (11,))
     assert torch.equal(ops.tweedie(r.x, r.v, 0.3), ops.tweedie(r.x, r.v, torch.full((3,), 0.3)))
