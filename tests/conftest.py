@@ -16,7 +16,7 @@ SLOW = ("ops/test_aot_compile.py", "ops/test_dispatch.py", "ops/test_triton_*.py
 LONGEST = (
     "engine/test_zero.py", "test_trainer.py", "backbones/test_families.py", "test_update.py",
     "run/test_stopping.py", "test_recipes.py", "doctor/test_published.py", "doctor/test_doctor.py",
-    "ops/test_aot_compile.py", "engine/test_nodes.py", "run/test_failing.py",
+    "ops/test_aot_compile.py", "test_rehearsal.py", "engine/test_nodes.py", "run/test_failing.py",
     "backbones/test_experts.py", "backbones/test_context.py", "ops/test_dispatch.py",
     "test_embeddings.py", "embedded/test_embedded.py", "compare/test_runs.py", "test_score.py",
 )  # fmt: skip

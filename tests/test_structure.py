@@ -58,6 +58,7 @@ MIRRORED = {
     "imports": "sfgrpo/__init__.py",
     "own_network": "sfgrpo/backbones/_module.py",
     "readme": "README.md",
+    "rehearsal": "sfgrpo/trainer.py",
     "scheduler_changes": "sfgrpo/scheduler.py",
     "scheduler_pipelines": "sfgrpo/scheduler.py",
     "structure": "pyproject.toml",

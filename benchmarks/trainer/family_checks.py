@@ -214,10 +214,13 @@ def train(name: str, folder: Path, out: Path, **changes: str) -> tuple[Any, dict
     network = trainer.backbone.transformer
     before = {n: p.detach().clone() for n, p in network.named_parameters() if p.requires_grad}
     trainer.train()
-    moved = max(
-        float((p.detach() - before[n]).abs().max())
-        for n, p in network.named_parameters()
-        if p.requires_grad
+    moved = max(  # of what this rank holds whole: nothing at stage 3
+        (
+            float((p.detach() - before[n]).abs().max())
+            for n, p in network.named_parameters()
+            if p.requires_grad and p.numel()
+        ),
+        default=0.0,
     )
     return trainer, {**records.read(out / "metrics.jsonl")[-1], "moved": moved}
 
