@@ -102,7 +102,7 @@ class Trainer:
             elements=math.prod(self.latent_shape),
         )  # fmt: skip
         self.progress = Progress(
-            recipe, self.backbone, self.engine, self.ema,
+            recipe, self.backbone, self.engine, self.ema, served=failing.served(self.reward),
             prompts=prompts.fingerprint(self.prompts), fresh=fresh, trackers=trackers,
         )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """What goes over the wire: a batch of samples with their prompts and metadata.
 
-    POST /v1/score    a batch         -> {"scores": [B numbers, null for one that is not finite]}
+    POST /v1/score    a batch         -> {"reward": its name, "scores": [B numbers, null for one
+                                         that is not finite]}
     POST /v1/check    prompts alone   -> {}, or status 422 for prompts that cannot be scored
     GET  /health                      -> {"status": "ok", "reward": ..., "takes_video": ...}
     GET  /metrics                     -> Prometheus' text format

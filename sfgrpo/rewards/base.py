@@ -84,6 +84,9 @@ class Reward(Protocol):
     Images, prompts and metadata are the reward's own copies, which it may overwrite. It runs
     without gradients; one that needs some turns them on (`torch.enable_grad`).
 
+    One that asks a server has the name of what is served there as attribute `served`: a run goes on
+    with the same only.
+
     The attribute `bounds_time = True` says that every call ends by itself, as of a reward that asks
     a server; `reward_timeout` leaves it alone.
 

@@ -56,6 +56,8 @@ class HttpReward:
         if len({(answer["reward"], answer["takes_video"]) for answer in told}) > 1:
             served = ", ".join(sorted({str(answer["reward"]) for answer in told}))
             raise ValueError(f"reward 'http': its servers serve different rewards: {served}")
+        self._urls = ", ".join(server.url for server in servers.servers)
+        self.served: str = told[0]["reward"]
         self.takes_video: bool = told[0]["takes_video"]
         self._batch = min(batch, *(answer["most_samples"] for answer in told))
 
@@ -93,7 +95,7 @@ class HttpReward:
             Question(
                 "/v1/score",
                 lambda p=part: wire.encode(samples[p], prompts[p], metadata[p], self._form),
-                lambda answer, p=part: _scores(answer, len(prompts[p])),
+                lambda answer, p=part: self._read(answer, len(prompts[p])),
                 _first(prompts[part]),
             )
             for part in parts
@@ -105,6 +107,21 @@ class HttpReward:
             else:
                 scores[part] = answer
         return failed
+
+    def _read(self, answer: bytes, count: int) -> Tensor:
+        """The scores of an answer, which names their reward: behind the same address another may be
+        served after a restart, and a server that was away at the start never told its own.
+
+        Raises:
+            Failed: it is another's.
+        """
+        said = _object(answer)
+        if (now := said.get("reward")) != self.served:
+            raise Failed(
+                f"{self._urls}: scores of reward {now!r}; when the run was started, "
+                f"{self.served!r} was served: start that one again"
+            )
+        return _scores(said, count)
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
         """ValueError, as the served reward says it, for prompts that it cannot score; and for a
@@ -151,9 +168,9 @@ def _described(answer: bytes) -> dict[str, Any]:
     return found
 
 
-def _scores(answer: bytes, count: int) -> Tensor:
+def _scores(said: dict[str, Any], count: int) -> Tensor:
     """`[count]` scores; a null, which stands for what is not finite, is nan."""
-    found = _object(answer).get("scores")
+    found = said.get("scores")
     if not isinstance(found, list) or len(found) != count:
         what = f"{len(found)} scores" if isinstance(found, list) else "no scores"
         raise Unusable(f"an answer with {what} for {count} samples")

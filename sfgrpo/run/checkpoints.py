@@ -21,9 +21,10 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sfgrpo import files
@@ -69,12 +70,15 @@ class State:
     """`records.identity` of the recipe it belongs to; "" in checkpoints of before there was one."""
     prompts: str = ""
     """`prompts.fingerprint` of the prompts it was trained on; likewise."""
+    served: dict[str, str] = field(default_factory=dict)
+    """Reward -> what its server served; likewise. A recipe tells no more than the address."""
     layout: int = LAYOUT
 
 
 def refusal(
-    state: State, *, zero_stage: int, recipe: Collection[str] = (), prompts: str = ""
-) -> str | None:
+    state: State, *, zero_stage: int, recipe: Collection[str] = (), prompts: str = "",
+    served: Mapping[str, str] = MappingProxyType({}),
+) -> str | None:  # fmt: skip
     """Why this run cannot continue the checkpoint; None if it can, on any number of ranks.
 
     `zero_stage` is that of the run, `recipe` what `State.recipe` may be (`records.identities`).
@@ -90,6 +94,12 @@ def refusal(
             "the prompts have changed since it was written; restore the file that `prompts` (or "
             "eval.prompts_from) names, or start over with --fresh"
         )
+    for name in sorted(set(state.served) & set(served)):
+        if state.served[name] != served[name]:
+            return (
+                f"the server of reward '{name}' served '{state.served[name]}' when it was written, "
+                f"and serves '{served[name]}' now; start that one again, or start over with --fresh"
+            )
     if state.zero_stage != zero_stage and 0 in (state.zero_stage, zero_stage):
         return (
             f"it was written at ZeRO stage {state.zero_stage}, this run is at {zero_stage}, and "

@@ -52,6 +52,12 @@ def settle(reward: Mixture, policy: str) -> list[Failure]:
     return found
 
 
+def served(reward: Mixture) -> dict[str, str]:
+    """What is served where rewards ask servers that tell it, by the name in the recipe."""
+    asking = {name: getattr(one, "served", None) for name, one in reward.rewards.items()}
+    return {name: what for name, what in asking.items() if isinstance(what, str)}
+
+
 @contextmanager
 def blamed(failures: Sequence[Failure]) -> Iterator[None]:
     """RewardFailed for NonFinite within the context, if rewards that failed are the reason."""

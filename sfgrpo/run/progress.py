@@ -18,7 +18,7 @@ from sfgrpo.backbones.base import Backbone
 from sfgrpo.config import Recipe
 from sfgrpo.evaluate import Evaluation
 from sfgrpo.policy import Ema
-from sfgrpo.run import alarms, checkpoints, records, samples
+from sfgrpo.run import agreement, alarms, checkpoints, records, samples
 from sfgrpo.run.checkpoints import Checkpoints, State
 from sfgrpo.run.logs import Logs
 from sfgrpo.run.tracking import Start, Tracking
@@ -35,19 +35,22 @@ class Progress:
         ema: Ema | None,
         *,
         prompts: str,
+        served: Mapping[str, str],
         fresh: bool,
         trackers: Mapping[str, Start] | None = None,
     ) -> None:
         """Prepare the folder; load its newest whole checkpoint into `trained` and `ema`.
 
-        `prompts` is the fingerprint of what the run trains on and shows, `trackers` how those of
-        `run.track` are started (rank 0).
+        `prompts` is the fingerprint of what the run trains on and shows, `served` what the servers
+        of its rewards serve, `trackers` how those of `run.track` are started (rank 0).
 
         Raises:
-            records.RunError: the folder holds the run of another recipe.
+            records.RunError: the folder holds the run of another recipe; ranks ask servers of
+                different rewards.
             checkpoints.CheckpointError: its checkpoints cannot be continued.
         """
         self.recipe, self.backbone, self.trained, self.ema = recipe, backbone, trained, ema
+        agreement.compare({f"behind reward '{name}'": what for name, what in served.items()})
         self.folder, self.main = Path(recipe.run.output_dir), engine.rank() == 0
         if self.main:
             records.prepare(self.folder, recipe, fresh=fresh)
@@ -57,7 +60,7 @@ class Progress:
         )
         self.state = State(
             world=engine.world(), zero_stage=zero.stage(recipe),
-            recipe=records.identity(recipe), prompts=prompts,
+            recipe=records.identity(recipe), prompts=prompts, served=dict(served),
         )  # fmt: skip
         self.saved = self._resume()
         if self.main:
@@ -79,12 +82,12 @@ class Progress:
         state = checkpoints.load_state(folder)
         if why := checkpoints.refusal(
             state, zero_stage=now.zero_stage,
-            recipe=records.identities(self.recipe), prompts=now.prompts,
+            recipe=records.identities(self.recipe), prompts=now.prompts, served=now.served,
         ):  # fmt: skip
             raise checkpoints.CheckpointError(f"'{folder}' cannot be continued: {why}")
         self.state = replace(
             state, world=now.world, zero_stage=now.zero_stage,
-            recipe=now.recipe, prompts=now.prompts,
+            recipe=now.recipe, prompts=now.prompts, served=now.served,
         )  # fmt: skip
         same = (state.world, state.zero_stage) == (now.world, now.zero_stage)
         if self.main and not same:

@@ -55,9 +55,8 @@ def build(device: Device, token: str | None) -> FastAPI:
         size = _length(request, device.limits.body)
         async with device.admitted(size):
             body = await _body(request, size)
-            return JSONResponse({
-                "scores": await device.score(kind, body, request.is_disconnected)
-            })  # fmt: skip
+            scores = await device.score(kind, body, request.is_disconnected)
+            return JSONResponse({"reward": device.name, "scores": scores})
 
     @app.post("/v1/check")
     async def check(request: Request) -> JSONResponse:

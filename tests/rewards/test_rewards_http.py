@@ -111,6 +111,16 @@ def test_a_server_that_is_restarted_loses_nothing() -> None:
     assert torch.equal(scores[0], EXPECTED)
 
 
+def test_another_reward_behind_the_same_address_is_refused() -> None:
+    port = free_port()
+    with served(serving(mean), port) as url:
+        reward: Any = rewards.build("http", url=url, **QUICK)
+    with served(serving(mean, name="other"), port):
+        with pytest.raises(Unscored, match=f"{url}: scores of reward 'other'; when .*'mean'"):
+            asked(reward)
+        assert reward.retried == 0
+
+
 def test_a_dead_server_is_left_out() -> None:
     with ExitStack() as stack:
         one = stack.enter_context(served(serving(mean)))

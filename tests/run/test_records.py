@@ -163,13 +163,15 @@ def test_what_is_half_written_is_told_by_its_exact_name(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_recipe_or_other_prompts_is_refused() -> None:
-    state = State(recipe="a", prompts="p")
+    state = State(recipe="a", prompts="p", served={"http": "r"})
     same: dict[str, Any] = {"zero_stage": 0, "recipe": {"a", "b"}, "prompts": "p"}
+    same["served"] = {"http": "r"}
     assert checkpoints.refusal(state, **same) is None
     assert checkpoints.refusal(State(), **same) is None
     others: list[tuple[dict[str, Any], str]] = [
         ({"recipe": {"b"}}, "another recipe"),
         ({"prompts": "q"}, "prompts have"),
+        ({"served": {"http": "s"}}, "reward 'http' served 'r' when it was written, and serves 's'"),
     ]
     for given, message in others:
         assert message in str(checkpoints.refusal(state, **(same | given)))

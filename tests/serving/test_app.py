@@ -85,7 +85,8 @@ def test_scores(client: TestClient, form: wire.Form) -> None:
 
 
 def test_scores_that_are_not_finite_are_null(client: TestClient) -> None:
-    assert client.post("/v1/score", **body("nan")).json() == {"scores": [None, None, 1.0]}
+    said = {"reward": "mean", "scores": [None, None, 1.0]}
+    assert client.post("/v1/score", **body("nan")).json() == said
 
 
 def test_a_reward_that_fails_is_told(client: TestClient) -> None:
