@@ -14,15 +14,7 @@ from sfgrpo.names import REWARD, unknown_name
 from sfgrpo.prompts import Prompt
 from sfgrpo.rewards._calls import Calls, Failure, counted
 from sfgrpo.rewards._weights import unreadable
-from sfgrpo.rewards.base import (
-    SOUND,
-    Metadata,
-    Reward,
-    RewardError,
-    Sound,
-    final_only,
-    staying,
-)
+from sfgrpo.rewards.base import SOUND, Metadata, Reward, RewardError, Sound, final_only, staying
 
 __all__ = [
     "Calls", "Failure", "Metadata", "Mixture", "Reward", "RewardError", "Sound", "available",
@@ -128,6 +120,7 @@ class Mixture:
         Raises:
             ValueError: the file and line of the first prompt that a reward cannot score, and why;
                 a reward takes sound where there is none.
+            ConnectionError: a reward's server cannot be asked.
         """
         if self.takes_sound and not heard:
             raise ValueError(
@@ -262,6 +255,8 @@ def _refusal(
     try:
         with staying(f"reward {name!r}"):
             checks([p.text for p in prompts], [copy.deepcopy(p.metadata) for p in prompts])
+    except ConnectionError as error:  # no prompt's fault
+        raise ConnectionError(f"reward {name!r}: {error}") from error
     except Exception as error:  # a reward of one's own raises what it likes
         message = str(error.args[0]) if len(error.args) == 1 else str(error)
         if " " not in message:  # as in KeyError("text")

@@ -30,7 +30,9 @@ from sfgrpo.remote.servers import Failed, Patience, Question, Servers, Unusable
 from sfgrpo.rewards.base import Metadata, Unscored
 
 CHECKED = 256
-"""Prompts that are checked at once."""
+"""Prompts that are checked at once, if servers take as many."""
+UNSCORABLE = 422
+"""The status by which a server says of prompts that its reward cannot score them."""
 
 
 class HttpReward:
@@ -59,7 +61,8 @@ class HttpReward:
         self._urls = ", ".join(server.url for server in servers.servers)
         self.served: str = told[0]["reward"]
         self.takes_video: bool = told[0]["takes_video"]
-        self._batch = min(batch, *(answer["most_samples"] for answer in told))
+        most = min(answer["most_samples"] for answer in told)
+        self._batch, self._checked = min(batch, most), min(CHECKED, most)
 
     @property
     def retried(self) -> int:
@@ -124,15 +127,17 @@ class HttpReward:
         return _scores(said, count)
 
     def check(self, prompts: Sequence[str], metadata: Sequence[Metadata]) -> None:
-        """ValueError, as the served reward says it, for prompts that it cannot score; and for a
-        token that no server takes."""
-        for start in range(0, len(prompts), CHECKED):
-            part = slice(start, start + CHECKED)
+        """ValueError, as the served reward says it, for prompts that it cannot score;
+        ConnectionError for what is no prompt's fault: no server answers, or none takes the token.
+        """
+        for start in range(0, len(prompts), self._checked):
+            part = slice(start, start + self._checked)
             body = wire.question(prompts[part], metadata[part])
             try:
                 self._servers.ask(Question("/v1/check", lambda b=body: (wire.JSON, b), bool))
             except Failed as error:
-                raise ValueError(str(error)) from None
+                of_prompts = error.status == UNSCORABLE
+                raise (ValueError if of_prompts else ConnectionError)(str(error)) from None
 
 
 def _by_prompt(part: slice, prompts: Sequence[str]) -> list[slice]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sfgrpo import rewards
+from sfgrpo.prompts import Prompt
 from sfgrpo.remote import token
 from sfgrpo.remote.wire import Limits
 from sfgrpo.rewards import Calls, Mixture, RewardError
@@ -162,7 +163,9 @@ def test_what_was_scored_is_kept_where_the_rest_fails() -> None:
 
 def test_batches_are_no_larger_than_the_server_takes() -> None:
     with served(serving(mean, samples=2)) as url:
-        assert torch.equal(asked(rewards.build("http", url=url, batch=20, **QUICK)), EXPECTED)
+        reward: Any = rewards.build("http", url=url, batch=20, **QUICK)
+        reward.check(TEXTS, METADATA)
+        assert torch.equal(asked(reward), EXPECTED)
 
 
 def test_several_rewards_have_labels() -> None:
@@ -195,8 +198,6 @@ def test_the_served_reward_checks_prompts_before_the_run() -> None:
                 if text == "bad":
                     raise ValueError("cannot read it")
 
-    from sfgrpo.prompts import Prompt
-
     with served(serving(Checks())) as url:
         mixed = rewards.load({"http": 1.0}, {"http": {"url": url, **QUICK}})
         good = [Prompt(f"p{number}", {}, f"x, line {number}") for number in range(300)]
@@ -215,10 +216,11 @@ def test_a_token_is_needed_and_named_nowhere(monkeypatch: pytest.MonkeyPatch) ->
         assert torch.equal(asked(reward), EXPECTED)
         monkeypatch.setenv(token.VARIABLE, other)
         reward = rewards.build("http", url=url, **QUICK)
+        mixed = Mixture({"http": reward}, {"http": 1.0})
         with pytest.raises(
-            ValueError, match="status 401: this server asks for a bearer"
+            ConnectionError, match=r"^reward 'http': http.*status 401: this server asks for a"
         ) as refused:
-            reward.check(["a"], [{}])
+            mixed.check([Prompt("a", {}, "x, line 1")])
         with pytest.raises(Unscored, match="status 401") as failed:
             asked(reward)
         assert not {secret, other} & {*str(refused.value).split(), *str(failed.value).split()}
