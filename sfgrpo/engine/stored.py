@@ -15,12 +15,22 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 
+from sfgrpo.names import in_one_line
+
 WRITTEN = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
 """What DeepSpeed 0.19.8 writes, at all stages together; none does anything when it is made."""
 
 
 class Files(TorchCheckpointEngine):
     """How an engine of DeepSpeed writes and reads the files of a checkpoint."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Write a file. OSError, naming it, where it cannot be: of a full disk PyTorch says no more
+        than "unexpected pos 64 vs 0"."""
+        try:
+            super().save(state_dict, path)
+        except RuntimeError as error:
+            raise OSError(f"'{path}' cannot be written: {in_one_line(error)}") from error
 
     def load(self, path: str, map_location: Any = None, *, mapped: bool = False) -> Any:
         """What a file holds; UnpicklingError, naming the file, if it holds more than data.

@@ -21,11 +21,14 @@ import json
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+
+from safetensors import SafetensorError
 
 from sfgrpo import files
 from sfgrpo.run.records import NUMBER
@@ -182,11 +185,13 @@ class Checkpoints:
         name = self.path(state.iteration).name
         aside = self._aside(name)
         barrier()
-        write(aside)
+        with _telling(aside):
+            write(aside)
         barrier()
         if self.main:
-            files.write(aside / STATE, json.dumps(asdict(state), indent=1))
-            self._publish(aside, name)
+            with _telling(aside):
+                files.write(aside / STATE, json.dumps(asdict(state), indent=1))
+                self._publish(aside, name)
             for old in self.saved()[: -self.keep]:
                 self._remove(old)
         barrier()
@@ -195,12 +200,14 @@ class Checkpoints:
         """Replace `best` by the weights that every rank writes."""
         aside = self._aside("best")
         barrier()
-        write(aside)
+        with _telling(aside):
+            write(aside)
         barrier()
         if self.main:
             described = {"reward": state.best_reward, "iteration": state.best_iteration}
-            files.write(aside / "best.json", json.dumps(described))
-            self._publish(aside, "best")
+            with _telling(aside):
+                files.write(aside / "best.json", json.dumps(described))
+                self._publish(aside, "best")
         barrier()
 
     def _aside(self, name: str) -> Path:
@@ -226,6 +233,19 @@ class Checkpoints:
         former = folder.with_name(f"removing-{folder.name}")
         folder.rename(former)
         shutil.rmtree(former)
+
+
+@contextmanager
+def _telling(aside: Path) -> Iterator[None]:
+    """CheckpointError for what keeps a checkpoint from being written, such as a full disk."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        free = shutil.disk_usage(aside.parent).free / 2**20
+        raise CheckpointError(
+            f"'{aside}' could not be written ({type(error).__name__}: {error}; {free:.0f} MiB are "
+            "free there); those before it are whole: make room, and the same command continues"
+        ) from error
 
 
 def load_state(folder: Path) -> State:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from sfgrpo import config, files, train
+from sfgrpo.engine.stored import Files
 from sfgrpo.run import checkpoints, records
 from sfgrpo.run.checkpoints import CheckpointError, Checkpoints, State
 from sfgrpo.run.randomness import reseed
@@ -77,6 +78,23 @@ def test_a_damaged_checkpoint_is_named_and_set_aside(tmp_path: Path, problem: st
     for _ in range(2):  # nothing is thrown away: it says the same again
         with pytest.raises(CheckpointError, match=f"every checkpoint is damaged.*{problem}"):
             made.newest()
+
+
+def test_a_checkpoint_that_cannot_be_written_says_what_is_left(tmp_path: Path) -> None:
+    made, torn = filled(tmp_path, count=2), "unexpected pos 64 vs 0"
+
+    def fails(_: Path) -> None:
+        def full(*_: object, **__: object) -> None:
+            raise RuntimeError(torn)
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(torch, "save", full)
+            Files().save({}, "model.pt")
+
+    for save, name in ((made.save, "000003"), (made.save_best, "best")):
+        with pytest.raises(CheckpointError, match=rf"writing-{name}'.*'model.pt' .*{torn}.* MiB"):
+            save(State(iteration=3), fails, lambda: None)
+    assert made.newest() == tmp_path / "000002"
 
 
 class Kill(BaseException):
