@@ -72,6 +72,7 @@ says how a policy is measured can be replaced:
   sfgrpo evaluate runs/sd35 --eval.resolution 1024 --sample.guidance_scale 4.5
 
 Numbers go to eval.jsonl in --out, images beside it. The run is only read, so it may be going on.
+Relative paths in its recipe are meant from where it was started: elsewhere they are refused.
 Several processes share the images: torchrun --nproc_per_node 8 -m sfgrpo.cli evaluate RUN.
 """
 

@@ -19,7 +19,7 @@ from sfgrpo.backbones.base import Backbone
 from sfgrpo.config import Recipe, RecipeError
 from sfgrpo.guard import Guard
 from sfgrpo.names import JUDGE
-from sfgrpo.run import checkpoints, records, samples
+from sfgrpo.run import checkpoints, origin, records, samples
 from sfgrpo.run.checkpoints import Checkpoints
 from sfgrpo.run.randomness import reseed
 
@@ -101,15 +101,18 @@ def trained_with(run: Path, overrides: Sequence[tuple[str, str]]) -> Recipe:
     """The recipe of a run, with other values of some keys.
 
     Raises:
-        ValueError: there is no run in the folder, or a wrong key or value.
+        ValueError: there is no run in the folder, or a wrong key or value, or what it names by
+            relative paths is something else here.
     """
     described = run / "recipe.yaml"
     if not described.is_file():
         raise ValueError(f"'{run}' holds no run: there is no recipe.yaml")
     try:
-        return config.load(str(described), overrides)
+        recipe = config.load(str(described), overrides)
     except RecipeError as error:
         raise ValueError(f"'{described}': {error}") from error
+    origin.check(run, recipe, given=[key for key, _ in overrides])
+    return recipe
 
 
 @dataclass(frozen=True)

@@ -121,11 +121,14 @@ def _run(
 ) -> int:
     """Train the recipe; returns the exit status. `end` ends all ranks for a reason."""
     from sfgrpo import engine
+    from sfgrpo.run import origin
     from sfgrpo.run.records import RunError
     from sfgrpo.run.stopping import Interrupted
     from sfgrpo.trainer import Trainer
 
     try:
+        if not fresh:
+            origin.check_continued(recipe)
         trainer = Trainer(recipe, fresh=fresh, end=end)
     except (ValueError, OSError) as error:  # OSError: a model or a file that is not there
         raise RunError(str(error)) from error

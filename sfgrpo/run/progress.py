@@ -18,7 +18,7 @@ from sfgrpo.backbones.base import Backbone
 from sfgrpo.config import Recipe
 from sfgrpo.evaluate import Evaluation
 from sfgrpo.policy import Ema
-from sfgrpo.run import agreement, alarms, checkpoints, records, samples
+from sfgrpo.run import agreement, alarms, checkpoints, origin, records, samples
 from sfgrpo.run.checkpoints import Checkpoints, State
 from sfgrpo.run.logs import Logs
 from sfgrpo.run.tracking import Start, Tracking
@@ -54,6 +54,7 @@ class Progress:
         self.folder, self.main = Path(recipe.run.output_dir), engine.rank() == 0
         if self.main:
             records.prepare(self.folder, recipe, fresh=fresh)
+            origin.keep(self.folder)
         engine.barrier()
         self.checkpoints = Checkpoints(
             self.folder / "checkpoints", recipe.checkpoint.keep, main=self.main

@@ -7,6 +7,7 @@ eval_prompts.jsonl  one line per evaluation: the mean scores of each prompt, in 
                 images/prompts.txt; null where no image of a prompt has a finite reward
 timing.jsonl    seconds and share of each phase of an iteration (these do differ between runs)
 recipe.yaml     the validated recipe
+started_in.json the folder in which it was started, see `sfgrpo.run.origin`
 checkpoints/    see `sfgrpo.run.checkpoints`
 strips/         see `sfgrpo.run.strips`
 tracking/       see `sfgrpo.run.tracking`
@@ -31,6 +32,7 @@ from sfgrpo.names import in_one_line
 if TYPE_CHECKING:  # reading a run takes no PyTorch
     from sfgrpo.config import Recipe
 
+STARTED_IN = "started_in.json"
 LOGS = ("metrics.jsonl", "eval.jsonl", "eval_prompts.jsonl", "timing.jsonl")
 BETWEEN = ("evaluate", "checkpoint")
 """Phases of timing.jsonl that do not belong to an iteration's work on its images."""
@@ -152,7 +154,7 @@ def discard(folder: Path) -> None:
         if place.is_dir() and not place.is_symlink() and not any(place.iterdir()):
             place.rmdir()
     # The recipe goes last: stopped in between, what is left is still that recipe's.
-    for name in (*LOGS, "report.html", "failure.txt", "recipe.yaml"):
+    for name in (*LOGS, "report.html", "failure.txt", STARTED_IN, "recipe.yaml"):
         (folder / name).unlink(missing_ok=True)
 
 
