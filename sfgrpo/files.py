@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 BLOCK = 2**22
@@ -52,18 +52,23 @@ def write(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
-def writable(folder: Path) -> Path:
-    """The folder, made if it was not there, once a file was written to it and removed again: what
-    is in the way of results is said before the work for them.
+def writable(folder: Path) -> None:
+    """Make the folder, write a file to it, and remove what was made again: what is in the way of
+    results is said before the work for them, which may yet be refused.
 
     Raises:
         OSError: it cannot be made or written to.
     """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f"{ASIDE}{secrets.token_hex(4)}-trial"
-    aside.touch()
-    aside.unlink()
-    return folder
+    try:
+        aside = folder / f"{ASIDE}{secrets.token_hex(4)}-trial"
+        aside.touch()
+        aside.unlink()
+    finally:
+        with suppress(OSError):  # somebody else may write there by now
+            for place in made:
+                place.rmdir()
 
 
 def clean(folder: Path) -> None:

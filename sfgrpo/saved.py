@@ -212,6 +212,7 @@ def _keep(
     place: Path, iteration: int, result: evaluate.Evaluation, changed: Mapping[str, str]
 ) -> None:
     """Images as a run keeps them; numbers in `eval.jsonl`, one line per iteration."""
+    place.mkdir(parents=True, exist_ok=True)
     samples.save_samples(place, iteration, result)
     rows: dict[int, Any] = {row["iteration"]: row for row in records.read(place / "eval.jsonl")}
     rows[iteration] = {"iteration": iteration, **result.numbers, "changed": changed}

@@ -63,6 +63,7 @@ def main(
         )
         bar.reset(total=probe.work)
         found = probe.run(bar.set_description)
+    out.mkdir(parents=True, exist_ok=True)
     tree = json.dumps(_plain(asdict(found)), indent=2, allow_nan=False)
     files.write(out / "probe.json", tree + "\n")
     picture.draw(found, out / "probe.png")

@@ -4,7 +4,9 @@ The process holds a lock on a file in it: a POSIX record lock, which the system 
 process ends, however it ends, which no forked child inherits, and which NFS carries to the other
 machines (NFSv4 itself; NFSv3 by its lock service, and not where it is mounted with `nolock`). A
 file system that knows no locks is said, and nothing keeps a second process out there. The file
-stays: removing it would let two processes lock two files of one name. It holds who locked it.
+holds who locked it, and stays. Only where nothing came to stand beside it, as when a run is refused
+before it begins, is it removed again, with the folders that were made for it; whoever locked a file
+that was removed meanwhile locks the one that has its name now.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import os
 import socket
 import time
 import warnings
-from contextlib import ExitStack
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,10 +33,17 @@ def take(path: Path, token: str, held: ExitStack, *, key: str) -> str | None:
     way, told as `key`'s. This process must not open the file again: closing it lets go."""
     folder = path.parent
     try:
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         file = held.enter_context(path.open("a+", encoding="utf-8"))
-        if other := _taken(file):
+        other = _taken(file)
+        while not other and not _stands(file, path):
+            file.close()
+            file = held.enter_context(path.open("a+", encoding="utf-8"))
+            other = _taken(file)
+        if other:
             return f"{key} '{folder}' is in use by {other}; stop it, or choose another"
+        held.callback(_leave_nothing, path, made)
         now = time.strftime("%Y-%m-%d %H:%M:%S %z")
         who = {"process": os.getpid(), "host": socket.gethostname(), "since": now, "token": token}
         file.truncate(0)
@@ -47,10 +57,29 @@ def take(path: Path, token: str, held: ExitStack, *, key: str) -> str | None:
 
 def holder(path: Path) -> str | None:
     """Who has locked the file, if another process has. For a moment it is locked by this one."""
-    if not path.exists():
+    try:
+        file = path.open("r+", encoding="utf-8")
+    except FileNotFoundError:
         return None
-    with path.open("a+", encoding="utf-8") as file:
+    with file:
         return _taken(file)
+
+
+def _stands(file: IO[str], path: Path) -> bool:
+    """Whether the open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _leave_nothing(path: Path, made: Sequence[Path]) -> None:
+    """Remove the file, while it is locked, and the folders made for it if there is nothing else."""
+    with suppress(OSError):  # others may write to these folders, too
+        if [there.name for there in path.parent.iterdir()] == [path.name]:
+            path.unlink()
+            for folder in made:
+                folder.rmdir()
 
 
 def _taken(file: IO[str]) -> str | None:

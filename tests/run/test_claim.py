@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import multiprocessing
 import os
 import socket
@@ -79,6 +80,34 @@ def test_a_run_that_was_killed_holds_nothing(tmp_path: Path) -> None:
     run.kill()
     run.join()
     assert claims(tmp_path) == "fine"
+
+
+def test_where_nothing_was_written_nothing_is_left(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    for folder in (tmp_path / "runs" / "a", there):
+        assert claims(folder) == "fine"
+    assert list(tmp_path.rglob("*")) == [there]
+    with claim.claimed(there):
+        (there / "recipe.yaml").touch()
+    assert (there / "run.lock").exists()
+
+
+def test_a_file_that_was_removed_is_no_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder leaves nothing, between the moments when the file is opened and is locked."""
+    lockf, path = fcntl.lockf, tmp_path / "run.lock"
+
+    def late(file: Any, how: int) -> None:
+        lockf(file, how)
+        if removed:
+            removed.pop().unlink()
+
+    removed = [path]
+    monkeypatch.setattr(fcntl, "lockf", late)
+    with claim.claimed(tmp_path):
+        assert json.loads(path.read_text())["process"] == os.getpid()
 
 
 def test_a_file_system_without_locks_is_said(
