@@ -82,7 +82,7 @@ def add_lora(network: nn.Module, lora: Lora, targets: Sequence[str]) -> None:
     """Put adapters, alone to be trained, on the linear layers whose names end as `targets` do.
 
     Raises:
-        ValueError: no layer of the network is called so.
+        ValueError: no layer of the network is called so, or the rank is more than any of them has.
     """
     targets = lora.targets or targets
     if not targets:
@@ -90,6 +90,7 @@ def add_lora(network: nn.Module, lora: Lora, targets: Sequence[str]) -> None:
             "lora.targets: this backbone names no layers for adapters; name some, or use "
             "`lora: null` to train all weights"
         )
+    _check_rank(network, lora.rank, targets)
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
@@ -100,6 +101,25 @@ def add_lora(network: nn.Module, lora: Lora, targets: Sequence[str]) -> None:
         inject_adapter_in_model(config, network)
     except ValueError as error:
         raise ValueError(f"lora.targets: {error}") from error
+
+
+def _check_rank(network: nn.Module, rank: int, targets: Sequence[str]) -> None:
+    """Refuse a rank that is more than every layer's smaller side, which costs memory and buys
+    nothing. Layers narrower than the rank beside one that is not are common."""
+    layers = [
+        (min(module.in_features, module.out_features), name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and f".{name}".endswith(tuple(f".{t}" for t in targets))
+    ]
+    if not layers:
+        return  # peft says what is wrong with the names, or knows layers of other kinds
+    widest, name, module = max(layers, key=lambda layer: layer[0])
+    if rank > widest:
+        raise ValueError(
+            f"lora.rank: {rank} is more than {widest}, the smaller side of the widest layer that "
+            f"gets adapters ('{name}', {module.in_features} x {module.out_features}): use at most "
+            f"{widest}, or `lora: null` to train all weights"
+        )
 
 
 def _layers(network: nn.Module) -> list[Any]:

@@ -90,6 +90,7 @@ class Model(Section):
 
 class Lora(Section):
     rank: Count = 32
+    """At most the smaller side of the widest layer that gets adapters."""
     alpha: Count = 64
     targets: tuple[str, ...] | None = None
     """Ends of the names of the linear layers that get adapters; null is the backbone's own list."""

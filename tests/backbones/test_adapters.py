@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -185,7 +186,8 @@ def test_those_of_a_network_of_ones_own_add_b_a_x(tmp_path: Path) -> None:
             network, shape=(3,), encode=lambda p: torch.zeros(len(p), 1), lora_targets=("0", "2")
         )
 
-    first, again, plain, x = adapted(built()), adapted(built()), built(), torch.randn(5, 3)
+    first, again = (adapted(built(), rank=2, alpha=6) for _ in range(2))
+    plain, x = built(), torch.randn(5, 3)
     first.save(tmp_path)
     file, expected = tmp_path / "network.safetensors", first.transformer(x)
     stored = load_file(file)
@@ -197,5 +199,17 @@ def test_those_of_a_network_of_ones_own_add_b_a_x(tmp_path: Path) -> None:
     with torch.no_grad():
         for value in get_peft_model_state_dict(again.transformer).values():
             value.zero_()
-    _adapters.load(again.transformer, file, rank=RANK, alpha=ALPHA)
+    _adapters.load(again.transformer, file, rank=2, alpha=6)
     torch.testing.assert_close(again.transformer(x), expected)
+
+
+def test_a_rank_that_no_layer_has_is_refused() -> None:
+    """A layer narrower than the rank, beside one that is not, is served."""
+    network = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 99))
+    add_lora(copy.deepcopy(network), Lora(rank=8, targets=("0", "1")), ())
+    for targets in (("0", "1", "2"), ("2",)):
+        with pytest.raises(ValueError, match=r"lora.rank: 9 is more than 8, .* 8 x \d+\): use at"):
+            add_lora(network, Lora(rank=9, targets=targets), ())
+    with pytest.raises(ValueError, match=r"more than 3, .* \('0', 3 x 8\): use at most 3, or"):
+        add_lora(network, Lora(rank=4), ("0",))
+    assert not any("lora" in name for name, _ in network.named_parameters())
