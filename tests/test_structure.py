@@ -23,7 +23,7 @@ FOLDERS: dict[str, Path] = {n: ROOT / f for n, f in SETUPTOOLS["package-dir"].it
 FLOORS = (
     ("option_types",),
     ("", "names", "files", "cores", "csrc"),  # "" is sfgrpo/__init__.py
-    ("extras", "samplers", "launch", "recipe_yaml", "arguments", "hashes", "track"),
+    ("extras", "samplers", "launch", "recipe_yaml", "json_text", "arguments", "hashes", "track"),
     ("run.records", "run.lock", "run.alarms"),
     ("report", "recipe_text"),  # of a run that is over: reading it needs nothing that trains
     ("sections", "prompts"),

@@ -2,7 +2,7 @@
 
     .txt              a prompt a line
     .jsonl .ndjson    a JSON object a line
-    .json             the same, or a list of objects or of texts
+    .json             the same, or a list of objects or of texts; no key twice in an object
     .csv .tsv         a header and a row a prompt
     .parquet          a table (needs the package `datasets`)
 
@@ -18,7 +18,6 @@ import bz2
 import csv
 import gzip
 import io
-import json
 import lzma
 import math
 import zlib
@@ -26,6 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
+from sfgrpo import json_text
 from sfgrpo.prompts import images, rows, tables
 from sfgrpo.prompts.prompt import Prompt
 from sfgrpo.prompts.rows import Row
@@ -123,16 +123,20 @@ def _whole(text: str, source: str) -> list[Any] | None:
     if text.lstrip().startswith("["):
         return _parsed(text, source)
     try:
-        return [_parsed(text, source)]
+        return [json_text.read(text)]
+    except json_text.RepeatedKey as error:
+        raise ValueError(f"{source}: {error}") from None
     except ValueError:
         return None
 
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError(f"{where}: not valid JSON (nested too deeply)") from None
+        return json_text.read(text)
+    except json_text.RepeatedKey as error:
+        item = error.item()
+        place = where if item is None else f"{where}, item {item}"
+        raise ValueError(f"{place}: {error}") from None
     except ValueError as error:  # also a number of more than 4,300 digits
         raise ValueError(f"{where}: not valid JSON ({error})") from None
 

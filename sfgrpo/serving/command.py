@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
-import json
 import os
 import signal
 import socket
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sfgrpo import json_text
 from sfgrpo.remote import token as secret
 from sfgrpo.remote import trust
 
@@ -141,8 +141,12 @@ def options(given: Sequence[str]) -> dict[str, Any]:
         name, equals, value = entry.partition("=")
         if not equals or not name:
             raise ValueError(f"--option needs NAME=VALUE, got '{entry}'")
+        if name in found:
+            raise ValueError(f"--option {name}: it is given twice")
         try:
-            found[name] = json.loads(value)
+            found[name] = json_text.read(value)
+        except json_text.RepeatedKey as error:
+            raise ValueError(f"--option {name}: {error}") from None
         except ValueError:
             found[name] = value
     return found

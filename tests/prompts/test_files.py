@@ -114,6 +114,18 @@ def test_the_column_of_the_prompt(tmp_path: Path, columns: list[str], chosen: st
         ("p.jsonl", "[" * 99999, r"line 1: not valid JSON \(nested too deeply"),
         ("p.json", "[" * 99999, r"p.json: not valid JSON \(nested too deeply"),
         ("p.jsonl", '{"prompt": "a", "n": ' + "9" * 5000 + "}", "line 1: not valid JSON"),
+        (
+            "p.jsonl",
+            '{"prompt": "a"}\n{"prompt": "b", "prompt": "c"}',
+            r'line 2: the key "prompt" stands twice in one object',
+        ),
+        ("p.jsonl", '{"prompt": "a", "m": [{"k": 1, "j": 0, "k": 1}]}', 'line 1: the key "k" st'),
+        (
+            "p.json",
+            '[\n{"prompt": "a"},\n{"prompt": "b", "m": {"k": 1, "k": 2}}]',
+            'p.json, item 2: the key "k" stands twice',
+        ),
+        ("p.json", '{"prompt": "a",\n"prompt": "b"}', 'p.json: the key "prompt" stands twice'),
         ("p.json", '[{"prompt": "a"}, "b"]', "item 2: expected an object"),
         ("p.csv", "prompt,n\na cat, a dog,1\n", "line 2: 3 cells for 2 columns; .*double quotes"),
         ("p.csv", "prompt,n,n\na,1,2\n", "line 1: there are several columns n$"),

@@ -167,3 +167,9 @@ def test_options_are_json_where_they_are_that() -> None:
     given = ["batch=64", "device=cuda:1", "weights=[1, 2]", "path=a=b", "on=true"]
     found = {"batch": 64, "device": "cuda:1", "weights": [1, 2], "path": "a=b", "on": True}
     assert command.options(given) == found
+    for twice, message in (
+        (["batch=64", "batch=32"], "--option batch: it is given twice"),
+        (['m={"k": 1, "k": 2}'], '--option m: the key "k" stands twice in one object'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            command.options(twice)
