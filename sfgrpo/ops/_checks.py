@@ -17,10 +17,25 @@ from torch import Tensor
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+def dense(name: str, tensor: Tensor, expected: str = "a tensor") -> None:
+    """A tensor that has an element for every index."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: got {type(tensor).__name__}, expected {expected}")
+    # Nested ones, some of which call themselves strided, come first: others know their layout.
+    if tensor.is_nested:
+        raise TypeError(
+            f"{name}: got a nested tensor, expected a dense one, whose rows have one size; see "
+            "torch.nested.to_padded_tensor"
+        )
+    if tensor.layout is not torch.strided:
+        raise TypeError(
+            f"{name}: got layout {tensor.layout}, expected a dense tensor; pass {name}.to_dense()"
+        )
+
+
 def latents(name: str, tensor: Tensor) -> None:
     """A floating-point ``[B, ...]`` tensor."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: got {type(tensor).__name__}, expected a tensor")
+    dense(name, tensor)
     if tensor.dtype not in FLOATS:
         raise TypeError(
             f"{name}: got dtype {tensor.dtype}, expected float32, bfloat16, float16 or float64"
@@ -56,8 +71,7 @@ def row_dtype(x: Tensor) -> torch.dtype:
 
 def per_row(name: str, tensor: Tensor, x: Tensor, *, columns: int | None = None) -> None:
     """``[B]`` (or ``[B, columns]``) in float32, or float64 where ``x`` is."""
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name}: got {type(tensor).__name__}, expected a tensor")
+    dense(name, tensor)
     if tensor.dtype != row_dtype(x):
         raise TypeError(f"{name}: got dtype {tensor.dtype}, expected {row_dtype(x)}")
     expected = (x.shape[0],) if columns is None else (x.shape[0], columns)
@@ -113,8 +127,7 @@ def seed(value: int) -> int:
 
 def sample_ids(ids: Tensor, rows: int | None = None, device: torch.device | None = None) -> None:
     """int64 ``[B]``."""
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"sample_ids: got {type(ids).__name__}, expected an int64 tensor")
+    dense("sample_ids", ids, "an int64 tensor")
     if ids.dtype != torch.int64:
         raise TypeError(f"sample_ids: got dtype {ids.dtype}, expected torch.int64")
     if ids.ndim != 1 or (rows is not None and ids.shape[0] != rows):
@@ -141,6 +154,7 @@ def steps(ids: int | Tensor) -> tuple[int, Tensor | None]:
 
 def step_ids(ids: Tensor, samples: Tensor) -> None:
     """int64 ``[B]``, of which the low 32 bits are used."""
+    dense("step_ids", ids)
     if ids.dtype != torch.int64:
         raise TypeError(f"step_ids: got dtype {ids.dtype}, expected torch.int64")
     if ids.shape != samples.shape:

@@ -19,7 +19,7 @@ def remembered(check: Callable[..., Answer]) -> Callable[..., Answer]:
     """``check``, which is asked again only about arguments of a kind that it has not passed.
 
     What it answers may depend on the gradient mode, on the values of numbers and strings and, of
-    tensors, on nothing but type, dtype, shape, device and whether they require grad.
+    tensors, on nothing but type, dtype, shape, device, layout and whether they require grad.
     """
     answers: dict[object, Answer] = {}
 
@@ -28,16 +28,17 @@ def remembered(check: Callable[..., Answer]) -> Callable[..., Answer]:
         if torch.compiler.is_compiling():
             return check(*args)
         kind: Any = [torch.is_grad_enabled()]
-        for arg in args:
-            # First what most arguments are: in a small call a function for each is felt.
-            if type(arg) is Tensor:
-                kind.append(_described(arg))
-            else:
-                kind.append(None if arg is None else _kind(arg))
-        kind = tuple(kind)
         try:
+            for arg in args:
+                # First what most arguments are: in a small call a function for each is felt.
+                if type(arg) is Tensor:
+                    kind.append(_described(arg))
+                else:
+                    kind.append(None if arg is None else _kind(arg))
+            kind = tuple(kind)
             answer = answers.get(kind)
-        except TypeError:  # a size of a graph, or a list, has no hash
+        except (TypeError, RuntimeError):
+            # A size of a graph, or a list, has no hash, and some nested tensors have no shape.
             answer = kind = None
         if answer is None:
             answer = check(*args)
@@ -50,7 +51,7 @@ def remembered(check: Callable[..., Answer]) -> Callable[..., Answer]:
     return recall
 
 
-_described = attrgetter("dtype", "shape", "device", "requires_grad")
+_described = attrgetter("dtype", "shape", "device", "layout", "requires_grad")
 
 
 def _kind(arg: Any) -> object:

@@ -170,8 +170,7 @@ def gain_advantages_(
 def _checked(
     rewards: Tensor, normalize: str, mask: Tensor | None, clamp: float | None
 ) -> GainOperands:
-    if not isinstance(rewards, Tensor):
-        raise TypeError(f"rewards: got {type(rewards).__name__}, expected a tensor")
+    _checks.dense("rewards", rewards)
     if rewards.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"rewards: got dtype {rewards.dtype}, expected float32 or float64")
     if rewards.ndim != 3 or rewards.shape[1] < 1 or rewards.shape[2] < 2:
@@ -190,8 +189,7 @@ def _checked(
 
 
 def _full_mask(mask: Tensor, shape: tuple[int, int, int], rewards: Tensor) -> Tensor:
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"mask: got {type(mask).__name__}, expected a bool tensor")
+    _checks.dense("mask", mask, "a bool tensor")
     if mask.dtype != torch.bool:
         raise TypeError(f"mask: got dtype {mask.dtype}, expected torch.bool")
     if tuple(mask.shape) not in ((shape[2],), shape):

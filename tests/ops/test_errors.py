@@ -51,9 +51,26 @@ def _needs_grad(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.clone().requires_grad_()
 
 
+NESTED = torch.nested.nested_tensor([X[0], X[1], X[2]], layout=torch.jagged)
+
 TYPE_ERRORS: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
     (_step, {"x": [1.0]}, "x: got list, expected a tensor"),
     (_step, {"x": torch.ones(3, 4, dtype=torch.int64)}, "x: got dtype torch.int64, expected"),
+    (
+        _step,
+        {"x": X.to_sparse()},
+        "x: got layout torch.sparse_coo, expected a dense tensor; pass x.t",
+    ),
+    (_score, {"x_next": R.x_next.to_sparse()}, "x_next: got layout torch.sparse_coo, expected"),
+    (_loss, {"advantages": R.advantages.to_sparse()}, "advantages: got layout torch.sparse_coo"),
+    (
+        _loss,
+        {"v": NESTED},
+        "v: got a nested tensor, expected a dense one, whose rows have one size",
+    ),
+    (_normal, {"sample_ids": IDS.to_sparse()}, "sample_ids: got layout torch.sparse_coo, expected"),
+    (_normal, {"step_ids": IDS.to_sparse()}, "step_ids: got layout torch.sparse_coo, expected a"),
+    (_credit, {"rewards": R.rewards.to_sparse()}, "rewards: got layout torch.sparse_coo, expected"),
     (_step, {"v": DOUBLE.v}, "v: got dtype torch.float64 beside x in torch.float32"),
     (_step, {"coef": COEF.double()}, "coef: got dtype torch.float64, expected torch.float32"),
     (_step, {"sample_ids": IDS.int()}, "sample_ids: got dtype torch.int32, expected torch.int64"),
