@@ -131,12 +131,19 @@ def _schema(definition: Definition, reference: Callable[..., Any], without: tupl
 
 
 def _work_in_place(name: str, op: Any) -> None:
-    """Tell autograd of an op that overwrites operands, in both directions.
+    """Tell autograd and ``torch.vmap`` of an op that overwrites operands.
 
     An operand that asks for a gradient is an error, and the version of what is overwritten goes up,
     so that a graph which had saved it refuses to run.
     """
     fields = DEFINITIONS[name].record._fields
+    instead = "policy_loss with reuse_v=False" if name == "policy_loss_backward_" else name[:-1]
+
+    def refuse_vmap(*args: Any) -> Any:
+        raise RuntimeError(
+            f"sfgrpo::{name}: got a batch of torch.vmap, expected tensors that it can write over; "
+            f"use {instead}"
+        )
 
     def refuse_gradients(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
         if forward_differentiated():
@@ -146,7 +153,7 @@ def _work_in_place(name: str, op: Any) -> None:
                 if isinstance(value, Tensor) and value.requires_grad:
                     raise RuntimeError(
                         f"sfgrpo::{name}: {field} requires grad, but the op works in place "
-                        f"and has no gradient; use {name[:-1]}, or torch.no_grad()"
+                        f"and has no gradient; use {instead}, or torch.no_grad()"
                     )
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
@@ -159,6 +166,7 @@ def _work_in_place(name: str, op: Any) -> None:
 
     LIBRARY.impl(name, refuse_gradients, "Autograd", with_keyset=True)
     LIBRARY.impl(name, bump_versions, "ADInplaceOrView", with_keyset=True)
+    torch.library.register_vmap(f"sfgrpo::{name}", refuse_vmap, lib=LIBRARY)
 
 
 def forward_differentiated() -> bool:

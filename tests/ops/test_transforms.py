@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy
 import pytest
@@ -58,6 +59,20 @@ MAPPED: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", MAPPED)
 def test_vmap_is_a_loop(name: str) -> None:
     assert same_bits(vmap(MAPPED[name])(STATES), _loop(MAPPED[name], STATES))
+
+
+OVERWRITING: dict[str, Callable[[Tensor], Any]] = {
+    "sde_step": lambda x: ops.sde_step_(x, R.v, R.coef, noise=R.noise),
+    "tweedie": lambda x: ops.tweedie_(R.x, x, 0.3),
+    "gain_advantages": lambda x: ops.gain_advantages_(x),
+}
+
+
+@pytest.mark.parametrize("name", OVERWRITING)
+def test_vmap_of_an_op_in_place_names_the_other(name: str) -> None:
+    told = f"sfgrpo::{name}_: got a batch of torch.vmap, .*; use {name}$"
+    with pytest.raises(RuntimeError, match=told):
+        vmap(OVERWRITING[name])(STATES.clone())
 
 
 def test_vmap_over_another_dimension_and_over_ids() -> None:
