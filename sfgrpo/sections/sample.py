@@ -100,7 +100,8 @@ class Credit(Section):
     """Gains over blocks of this many noisy steps, credited to each step of the block."""
     statistics: Literal["trainable", "all"] = "trainable"
     """Whether noise-free steps, which have no gradient, enter mean and std. They shift the joint
-    mean by what says nothing about the steps that can learn, and cost estimates of their own."""
+    mean by what says nothing about the steps that can learn, and cost estimates of their own.
+    Measured in a window of 4, "all" is ahead by iterations (benchmarks/results/claims.md)."""
     clamp: float | None = Field(default=5.0, gt=0)
     """Limit of |advantage|."""
 
