@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sfgrpo import ops
 from sfgrpo.rollout import States, Trajectories, Unfinished, VelocityField, batches
-from sfgrpo.solvers import Stages
+from sfgrpo.solvers import SolverError, Stages
 
 
 def _stages(part: Unfinished, x: Tensor, p: Tensor) -> Stages:
@@ -38,16 +38,23 @@ class _Run:
         """Go on with the velocity that was asked for (None at first) to the next that is asked
         for; False at the end, when the estimate is in its place."""
         try:
-            latents, self.level = self.stages.send(v)  # pyright: ignore[reportArgumentType]
+            asked = self.stages.send(v)  # pyright: ignore[reportArgumentType]
         except StopIteration as end:
             self.estimate.copy_(self._like_estimate("returned", end.value))
             return False
+        if not (isinstance(asked, tuple) and len(asked) == 2):
+            raise SolverError(
+                f"a solver yielded a {type(asked).__name__}, expected (latents, noise level)"
+            )
+        latents, self.level = asked
         self.latents = self._like_estimate("asked for the velocity of", latents)
         return True
 
-    def _like_estimate(self, did: str, found: Tensor) -> Tensor:
+    def _like_estimate(self, did: str, found: object) -> Tensor:
+        if not isinstance(found, Tensor):
+            raise SolverError(f"a solver {did} a {type(found).__name__}, expected latents")
         if found.shape != self.estimate.shape:
-            raise ValueError(
+            raise SolverError(
                 f"a solver {did} latents of shape {tuple(found.shape)}, expected "
                 f"{tuple(self.estimate.shape)}"
             )

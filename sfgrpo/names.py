@@ -18,7 +18,7 @@ import re
 import sysconfig
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,6 @@ OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
 LABEL = re.compile(r"[\w-]+")
-
 SHOWN = 60
 """Characters of a wrong value that a message repeats."""
 
@@ -66,6 +65,10 @@ def told(error: BaseException) -> str:
     return place + name + in_one_line(error)
 
 
+class OwnError(ValueError):
+    """A function of the user's own that a run begins with failed."""
+
+
 @contextmanager
 def blaming(kind: type[Exception], what: str) -> Iterator[None]:
     """What the user's own code raises, as a `kind` in one line with its place; a `kind` stays."""
@@ -75,6 +78,11 @@ def blaming(kind: type[Exception], what: str) -> Iterator[None]:
         raise
     except Exception as error:  # it raises what it likes
         raise kind(f"{what}: {told(error)}") from error
+
+
+def blaming_own(name: str, kind: type[Exception], what: str) -> AbstractContextManager[None]:
+    """`blaming` for a call of what a recipe names `name`, if that is the user's own."""
+    return blaming(kind, what) if ":" in name else nullcontext()
 
 
 def _is_users(file: str) -> bool:

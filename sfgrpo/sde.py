@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfgrpo.names import SAMPLER, unknown_name
+from sfgrpo.names import SAMPLER, OwnError, blaming_own, unknown_name
 from sfgrpo.samplers import SAMPLERS, Sampler, Step, sampler
 
 __all__ = [
@@ -112,9 +112,9 @@ def coefficients(
     for k, (t, s) in enumerate(itertools.pairwise(levels)):
         step, place = Step(t, s, eta, levels[1]), f"step {k} ({t:.4g} -> {s:.4g})"
         try:
-            a, b, n = _transition(function, step)
+            a, b, n = _transition(sampler, function, step)
         except ValueError as error:
-            bound = _largest_eta(function, step)
+            bound = _largest_eta(sampler, function, step)
             if bound is None:  # it is not for its noise that it refuses
                 raise ValueError(f"sampler '{sampler}' at {place}: {error}") from error
             raise ValueError(
@@ -125,10 +125,11 @@ def coefficients(
     return torch.tensor(rows, dtype=torch.float64, device="cpu").float()
 
 
-def _transition(function: Sampler, step: Step) -> tuple[float, float, float]:
+def _transition(name: str, function: Sampler, step: Step) -> tuple[float, float, float]:
     """What a sampler returns, if it is a transition."""
-    found = function(step)
-    if not (isinstance(found, tuple) and len(found) == 3):
+    with blaming_own(name, OwnError, "it failed"):
+        found = function(step)
+    if not (isinstance(found, tuple) and len(found) == 3 and all(map(_is_number, found))):
         raise ValueError(f"it returned {found!r}, expected the three numbers (a, b, n)")
     a, b, n = (float(number) for number in found)
     if not (math.isfinite(a) and math.isfinite(b) and math.isfinite(n) and n >= 0):
@@ -136,13 +137,18 @@ def _transition(function: Sampler, step: Step) -> tuple[float, float, float]:
     return a, b, n
 
 
-def _largest_eta(function: Sampler, step: Step) -> float | None:
+def _is_number(found: object) -> bool:
+    """Whether `found` is a real number, also NumPy's or a tensor's of one element."""
+    return not isinstance(found, (str, bytes)) and hasattr(type(found), "__float__")
+
+
+def _largest_eta(name: str, function: Sampler, step: Step) -> float | None:
     """The eta at which the sampler begins to refuse the step, by bisection; None if it is 0."""
     low, high = None, step.eta
     for _ in range(60):
         middle = 0.0 if low is None else (low + high) / 2
         try:
-            _transition(function, step._replace(eta=middle))
+            _transition(name, function, step._replace(eta=middle))
             low = middle
         except ValueError:
             if low is None:

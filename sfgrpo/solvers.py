@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sfgrpo.names import SOLVER
+from sfgrpo.names import SOLVER, blaming_own
 
 if TYPE_CHECKING:  # a recipe names solvers without PyTorch
     from torch import Tensor
@@ -34,6 +34,10 @@ class Method(NamedTuple):
     """The length over which the sampler's own velocity v1 is followed."""
     rest: Callable[[Tensor, Tensor], Stages] | None = None
     """What follows, of the state `x [B, ...]` and `x - first v1`; None if that is the estimate."""
+
+
+class SolverError(ValueError):
+    """A solver of the user's own failed, or gave what is no method or no latents of its states."""
 
 
 Solver = Callable[..., Method]
@@ -56,17 +60,38 @@ def methods(
     """What a solver does with each state, from the states' noise levels.
 
     Raises:
-        ValueError: unknown solver or option (with the nearest name), or the solver returns what is
-            no method (naming the level).
+        ValueError: unknown solver or option (with the nearest name).
+        SolverError: the solver failed or returned what is no method (naming the level). What is
+            left of one of the user's own raises it, too, later.
     """
     function = SOLVER.bind(name, options)
     found = {}
     for state, t in levels.items():
         try:
-            found[state] = _checked(function(t), t)
+            with blaming_own(name, SolverError, "it failed"):
+                method = function(t)
+            found[state] = _checked(method, t)
         except ValueError as error:
-            raise ValueError(f"solver '{name}' at t = {t:.4g}: {error}") from error
+            raise SolverError(f"solver '{name}' at t = {t:.4g}: {error}") from error
+        if method.rest is not None and ":" in name:
+            found[state] = method._replace(rest=_told(name, method.rest))
     return found
+
+
+def _told(name: str, rest: Callable[[Tensor, Tensor], Stages]) -> Callable[..., Stages]:
+    """The user's own `rest`, whose errors are told in one line with their place."""
+
+    def stages(x: Tensor, p: Tensor) -> Stages:
+        with blaming_own(name, SolverError, f"solver '{name}' failed"):
+            made = rest(x, p)
+            if not isinstance(made, Generator):
+                raise SolverError(
+                    f"solver '{name}': Method.rest returned a {type(made).__name__}, expected a "
+                    "generator: `velocity = yield latents, t`, and the estimate by `return`"
+                )
+            return (yield from made)
+
+    return stages
 
 
 def _checked(method: Method, t: float) -> Method:

@@ -90,9 +90,10 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "sfgrpo.train") -> in
     from sfgrpo.run.checkpoints import CheckpointError
     from sfgrpo.run.peers import Agreed, Watch
     from sfgrpo.run.records import RunError
+    from sfgrpo.solvers import SolverError
 
     refused = RunError, CheckpointError, engine.LaunchError
-    stopped = NonFinite, Disagreement, RewardError, CreditError
+    stopped = NonFinite, Disagreement, RewardError, CreditError, SolverError
     try:
         engine.start()
         together = Watch(

@@ -80,7 +80,7 @@ from sfgrpo.backbones.base import (
     Negative,
     SoundBackbone,
 )
-from sfgrpo.names import BACKBONE
+from sfgrpo.names import BACKBONE, OwnError, blaming_own
 
 if TYPE_CHECKING:
     from sfgrpo.backbones._pipeline import PipelineBackbone
@@ -135,7 +135,9 @@ def load(
         ValueError: unknown name, or options that the model cannot serve; the function of this name
             returned no backbone.
     """
-    made = BACKBONE.bind(name, options, supplied=settings)(path, **settings)
+    function = BACKBONE.bind(name, options, supplied=settings)
+    with blaming_own(name, OwnError, f"model.backbone '{name}' failed"):
+        made = function(path, **settings)
     if missing := [method for method in METHODS if not hasattr(made, method)]:
         raise ValueError(
             f"model.backbone '{name}' returned a {type(made).__name__}, which has no "

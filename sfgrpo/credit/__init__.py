@@ -28,12 +28,12 @@ gain 0.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from sfgrpo.credit.components import Rewards
-from sfgrpo.names import MIXTURE, RULE, Kind, blaming
+from sfgrpo.names import MIXTURE, RULE, Kind, blaming_own
 
 if TYPE_CHECKING:  # a recipe names rules without PyTorch
     from torch import Tensor
@@ -228,7 +228,7 @@ def by_rule(rewards_PNS: Tensor, trainable_T: Tensor, options: Credit) -> Tensor
 
 def _told(kind: Kind, name: str) -> AbstractContextManager[None]:
     """What a function of the user's own raises, in one line with its place."""
-    return blaming(CreditError, f"{kind.what} '{name}' failed") if ":" in name else nullcontext()
+    return blaming_own(name, CreditError, f"{kind.what} '{name}' failed")
 
 
 def _checked(kind: Kind, name: str, found: object, expected: tuple[int, ...]) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from sfgrpo.names import REWARD, unknown_name
+from sfgrpo.names import REWARD, OwnError, blaming_own, unknown_name
 from sfgrpo.prompts import Prompt
 from sfgrpo.rewards._calls import Calls, Failure, counted
 from sfgrpo.rewards._weights import unreadable
@@ -42,7 +42,8 @@ def build(name: str, **options: Any) -> Reward:
     """
     function = REWARD.bind(name, options)
     try:
-        made = function()
+        with blaming_own(name, OwnError, f"reward '{name}' failed"):
+            made = function()
     except OSError as error:
         raise OSError(unreadable(name, options, error)) from error
     if not callable(made):
