@@ -9,6 +9,7 @@ Both run the same code.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
 import sys
@@ -23,6 +24,9 @@ from sfgrpo.arguments import apart
 if TYPE_CHECKING:  # they import PyTorch, which --help and a wrong recipe can do without
     from sfgrpo.config import Recipe
     from sfgrpo.run.stopping import Signals
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Of a disk, a quota, or what the system lets a file have."""
 
 EPILOG = """\
 Any key of the recipe can be replaced on the command line, its value read as YAML:
@@ -143,6 +147,13 @@ def _run(
                 file=sys.stderr,
             )
         return stop.status
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise RunError(
+            f"'{recipe.run.output_dir}' has no room for what the run writes ({error}); its "
+            "checkpoints are whole: make room, and the same command (without --fresh) continues"
+        ) from error
     if engine.rank() == 0:
         _report(trainer.progress.folder, prog)
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -19,6 +20,7 @@ import pytest
 from sfgrpo import train
 from sfgrpo.run import records, stopping
 from sfgrpo.run.stopping import Interrupted, Signals, alive
+from sfgrpo.trainer import Trainer
 from tests.support import reaching
 
 STEPS = """
@@ -208,3 +210,27 @@ def test_launchers_are_told_from_shells(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(stopping.psutil, "Process", Listed)
     assert len(stopping.launchers()) == 3
+
+
+@pytest.mark.parametrize(("number", "told"), [(errno.ENOSPC, True), (errno.EACCES, False)])
+def test_a_full_disk_is_told_and_the_same_command_goes_on(
+    number: int, told: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """What logs and pictures meet, which are written where no checkpoint is."""
+
+    def full(*args: object) -> None:
+        raise OSError(number, os.strerror(number), "picture")
+
+    path = tmp_path / "recipe.yaml"
+    path.write_text(reaching.recipe(tmp_path, lora="null").model_dump_json())
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "finish", full)
+        if told:
+            assert train.main([str(path)]) == 2
+        else:
+            with pytest.raises(OSError, match="picture"):
+                train.main([str(path)])
+    said = capsys.readouterr().err
+    assert ("has no room for what the run writes ([Errno 28]" in said) == told
+    assert train.main([str(path)]) == 0
