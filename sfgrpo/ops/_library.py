@@ -49,6 +49,8 @@ class Definition:
     """Name of the op's module here, and of the one in ``sfgrpo.kernels`` that launches it."""
     written: tuple[str, ...]
     """The operands that the op overwrites."""
+    instead: str
+    """What to use where an op cannot overwrite them."""
     float64_on_gpus: bool
     """Whether the launcher takes float64; otherwise the reference serves it."""
 
@@ -65,6 +67,7 @@ def define(
     fake: Callable[[Record], Any] = lambda o: None,
     *,
     written: tuple[str, ...] = (),
+    instead: str = "",
     without: tuple[str, ...] = (),
     float64_on_gpus: bool = False,
 ) -> Any:
@@ -77,6 +80,7 @@ def define(
             tensors the op returns.
         fake: shapes and dtypes of the results, without data; not needed without results.
         written: operands that the op overwrites.
+        instead: what to use where it cannot; the op of its name without underscore if not given.
         without: last fields of the record, those with defaults, that this op does not take.
         float64_on_gpus: whether the Triton launcher takes float64.
     """
@@ -84,6 +88,7 @@ def define(
         record=record,
         module=reference.__module__.rpartition(".")[2],
         written=written,
+        instead=instead or name.removesuffix("_"),
         float64_on_gpus=float64_on_gpus,
     )
     schema = name + _schema(definition, reference, without)
@@ -136,8 +141,7 @@ def _work_in_place(name: str, op: Any) -> None:
     An operand that asks for a gradient is an error, and the version of what is overwritten goes up,
     so that a graph which had saved it refuses to run.
     """
-    fields = DEFINITIONS[name].record._fields
-    instead = "policy_loss with reuse_v=False" if name == "policy_loss_backward_" else name[:-1]
+    fields, instead = DEFINITIONS[name].record._fields, DEFINITIONS[name].instead
 
     def refuse_vmap(*args: Any) -> Any:
         raise RuntimeError(

@@ -160,6 +160,7 @@ define(
     PolicyBackwardOperands,
     policy_loss_backward__reference,
     written=("v", "v_uncond"),
+    instead="policy_loss with reuse_v=False",
 )
 _call_backward = differentiate_once("policy_loss_backward")
 _call_backward_in_place = in_place("policy_loss_backward_")
