@@ -28,7 +28,6 @@ from sfgrpo.option_types import misfit
 OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
 """The form "package.module:function"."""
 
-
 LABEL = re.compile(r"[\w-]+")
 SHOWN = 60
 """Characters of a wrong value that a message repeats."""

@@ -182,7 +182,23 @@ class Checkpoints:
         self, state: State, write: Callable[[Path], None], barrier: Callable[[], None]
     ) -> None:
         """Let every rank `write` into one folder; rank 0 makes it the checkpoint of the state."""
-        name = self.path(state.iteration).name
+        text = json.dumps(asdict(state), indent=1)
+        self._complete(self.path(state.iteration).name, write, STATE, text, barrier)
+        if self.main:
+            for old in self.saved()[: -self.keep]:
+                self._remove(old)
+        barrier()
+
+    def save_best(self, state: State, write: Write, barrier: Callable[[], None]) -> None:
+        """Replace `best` by the weights that every rank writes."""
+        described = {"reward": state.best_reward, "iteration": state.best_iteration}
+        self._complete("best", write, "best.json", json.dumps(described), barrier)
+        barrier()
+
+    def _complete(
+        self, name: str, write: Write, file: str, text: str, barrier: Callable[[], None]
+    ) -> None:
+        """Publish a folder that every rank has written into, and rank 0 this file last."""
         aside = self._aside(name)
         barrier()
         with _telling(aside):
@@ -190,25 +206,8 @@ class Checkpoints:
         barrier()
         if self.main:
             with _telling(aside):
-                files.write(aside / STATE, json.dumps(asdict(state), indent=1))
+                files.write(aside / file, text)
                 self._publish(aside, name)
-            for old in self.saved()[: -self.keep]:
-                self._remove(old)
-        barrier()
-
-    def save_best(self, state: State, write: Write, barrier: Callable[[], None]) -> None:
-        """Replace `best` by the weights that every rank writes."""
-        aside = self._aside("best")
-        barrier()
-        with _telling(aside):
-            write(aside)
-        barrier()
-        if self.main:
-            described = {"reward": state.best_reward, "iteration": state.best_iteration}
-            with _telling(aside):
-                files.write(aside / "best.json", json.dumps(described))
-                self._publish(aside, "best")
-        barrier()
 
     def _aside(self, name: str) -> Path:
         aside = self.folder / f"writing-{name}"
